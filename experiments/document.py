@@ -1,0 +1,120 @@
+"""What a report consists of, whatever the sweep: findings, figures and tables in sections."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+Value = str | float | int | bool | None
+
+
+class ReportError(ValueError):
+    """A report that cannot be drawn or written: what was asked for, what there is, and what to do."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence or two that the numbers speak; `kind` is "result", "check" (held), or "warning".
+
+    Findings of `column` 1, 2, .. stand side by side where the page is wide enough; one of column 0 takes
+    its whole width.
+    """
+
+    kind: str
+    title: str
+    text: str
+    column: int = 0
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing: `name` becomes the file's, `caption` says how to read it, `draw` makes the PNG when it is needed."""
+
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], bytes]
+
+    @cached_property
+    def png(self) -> bytes:
+        return self.draw()
+
+
+@dataclass(frozen=True)
+class Table:
+    """Formatted cells under a header; `brief` names the columns that fit a terminal (all of them when empty)."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    brief: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Aligned plain text for a terminal.
+
+        >>> print(Table("Ages", ["name", "age"], [["Ada", "36"], ["Grace", "85"]]).text())
+        Ages
+        name   age
+        Ada    36
+        Grace  85
+        """
+        chosen = [i for i, name in enumerate(self.header) if not self.brief or name in self.brief]
+        lines = [[row[i] for i in chosen] for row in [self.header, *self.rows]]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(chosen))]
+        aligned = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        return "\n".join([self.title, *(line.rstrip() for line in aligned)])
+
+    def markdown(self) -> str:
+        """A pipe table.
+
+        >>> print(Table("Ages", ["name", "age"], [["Ada", "36"]]).markdown())
+        | name | age |
+        | --- | --- |
+        | Ada | 36 |
+        """
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+@dataclass(frozen=True)
+class Section:
+    """One part of a report; `name` is its anchor and the prefix of its figures' files."""
+
+    name: str
+    title: str
+    lead: str
+    findings: Sequence[Finding] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report. `data` maps the name of a CSV file to its lines, one mapping a line, all with the same keys."""
+
+    title: str
+    lead: str
+    findings: Sequence[Finding]
+    overview: Table
+    sections: Sequence[Section]
+    method: Sequence[str]
+    provenance: Table
+    glossary: Mapping[str, str]
+    data: Mapping[str, Sequence[Mapping[str, Value]]] = field(default_factory=dict)
+
+
+def csv_text(lines: Sequence[Mapping[str, Value]]) -> str:
+    """The lines as CSV with a header, None as an empty cell.
+
+    >>> csv_text([{"guide": "F-VI", "elbo": -1.5}, {"guide": "constant", "elbo": None}]).splitlines()
+    ['guide,elbo', 'F-VI,-1.5', 'constant,']
+    """
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return buffer.getvalue()

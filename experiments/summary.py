@@ -1,0 +1,181 @@
+"""Statistics over seeds: means, paired differences, and times to a level that some seeds never reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+#: A difference counts as seen when it exceeds this many of its standard errors.
+SEEN = 2.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number of one run and the standard error of its Monte Carlo estimate (0 for an exact number)."""
+
+    value: float
+    se: float = 0.0
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over seeds with its standard error; `value` and `se` are nan where nothing was measured.
+
+    With one seed `se` holds the Monte Carlo error alone, or nan if that is zero: the spread over seeds is unknown.
+    """
+
+    value: float
+    se: float
+    seeds: int
+
+    @property
+    def known(self) -> bool:
+        return math.isfinite(self.value)
+
+    @property
+    def sign(self) -> int:
+        """-1 or 1 where the value differs from 0 by more than `SEEN` standard errors, else 0.
+
+        >>> Mean(3.0, 1.0, 4).sign, Mean(-3.0, 2.0, 4).sign, Mean(3.0, math.nan, 1).sign
+        (1, 0, 0)
+        """
+        return int(np.sign(self.value)) if abs(self.value) > SEEN * self.se else 0
+
+
+def mean_over_seeds(values: Iterable[Measured]) -> Mean:
+    """The mean over seeds and its standard error.
+
+    With S seeds, values v_s of standard deviation sd and Monte Carlo errors m_s::
+
+        se = sqrt(max(sd^2, mean_s m_s^2) / S)
+
+    sd already contains the Monte Carlo error, whose draws differ between seeds, so the two are not added; the maximum
+    keeps a chance agreement of few seeds from passing for precision. Values that are not finite are left out.
+
+    >>> mean_over_seeds([Measured(1.0, 0.1), Measured(3.0, 0.1)])
+    Mean(value=2.0, se=1.0, seeds=2)
+    >>> mean_over_seeds([Measured(2.0, 0.3), Measured(2.0, 0.3), Measured(2.0, 0.3)]).se == 0.3 / 3**0.5
+    True
+    """
+    finite = [measured for measured in values if math.isfinite(measured.value)]
+    if not finite:
+        return Mean(math.nan, math.nan, 0)
+    value = float(np.mean([measured.value for measured in finite]))
+    monte_carlo = float(np.mean([measured.se**2 for measured in finite]))
+    if len(finite) == 1:
+        return Mean(value, math.sqrt(monte_carlo) or math.nan, 1)
+    between = float(np.var([measured.value for measured in finite], ddof=1))
+    return Mean(value, math.sqrt(max(between, monte_carlo) / len(finite)), len(finite))
+
+
+def paired_difference(minuend: Mapping[int, Measured], subtrahend: Mapping[int, Measured]) -> Mean:
+    """The mean of minuend - subtrahend over the seeds that both have, each seed's difference taken first.
+
+    >>> paired_difference({1: Measured(5.0), 2: Measured(8.0), 3: Measured(0.0)}, {1: Measured(4.0), 2: Measured(5.0)})
+    Mean(value=2.0, se=1.0, seeds=2)
+    """
+    return mean_over_seeds(
+        Measured(minuend[seed].value - subtrahend[seed].value, math.hypot(minuend[seed].se, subtrahend[seed].se))
+        for seed in sorted(minuend.keys() & subtrahend.keys())
+    )
+
+
+@dataclass(frozen=True)
+class Passage:
+    """When a run first met a level on its evaluation grid, or, if it never did, how far it was followed."""
+
+    step: float
+    seconds: float
+    reached: bool
+    resolution: float  # steps since the evaluation before: the true passage lies within them
+
+
+def first_passage(steps: np.ndarray, seconds: np.ndarray, met: np.ndarray) -> Passage | None:
+    """The first evaluation at which `met` [points] holds; None for a curve without points.
+
+    >>> first_passage(np.array([0, 10, 20]), np.array([0.0, 1.0, 2.0]), np.array([False, False, True]))
+    Passage(step=20.0, seconds=2.0, reached=True, resolution=10.0)
+    """
+    if len(steps) == 0:
+        return None
+    reached = bool(met.any())
+    at = int(met.argmax()) if reached else len(steps) - 1
+    resolution = float(steps[at] - steps[at - 1]) if at else 0.0
+    return Passage(float(steps[at]), float(seconds[at]), reached, resolution)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A median over seeds, in `unit`; a lower bound where `censored`, because too many seeds did not get there."""
+
+    value: float
+    censored: bool
+
+    def __str__(self) -> str:
+        return ("> " if self.censored else "") + significant(self.value)
+
+
+def median_duration(passages: Sequence[Passage], unit: str) -> Duration | None:
+    """The median over seeds of `unit` ("step" or "seconds"), each seed that never got there counted as later than seen.
+
+    >>> print(median_duration([Passage(10, 1, True, 5), Passage(90, 9, False, 5), Passage(20, 2, True, 5)], "step"))
+    20
+    >>> print(median_duration([Passage(10, 1, True, 5), Passage(90, 9, False, 5), Passage(90, 9, False, 5)], "step"))
+    > 90
+    """
+    if not passages:
+        return None
+    followed = [getattr(passage, unit) for passage in passages]
+    times = [time if passage.reached else math.inf for time, passage in zip(followed, passages, strict=True)]
+    median = float(np.median(times))
+    return Duration(median, False) if math.isfinite(median) else Duration(float(np.median(followed)), True)
+
+
+def ratio_text(numerator: Duration | None, denominator: Duration | None) -> str:
+    """The ratio of two medians, as a bound where one is a bound; "unknown" where neither was reached.
+
+    >>> ratio_text(Duration(300, False), Duration(100, False)), ratio_text(Duration(300, True), Duration(100, False))
+    ('3.0', '> 3.0')
+    >>> ratio_text(Duration(300, False), Duration(900, True)), ratio_text(Duration(3, True), Duration(9, True))
+    ('< 0.33', 'unknown')
+    """
+    if numerator is None or denominator is None or (numerator.censored and denominator.censored):
+        return "unknown"
+    if denominator.value == 0:
+        return "unknown"
+    bound = "> " if numerator.censored else "< " if denominator.censored else ""
+    ratio = numerator.value / denominator.value
+    return bound + (f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}")
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """A number with `digits` significant digits and no exponent; "-" where it is not finite.
+
+    >>> significant(0.012345), significant(1234.5), significant(2.5), significant(0.0), significant(math.nan)
+    ('0.0123', '1,234', '2.5', '0', '-')
+    """
+    if not math.isfinite(value):
+        return "-"
+    if value == 0:
+        return "0"
+    places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
+    text = f"{value:,.{places}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def with_error(mean: Mean) -> str:
+    """ "value ± se", the error with two significant digits and the value with as many places.
+
+    >>> with_error(Mean(241.3456, 0.1234, 3)), with_error(Mean(0.04321, math.nan, 1)), with_error(Mean(5120.4, 33.3, 3))
+    ('241.35 ± 0.12', '0.0432', '5,120 ± 33')
+    """
+    if not mean.known:
+        return "-"
+    # An error below rounding of the value, as of numbers that agree over seeds, is no error to print.
+    if not math.isfinite(mean.se) or mean.se <= 1e-9 * abs(mean.value):
+        return significant(mean.value)
+    places = max(1 - math.floor(math.log10(mean.se)), 0)
+    return f"{mean.value:,.{places}f} ± {mean.se:,.{places}f}"

@@ -1,0 +1,206 @@
+"""The Bayesian deep generative model on images: how much does amortization cost?
+
+Reproduces the image experiment of Margossian and Blei, "Amortized Variational Inference: When and Why?" (2024,
+https://arxiv.org/abs/2307.11018), with the exact bound, and beside its protocol (one learning rate for all) a fair one
+(learning rates tuned for every guide at equal budgets).
+"""
+
+import argparse
+import itertools
+import math
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from experiments import datasets
+from experiments.cell import Cell
+from experiments.run import Context
+from experiments.store import Record
+
+__all__ = ["add_arguments", "count", "describe", "estimate", "plan", "run", "summary"]
+
+summary = "constant, amortized and factorized guides of a Bayesian decoder on images; gaps, errors, times"
+
+_GUIDES = ("constant", "amortized", "factorized")
+_PROTOCOLS = ("published", "fair")
+
+_PRESETS: dict[str, dict[str, Any]] = {
+    "quick": {
+        "dataset": ["digits"],
+        "num_train": None,
+        "widths": [1, 16, 64],
+        "seeds": [0, 1],
+        "steps": 1500,
+        "batch_size": 256,
+        "latent_dim": 8,
+        "hidden_dim": 64,
+        "noise": ["learned"],
+        "protocol": ["published", "fair"],
+    },
+    "paper": {
+        "dataset": ["mnist"],
+        "num_train": 10_000,
+        "widths": [1, 64, 128, 256],
+        "seeds": [1954, *range(1789, 1798)],
+        "steps": 50_000,
+        "batch_size": 1000,
+        "latent_dim": 64,
+        "hidden_dim": 256,
+        "noise": ["fixed"],
+        "protocol": ["published"],
+    },
+}
+
+_PUBLISHED_LR = 1e-3
+# The declared grid of the fair protocol. Every guide is tried at each pair, each time for a fifth of the steps.
+_GRID = tuple(itertools.product((1e-3, 1e-2, 1e-1), (1e-3, 1e-2)))
+_TUNING_SHARE, _TUNING_SEED = 5, 20_000
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this sweep; those left out are the preset's."""
+    add = parser.add_argument
+    add("--preset", choices=sorted(_PRESETS), default="quick", help="settings of everything that is not given")
+    add("--dataset", nargs="+", metavar="NAME", help=f"one or more of {', '.join(datasets.names())}")
+    add("--num-train", type=int, metavar="N", help="a seeded subset of N training images; 0 for all")
+    add("--guides", nargs="+", choices=_GUIDES, help="the guides to compare (default: all)")
+    add("--widths", nargs="+", type=int, metavar="K", help="units a layer of the amortized guides' encoders")
+    add("--seeds", nargs="+", type=int, metavar="SEED", help="of initial values, minibatches and draws")
+    add("--steps", type=int, help="training steps of a cell")
+    add("--batch-size", type=int, metavar="B", help="rows of a minibatch")
+    add("--noise", nargs="+", choices=("fixed", "learned"), help="the scale of the pixels' noise: 1, or learned")
+    add("--architecture", choices=("dense", "conv"), default="dense", help="of decoder and encoders")
+    add("--protocol", nargs="+", choices=_PROTOCOLS, help="one learning rate for all, or tuned for every guide")
+
+
+def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cell]:
+    """The cells that can be named now: a fair cell follows from the records of its tuning cells."""
+    cells = []
+    for group in _groups(options):
+        if group["protocol"] == "published":
+            chosen = (_PUBLISHED_LR, _PUBLISHED_LR)
+        else:
+            trials = _tuning_cells(group)
+            cells += trials
+            chosen = _best(trials, records)
+        if chosen is not None:
+            cells += [_cell(group, "result", seed, group["steps"], chosen) for seed in _settled(options)["seeds"]]
+    return cells
+
+
+def count(options: argparse.Namespace) -> int:
+    """The number of cells of all stages."""
+    seeds = len(_settled(options)["seeds"])
+    return sum(seeds + (len(_GRID) if group["protocol"] == "fair" else 0) for group in _groups(options))
+
+
+def describe(cell: Cell) -> str:
+    """A short label: what sets the cell apart."""
+    s = cell.settings
+    guide = f"amortized k={s['width']}" if s["guide"] == "amortized" else s["guide"]
+    rates = f"tuning lr {s['lr_local']:g}/{s['lr_global']:g}" if s["purpose"] == "tuning" else f"seed {s['seed']}"
+    return f"{s['dataset']} {s['noise']} noise, {s['protocol']}: {guide}, {rates}"
+
+
+def estimate(cell: Cell, *, device: str) -> float:
+    """Seconds on one core, roughly: the handlers' constant, and the multiplications of a step."""
+    s = cell.settings
+    pixels = {"digits": 64, "cifar10": 3072, "svhn": 3072}.get(s["dataset"], 784)
+    decoder = s["latent_dim"] * s["hidden_dim"] + s["hidden_dim"] ** 2 + s["hidden_dim"] * pixels
+    encoder = 0 if s["width"] is None else s["width"] * (pixels + s["width"])
+    rate = 4e10 if device == "cpu" else 5e12
+    step = 0.004 + 6 * s["batch_size"] * (decoder + encoder) / rate
+    evaluation = 0 if s["purpose"] == "tuning" else 200 * step
+    return s["steps"] * step + evaluation
+
+
+def run(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Train and measure one cell."""
+    # The process that plans has no use for torch's and Pyro's seconds of import.
+    from experiments.image_training import train_cell
+
+    return train_cell(settings, context)
+
+
+def _settled(options: argparse.Namespace) -> dict[str, Any]:
+    """The options, with the preset's values for those left out, after a check of each."""
+    preset = _PRESETS[options.preset]
+    given = {name: value for name in preset if (value := getattr(options, name, None)) is not None}
+    settled = {**preset, **given, "architecture": options.architecture, "guides": options.guides or list(_GUIDES)}
+    if settled["num_train"] == 0:
+        settled["num_train"] = None
+    for name, least in (("steps", 1), ("batch_size", 1), ("num_train", 1)):
+        if settled[name] is not None and settled[name] < least:
+            raise ValueError(f"Expected --{name.replace('_', '-')} of at least {least}, got {settled[name]}.")
+    for width in settled["widths"]:
+        if width < 1:
+            raise ValueError(f"Expected --widths of at least 1, got {width}.")
+    for seed in settled["seeds"]:
+        if seed < 0:
+            raise ValueError(f"Expected --seeds of at least 0, got {seed}.")
+    if options.widths is not None and "amortized" not in settled["guides"]:
+        raise ValueError("Expected --widths together with the amortized guide only: it alone has an encoder.")
+    for name in ("dataset", "guides", "widths", "seeds", "noise", "protocol"):
+        if len(set(settled[name])) != len(settled[name]):
+            raise ValueError(f"Expected different values of --{name}, got {' '.join(map(str, settled[name]))}.")
+    return settled
+
+
+def _groups(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Everything but seeds and learning rates."""
+    settled = _settled(options)
+    for dataset in settled["dataset"]:
+        name, size = _look_up(dataset, settled["num_train"], options.data_dir, options.download)
+        if settled["batch_size"] > size:
+            raise ValueError(
+                f"Expected --batch-size of at most the {size} training images, got {settled['batch_size']}."
+            )
+        # One guide has widths, the others none.
+        guides = [(g, k) for g in settled["guides"] for k in (settled["widths"] if g == "amortized" else [None])]
+        for noise, protocol, (guide, width) in itertools.product(settled["noise"], settled["protocol"], guides):
+            yield {
+                "dataset": name,
+                "num_train": size,
+                "data_seed": 0,
+                "guide": guide,
+                "width": width,
+                "steps": settled["steps"],
+                "batch_size": settled["batch_size"],
+                "latent_dim": settled["latent_dim"],
+                "hidden_dim": settled["hidden_dim"],
+                "noise": noise,
+                "architecture": settled["architecture"],
+                "protocol": protocol,
+            }
+
+
+@cache
+def _look_up(dataset: str, num_train: int | None, data_dir: str | None, download: bool) -> tuple[str, int]:
+    """The data set's name and its number of training images; read once, so that a missing file is told before any work."""
+    data = datasets.load(dataset, data_dir=data_dir, num_train=num_train, download=download)
+    return data.name, len(data.train)
+
+
+def _tuning_cells(group: Mapping[str, Any]) -> list[Cell]:
+    steps = max(1, group["steps"] // _TUNING_SHARE)
+    return [_cell(group, "tuning", _TUNING_SEED, steps, rates) for rates in _GRID]
+
+
+def _cell(group: Mapping[str, Any], purpose: str, seed: int, steps: int, rates: tuple[float, float]) -> Cell:
+    lr_local, lr_global = rates
+    settings = {**group, "purpose": purpose, "seed": seed, "steps": steps, "lr_local": lr_local, "lr_global": lr_global}
+    return Cell("images", settings)
+
+
+def _best(trials: list[Cell], records: Mapping[str, Record]) -> tuple[float, float] | None:
+    """The learning rates of the best training bound, once every trial has its record."""
+    if not all(trial.key in records for trial in trials):
+        return None
+
+    def bound(trial: Cell) -> float:
+        final = records[trial.key]["result"]["final"]
+        value = None if final is None else final["train"]["elbo"]
+        return -math.inf if value is None else value
+
+    best = max(trials, key=bound).settings
+    return best["lr_local"], best["lr_global"]

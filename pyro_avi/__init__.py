@@ -1,0 +1,29 @@
+"""Amortized, factorized and constant variational inference for any Pyro model with a plate of rows."""
+
+from pyro_avi import encoders, models
+from pyro_avi.batches import minibatches
+from pyro_avi.estimators import Estimate, elbo
+from pyro_avi.families import DiagonalNormal
+from pyro_avi.fit import DivergedError, Fit, fit
+from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
+from pyro_avi.refine import refine
+from pyro_avi.weights import LogWeights, log_weights
+
+__all__ = [
+    "AmortizedGuide",
+    "ConstantGuide",
+    "DiagonalNormal",
+    "DivergedError",
+    "Estimate",
+    "FactorizedGuide",
+    "Fit",
+    "LogWeights",
+    "MeanFieldNormal",
+    "elbo",
+    "encoders",
+    "fit",
+    "log_weights",
+    "minibatches",
+    "models",
+    "refine",
+]

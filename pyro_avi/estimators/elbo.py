@@ -1,0 +1,35 @@
+"""The evidence lower bound."""
+
+from pyro_avi.estimators.estimate import Estimate
+
+__all__ = ["elbo"]
+
+
+def elbo(weights) -> Estimate:
+    r"""The ELBO as the mean of log weights.
+
+    .. math:: \mathrm{ELBO} = \frac{1}{S} \sum_s \log w_s, \qquad
+              \mathrm{ELBO}_n = \frac{1}{S} \sum_s \log \frac{p(x_n, z_n^{(s)} \mid \theta^{(s)})}{q(z_n^{(s)})}
+
+    Args:
+        weights: from :func:`~pyro_avi.log_weights`.
+
+    Returns:
+        The bound on the log evidence of the whole data set (rows of a minibatch stand for ``N / B`` each), and the
+        local part of every row, in nats.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> weights = avi.LogWeights(local=torch.tensor([[1.0, 2.0], [3.0, 2.0]]), global_=torch.zeros(2), scale=1.0)
+        >>> estimate = avi.elbo(weights)
+        >>> estimate.value, estimate.se, estimate.rows.tolist()
+        (4.0, 1.0, [2.0, 2.0])
+    """
+    total = weights.total
+    return Estimate(
+        value=total.mean().item(),
+        se=total.std().item() / len(total) ** 0.5 if len(total) > 1 else float("nan"),
+        rows=weights.local.mean(0),
+    )

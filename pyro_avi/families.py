@@ -1,0 +1,70 @@
+"""Families: the sets that a row's factor is taken from.
+
+A family maps ``P`` unconstrained parameters a row to a distribution over the row's ``K`` unconstrained local latents,
+whatever inference function produced the parameters.
+"""
+
+import math
+from abc import ABC, abstractmethod
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+__all__ = ["DiagonalNormal", "Family"]
+
+
+class Family(ABC):
+    """A set of distributions over ``K`` unconstrained latents, indexed by ``P`` unconstrained parameters."""
+
+    @abstractmethod
+    def num_parameters(self, num_latents: int) -> int:
+        """``P``, the number of parameters of one row with ``K = num_latents`` latents."""
+
+    @abstractmethod
+    def initial(self, loc: Tensor, scale: float) -> Tensor:
+        """Parameters ``[..., P]`` of the member centred at ``loc [..., K]`` with standard deviation ``scale``."""
+
+    @abstractmethod
+    def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
+        """The member with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""
+
+
+class DiagonalNormal(Family):
+    r"""Independent normals, the mean-field family and the default.
+
+    .. math:: q(z_n) = \prod_{k=1}^{K} N(z_{nk}; m_{nk}, s_{nk}^2),
+              \qquad \lambda_n = (m_{n1}, \dots, m_{nK}, \log s_{n1}, \dots, \log s_{nK})
+
+    so ``P = 2 K``. Because the coordinates are independent, guides sample every site directly from its own normal, and
+    closed-form Kullback-Leibler divergences apply.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> family = avi.DiagonalNormal()
+        >>> parameters = family.initial(torch.zeros(5, 3), scale=0.1)
+        >>> parameters.shape
+        torch.Size([5, 6])
+        >>> q = family.distribution(parameters)
+        >>> q.batch_shape, q.event_shape
+        (torch.Size([5]), torch.Size([3]))
+    """
+
+    def num_parameters(self, num_latents: int) -> int:
+        """``2 K``: a location and a log standard deviation for each latent."""
+        return 2 * num_latents
+
+    def initial(self, loc: Tensor, scale: float) -> Tensor:
+        """Parameters ``[..., 2 K]`` with locations ``loc [..., K]`` and every standard deviation equal to ``scale``."""
+        return torch.cat([loc, torch.full_like(loc, math.log(scale))], -1)
+
+    def coordinates(self, parameters: Tensor) -> dist.Normal:
+        """The ``K`` independent normals with ``parameters [..., 2 K]``: batch shape ``[..., K]``, no event."""
+        loc, log_scale = parameters.chunk(2, -1)
+        return dist.Normal(loc, log_scale.exp())
+
+    def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
+        """The product of the coordinates: batch shape ``[...]``, event shape ``[K]``."""
+        return self.coordinates(parameters).to_event(1)

@@ -1,0 +1,75 @@
+"""An automatic guide that owns its parameters: what every guide of this package stands on."""
+
+import copy
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyro
+from pyro.infer.autoguide import AutoGuide
+from pyro.nn import PyroModule
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+
+__all__ = ["OwnedGuide"]
+
+_count = itertools.count()
+
+
+class OwnedGuide(AutoGuide):
+    """An :class:`~pyro.infer.autoguide.AutoGuide` with a name of its own that survives copying.
+
+    Pyro's parameter store identifies parameters by name. Two guides of one name would share an entry, and the store would
+    hand the optimizer the other guide's tensor, so that one of them silently never trains. Copying such a guide would also
+    set the original's model to ``None``.
+    """
+
+    def __init__(self, model, *, create_plates=None):
+        super().__init__(model, create_plates=create_plates)
+        self._take_new_name()
+
+    def _take_new_name(self):
+        root = f"{type(self).__name__}_{next(_count)}"
+        for path, module in self.named_modules():
+            if isinstance(module, PyroModule):
+                module._pyro_name = f"{root}.{path}" if path else root
+
+    def __getstate__(self):
+        # A weak reference and the plates of the last call are of this process and this moment.
+        return {**self.__dict__, "master": None, "plates": {}}
+
+    def __setstate__(self, state):
+        super().__setstate__(state)
+        self._take_new_name()
+
+    def __deepcopy__(self, memo):
+        # The copy is a new guide for the same model, unless the model is copied along with it.
+        memo.setdefault(id(self.model), self.model)
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return new
+
+    def _check_prototype(self, part_trace):
+        # Parts of this guide are made from its own model, with nothing left to check.
+        pass
+
+    def _given_plates(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, pyro.plate]:
+        """The plates that somebody else provides: a guide that this one is part of, or ``create_plates``."""
+        if self.master is not None:
+            return self.master().plates
+        if self.create_plates is None:
+            return {}
+        plates = self.create_plates(*args, **kwargs)
+        plates = [plates] if isinstance(plates, pyro.plate) else list(plates)
+        for plate in plates:
+            if not isinstance(plate, pyro.plate):
+                raise TypeError(f"Expected create_plates() to return plates, got {type(plate).__name__}.")
+        return {plate.name: plate for plate in plates}
+
+    @staticmethod
+    def _plates(frames: Iterable[CondIndepStackFrame], given: Mapping[str, pyro.plate]) -> dict[str, pyro.plate]:
+        plates = dict(given)
+        for frame in frames:
+            if frame.name not in plates:
+                plates[frame.name] = pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim)
+        return plates

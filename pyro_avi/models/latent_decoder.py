@@ -1,0 +1,70 @@
+"""What the decoder models share: the plate, the latents, the likelihood."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.nn import PyroModule
+from torch import Tensor, nn
+
+from pyro_avi.models.likelihoods import GaussianLikelihood
+
+__all__ = ["LatentDecoder"]
+
+
+class LatentDecoder(PyroModule):
+    r"""A latent vector for each row, decoded to the row's observation.
+
+    .. math:: z_n \sim N(0, I_K), \qquad x_n \sim p(x_n \mid \mathrm{decoder}(z_n)), \qquad n = 1, \dots, N
+
+    Subclasses are final and say where the decoder's weights come from.
+
+    Args:
+        latent_dim: ``K``.
+        size: ``N``, the number of rows of the data set.
+        likelihood: a module from the decoder's output to the distribution of every element.
+
+    Raises:
+        ValueError: if ``size`` is not positive.
+    """
+
+    def __init__(self, latent_dim: int, *, size: int, likelihood: nn.Module | None = None):
+        super().__init__()
+        if size < 1:
+            raise ValueError(f"Expected size to be the number of rows of the data set, got {size}.")
+        self.latent_dim, self.size = latent_dim, size
+        self.likelihood = GaussianLikelihood() if likelihood is None else likelihood
+        # Priors are built on it, so that they follow the model to another device or precision.
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
+
+    @abstractmethod
+    def _decode(self) -> Callable[[Tensor], Tensor]:
+        """The decoder of this run of the model."""
+
+    def forward(self, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
+        """Run the model.
+
+        Args:
+            x: ``[B, *shape]`` the observations. Without ``index`` they are all rows of a data set, which may be another
+                than the one of ``size`` rows: held-out rows have the same model. Left out, the model draws them.
+            index: ``[B]`` the positions of a minibatch's rows among the ``size`` rows of the data set.
+
+        Returns:
+            The observations ``[B, *shape]``.
+
+        Raises:
+            ValueError: if ``x`` and ``index`` are of different numbers of rows.
+        """
+        if x is not None and index is not None and len(x) != len(index):
+            raise ValueError(
+                f"Expected one position in index for each of the {len(x)} rows of x, got {len(index)}.\n"
+                "Pass model(x[index], index) for a minibatch, model(x) for a whole data set."
+            )
+        size = len(x) if x is not None and index is None else self.size
+        decode = self._decode()
+        with pyro.plate("data", size, subsample=index, dim=-1) as rows:
+            z = pyro.sample("z", dist.Normal(self.zero.expand(len(rows), self.latent_dim), 1.0).to_event(1))
+            output = decode(z)
+            return pyro.sample("x", self.likelihood(output).to_event(output.dim() - z.dim() + 1), obs=x)

@@ -1,0 +1,32 @@
+"""Every module trains its own tensors, whatever else the global parameter store holds."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pyro
+from torch import nn
+
+__all__ = ["own_parameters"]
+
+
+@contextmanager
+def own_parameters() -> Iterator[None]:
+    """Run models and guides without the global store's memory of other modules.
+
+    Pyro's store knows parameters by name, and two models of one class have the same names: the second would be evaluated
+    or trained with the first one's tensors. Inside this context modules start unregistered. What a model keeps by bare
+    ``pyro.param`` statements has no other home than the store, so it is brought along and given back.
+    """
+    store = pyro.get_param_store()
+    state = _bare(store.get_state())
+    with store.scope(state=state):
+        try:
+            yield
+        finally:
+            state.update(store.get_state())
+    store.set_state(_bare(state))
+
+
+def _bare(state):
+    names = [name for name, value in state["params"].items() if not isinstance(value, nn.Parameter)]
+    return {kind: {name: entries[name] for name in names} for kind, entries in state.items()}
