@@ -8,8 +8,6 @@ version = release = version_of("pyro-avi")
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax"]
 exclude_patterns = ["_build", "**/.ipynb_checkpoints"]
-# The results are committed when a sweep has been run; without any there is nothing to list.
-suppress_warnings = ["toc.empty_glob"]
 
 html_theme = "furo"
 html_title = f"pyro_avi {version}"
@@ -27,3 +25,14 @@ autodoc_member_order = "bysource"
 autodoc_typehints = "none"
 # References to other projects' objects cannot be looked up without a network; ours must all resolve.
 nitpick_ignore_regex = [("py:.*", r"(?!pyro_avi\.).*")]
+
+
+def setup(app):
+    """Connect what Sphinx has no setting for."""
+    # Before napoleon, which runs at 500.
+    app.connect("autodoc-process-docstring", _escape_stars, priority=400)
+
+
+def _escape_stars(app, what, name, obj, options, lines):
+    # Napoleon escapes the stars of one name at a time, and here one description serves both.
+    lines[:] = [line.replace("*args, **kwargs:", r"\*args, \*\*kwargs:") for line in lines]

@@ -117,7 +117,7 @@ def _build(settings: Mapping[str, Any], train: Tensor):
 def _optimization(settings: Mapping[str, Any]) -> dict[str, Any]:
     if settings["protocol"] == "published":
         # Dense Adam for every parameter at one constant rate.
-        return {"lr": settings["lr_global"], "optimizer": torch.optim.Adam}
+        return {"lr": settings["lr_global"], "optimizer": partial(torch.optim.Adam, fused=True)}
     steps = settings["steps"]
 
     def cosine(lr: float) -> Callable[[int], float]:
