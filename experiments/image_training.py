@@ -21,9 +21,9 @@ from experiments.run import Context
 __all__ = ["train_cell"]
 
 # Draws for a point of a curve, and for the numbers at the end.
-_CURVE_DRAWS, _FINAL_DRAWS = 4, 20
+_CURVE_DRAWS, _FINAL_DRAWS = 3, 20
 # Rows that curves and refinement look at; final numbers take all.
-_WATCHED_ROWS = 1000
+_WATCHED_ROWS = 500
 # Steps of refinement: of held-out rows at a point of a curve (from where the last point left them), and at the end.
 _CURVE_REFINEMENT, _FINAL_REFINEMENT, _REFINEMENT_LR = 20, 100, 0.1
 
@@ -145,8 +145,8 @@ class _Watch:
 
     def __post_init__(self):
         steps = self.settings["steps"]
-        # Dense where the curve bends, and at least every twentieth of the way, so that times to tolerance are resolved.
-        self.points = {round(point) for i in range(1, 21) for point in (steps ** (i / 20), steps * i / 20)}
+        # Dense where the curve bends, and at least every fifteenth of the way, so that times to tolerance are resolved.
+        self.points = {round(point) for i in range(1, 16) for point in (steps ** (i / 15), steps * i / 15)}
 
     def __call__(self, course: avi.Fit) -> None:
         if course.steps in self.points and not self.tuning:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
@@ -96,6 +97,8 @@ class Processes(Engine):
         process = spawn.Process(target=_serve, args=(theirs, self.context))
         # Ctrl-C reaches every process of the terminal. A worker inherits that it is held back, from its first
         # instruction on: the parent alone answers.
+        # The tracker of multiprocessing lets the signal through again when it starts, so it starts first.
+        resource_tracker.ensure_running()
         held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         worker = _Worker(process, ours)
         try:
