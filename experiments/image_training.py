@@ -25,7 +25,7 @@ _CURVE_DRAWS, _FINAL_DRAWS = 3, 20
 # Rows that curves and refinement look at; final numbers take all.
 _WATCHED_ROWS = 500
 # Steps of refinement: of held-out rows at a point of a curve (from where the last point left them), and at the end.
-_CURVE_REFINEMENT, _FINAL_REFINEMENT, _REFINEMENT_LR = 20, 100, 0.1
+_CURVE_REFINEMENT, _FINAL_REFINEMENT, _REFINEMENT_LR = 10, 60, 0.1
 
 
 def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
@@ -47,6 +47,7 @@ def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
             batches=avi.minibatches(train, batch_size=settings["batch_size"], seed=settings["seed"]),
             num_steps=settings["steps"],
             elbo=TraceMeanField_ELBO(),
+            compile=settings["compile"],
             seed=settings["seed"],
             progress=False,
             callbacks=[watch],

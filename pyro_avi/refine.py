@@ -11,6 +11,8 @@ from torch import Tensor
 from pyro_avi.fit import LearningRate, fit
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.structure import quiet
+from pyro_avi.weights import log_weights
 
 __all__ = ["refine"]
 
@@ -31,7 +33,8 @@ def refine(
     .. math:: \lambda_n \leftarrow \arg\max_\lambda E_{q_0(\theta)} \left[ \mathrm{ELBO}_n(\lambda, \theta) \right],
               \qquad \text{started at } f(n, x_n)
 
-    What the rows gain is their amortization gap. It is also how a factorized guide answers for held-out rows.
+    What the rows gain is their amortization gap, or a lower bound on it after too few steps: a row that its steps made worse
+    keeps its start, so that no row loses. It is also how a factorized guide answers for held-out rows.
 
     Args:
         model: the model that the guide was made for.
@@ -51,7 +54,7 @@ def refine(
         as they are.
 
     Raises:
-        ValueError: if the guide has not been set up.
+        ValueError: if the guide has not been set up, or the start has not a row for each row to refine.
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush, "Semi-Amortized Variational Autoencoders", 2018,
@@ -72,12 +75,15 @@ def refine(
     refined.setup(*args, **kwargs)
     with torch.no_grad():
         if start is None:
-            start = (
-                guide.table.mean(0)
-                if isinstance(guide, FactorizedGuide)
-                else guide.variational_parameters(*args, **kwargs)
+            own = isinstance(guide, FactorizedGuide)
+            start = guide.table.mean(0) if own else guide.variational_parameters(*args, **kwargs)
+        if start.shape not in (refined.table.shape, refined.table.shape[1:]):
+            raise ValueError(
+                f"Expected start of shape {tuple(refined.table.shape)}, one row for each row to refine, got "
+                f"{tuple(start.shape)}."
             )
-        refined.table.copy_(start.expand_as(refined.table))
+        start = start.expand_as(refined.table).clone()
+        refined.table.copy_(start)
     rate = lr if callable(lr) else lambda step: lr * 0.5 * (1 + math.cos(math.pi * step / num_steps))
     # Closed-form divergences: near the optimum their sampling noise would be most of the gradient.
     elbo = TraceMeanField_ELBO()
@@ -92,4 +98,23 @@ def refine(
         progress=progress,
         **kwargs,
     )
+    _take_back(model, refined, start, args, kwargs, seed)
     return refined
+
+
+# Draws that decide whether a row is better off than where it started.
+_JUDGING_DRAWS = 20
+
+
+def _take_back(model, refined: FactorizedGuide, start: Tensor, args, kwargs, seed: int) -> None:
+    """Give back its start to every row that the steps made worse, judged by the same draws for both."""
+
+    def bounds() -> Tensor:
+        with quiet(seed):
+            return log_weights(model, refined, *args, num_samples=_JUDGING_DRAWS, **kwargs).local.mean(0)
+
+    after, steps = bounds(), refined.table.detach().clone()
+    with torch.no_grad():
+        refined.table.copy_(start)
+        worse = after < bounds()
+        refined.table.copy_(torch.where(worse.unsqueeze(-1), start, steps))
