@@ -25,7 +25,9 @@ _CURVE_DRAWS, _FINAL_DRAWS = 3, 20
 # Rows that curves and refinement look at; final numbers take all.
 _WATCHED_ROWS = 500
 # Steps of refinement: of held-out rows at a point of a curve (from where the last point left them), and at the end.
-_CURVE_REFINEMENT, _FINAL_REFINEMENT, _REFINEMENT_LR = 10, 60, 0.1
+_CURVE_REFINEMENT, _FINAL_REFINEMENT = 10, 60
+# From the mean of a table rows have far to go. From a guide's own output they have not, and noise grows with the rate.
+_FAR_LR, _NEAR_LR = 0.1, 0.02
 
 
 def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
@@ -181,7 +183,7 @@ class _Watch:
         if not isinstance(self.guide, avi.FactorizedGuide):
             return self.guide
         start = None if self.held_out is None or len(self.held_out.table) != len(x) else self.held_out.table.detach()
-        refined = avi.refine(self.model, self.guide, x, num_steps=num_steps, lr=_REFINEMENT_LR, start=start)
+        refined = avi.refine(self.model, self.guide, x, num_steps=num_steps, lr=_FAR_LR, start=start)
         self.held_out = refined
         return refined
 
@@ -241,7 +243,7 @@ def _local(model, guide, x: Tensor) -> dict[str, Any]:
 
 def _gain(model, guide, x: Tensor) -> dict[str, Any]:
     """What rows gain by refinement from the guide's own output, globals frozen: their amortization gap."""
-    refined = avi.refine(model, guide, x, num_steps=_FINAL_REFINEMENT, lr=_REFINEMENT_LR)
+    refined = avi.refine(model, guide, x, num_steps=_FINAL_REFINEMENT, lr=_NEAR_LR)
     before, after = _local(model, guide, x), _local(model, refined, x)
     if before["elbo"] is None or after["elbo"] is None:
         return after | {"gain": None, "gain_se": None}
