@@ -110,7 +110,8 @@ def _take_back(model, refined: FactorizedGuide, start: Tensor, args, kwargs, see
     """Give back its start to every row that the steps made worse, judged by the same draws for both."""
 
     def bounds() -> Tensor:
-        with quiet(seed):
+        # Not the seed of the steps: rows fit the very draws that they were trained on.
+        with quiet(seed + 1):
             return log_weights(model, refined, *args, num_samples=_JUDGING_DRAWS, **kwargs).local.mean(0)
 
     after, steps = bounds(), refined.table.detach().clone()
