@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
@@ -58,6 +59,9 @@ def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
         seconds = course.seconds
     except avi.DivergedError as error:
         diverged_at, seconds = error.step, watch.curve["seconds"][-1] if watch.curve["seconds"] else 0.0
+    # The last step may be the one too many.
+    if diverged_at is None and not all(p.isfinite().all() for part in (model, guide) for p in part.parameters()):
+        diverged_at = settings["steps"]
     started = time.perf_counter()
     result = {
         "status": "done" if diverged_at is None else "diverged",
@@ -179,12 +183,16 @@ class _Watch:
         self.seconds += time.perf_counter() - started
 
     def for_held_out(self, x: Tensor, num_steps: int):
-        """The guide for held-out rows: itself, or a refined one where it has parameters for its own rows only."""
+        """The guide for held-out rows: itself, or a refined one where it has parameters for its own rows only.
+
+        None where the refinement diverges.
+        """
         if not isinstance(self.guide, avi.FactorizedGuide):
             return self.guide
         start = None if self.held_out is None or len(self.held_out.table) != len(x) else self.held_out.table.detach()
-        refined = avi.refine(self.model, self.guide, x, num_steps=num_steps, lr=_FAR_LR, start=start)
-        self.held_out = refined
+        refined = _refine(self.model, self.guide, x, num_steps, _FAR_LR, start)
+        if refined is not None:
+            self.held_out = refined
         return refined
 
 
@@ -223,16 +231,30 @@ def _measure_final(watch: _Watch, settings: Mapping[str, Any]) -> dict[str, Any]
             refined = {
                 part: _gain(model, guide, rows[:_WATCHED_ROWS]) for part, rows in (("train", train), ("test", test))
             }
-    images = {
-        "shape": list(train.shape[1:]),
-        "originals": [[round(v, 3) for v in image.flatten().tolist()] for image in originals],
-        "reconstructions": [[round(v, 3) for v in image.flatten().tolist()] for image in reconstructions],
-    }
+    images = None
+    if reconstructions.isfinite().all():
+        images = {
+            "shape": list(train.shape[1:]),
+            "originals": [[round(v, 3) for v in image.flatten().tolist()] for image in originals],
+            "reconstructions": [[round(v, 3) for v in image.flatten().tolist()] for image in reconstructions],
+        }
     return {"final": final, "refined": refined, "images": images}
+
+
+def _refine(
+    model, guide, x: Tensor, num_steps: int, lr: float, start: Tensor | None = None
+) -> avi.FactorizedGuide | None:
+    """The refined guide, None where its training diverges: that is no divergence of the guide's own training."""
+    try:
+        return avi.refine(model, guide, x, num_steps=num_steps, lr=lr, start=start)
+    except avi.DivergedError:
+        return None
 
 
 def _local(model, guide, x: Tensor) -> dict[str, Any]:
     """The local part of the bound for the rows of ``x``, nats a row, and its standard error over draws."""
+    if guide is None:
+        return {"elbo": None, "elbo_se": None, "rows": len(x)}
     by_draw = avi.log_weights(model, guide, x, num_samples=_FINAL_DRAWS).local.mean(1)
     return {
         "elbo": _finite(by_draw.mean().item()),
@@ -243,7 +265,7 @@ def _local(model, guide, x: Tensor) -> dict[str, Any]:
 
 def _gain(model, guide, x: Tensor) -> dict[str, Any]:
     """What rows gain by refinement from the guide's own output, globals frozen: their amortization gap."""
-    refined = avi.refine(model, guide, x, num_steps=_FINAL_REFINEMENT, lr=_NEAR_LR)
+    refined = _refine(model, guide, x, _FINAL_REFINEMENT, _NEAR_LR)
     before, after = _local(model, guide, x), _local(model, refined, x)
     if before["elbo"] is None or after["elbo"] is None:
         return after | {"gain": None, "gain_se": None}
@@ -254,6 +276,8 @@ def _gain(model, guide, x: Tensor) -> dict[str, Any]:
 @torch.no_grad()
 def _reconstruct(model, guide, x: Tensor, index: Tensor | None = None) -> Tensor:
     """The mean image at the posterior means of the row's latents and of the decoder's weights."""
+    if guide is None:
+        return torch.full_like(x, math.nan)
     conditioned = poutine.condition(model, data=guide.median(x, index))
     return poutine.trace(conditioned).get_trace(x, index).nodes["x"]["fn"].mean
 
@@ -266,7 +290,8 @@ def _count_parameters(model, guide) -> dict[str, int]:
 
 @contextmanager
 def _draws_of_its_own(device: torch.device, seed: int):
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    # A training that diverges is measured too, as None: Pyro's validation would raise instead.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), pyro.validation_enabled(False):
         torch.manual_seed(seed)
         yield
 

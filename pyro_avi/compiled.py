@@ -73,8 +73,12 @@ class CompiledGradient:
             # What inductor deprecates of itself is nothing a caller could mend.
             with torch.random.fork_rng(devices), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                # Eagerly first: what a guide has to find out about new shapes is not to become part of the graph.
+                torch.manual_seed(0)
+                eager = self._eager(call, kwargs)
                 graph = self._trace(leaves, tree)
-                self._compare(graph, [x for x in leaves if isinstance(x, Tensor)], call, kwargs)
+                torch.manual_seed(0)
+                _compare(eager, graph([x for x in leaves if isinstance(x, Tensor)]))
         except (_CannotCompile, RuntimeError, NotImplementedError) as reason:
             # The first lines: what inductor and dynamo append is pages long.
             first = " ".join((str(reason).strip() or type(reason).__name__).splitlines()[:2])
@@ -123,19 +127,17 @@ class CompiledGradient:
         losses = [self._elbo._differentiable_loss_particle(*pair)[1] for pair in traces]
         return sum(losses) / len(losses)
 
-    def _compare(self, graph: Callable, tensors: list[Tensor], call: tuple, kwargs: Mapping[str, Any]) -> None:
-        """Refuse a graph that is not the eager gradient, as when the model branches on its data in Python."""
-        found = []
-        for evaluate in (lambda: self._eager(call, kwargs), lambda: graph(tensors)):
-            torch.manual_seed(0)
-            slope = evaluate()
-            grads = [*slope.grads, *(grad for _, _, grad in slope.rows)]
-            found.append([slope.loss.reshape(1), *(grad for grad in grads if grad is not None)])
-        eager, compiled = found
-        tolerance = 1e-3 if eager[0].dtype == torch.float32 else 1e-6
-        for one, two in zip(eager, compiled, strict=True):
-            if not torch.linalg.vector_norm(one - two) <= tolerance * torch.linalg.vector_norm(one) + 1e-12:
-                raise _CannotCompile("its graph gives another loss or gradient than the eager step under one seed")
+
+def _compare(eager: Slope, compiled: Slope) -> None:
+    """Refuse a graph that is not the eager gradient, as when the model branches on its data in Python."""
+    tolerance = 1e-3 if eager.loss.dtype == torch.float32 else 1e-6
+    parts = []
+    for slope in (eager, compiled):
+        grads = [*slope.grads, *(grad for _, _, grad in slope.rows)]
+        parts.append([slope.loss.reshape(1), *(grad for grad in grads if grad is not None)])
+    for one, two in zip(*parts, strict=True):
+        if not torch.linalg.vector_norm(one - two) <= tolerance * torch.linalg.vector_norm(one) + 1e-12:
+            raise _CannotCompile("its graph gives another loss or gradient than the eager step under one seed")
 
 
 def _slots(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:

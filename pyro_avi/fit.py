@@ -50,6 +50,15 @@ class HasLocalParameters(Protocol):
 
 
 @runtime_checkable
+class HasDifferentiableLoss(Protocol):
+    """An ELBO that gives its loss as a tensor; some of Pyro's take their gradients themselves."""
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
+        """The loss of one step."""
+        ...
+
+
+@runtime_checkable
 class HasRowTables(Protocol):
     """A guide with parameters for each row, which move only when their row is in the batch."""
 
@@ -82,6 +91,7 @@ class Fit:
 
     @property
     def losses(self) -> Tensor:
+        """``[steps]`` the loss of every step."""
         return self._buffer[: self.steps].cpu()
 
 
@@ -153,11 +163,12 @@ def fit(
         >>> result.losses.shape
         torch.Size([8])
     """
-    _check(num_steps, precision, compile)
+    elbo = Trace_ELBO() if elbo is None else elbo
+    _check(num_steps, elbo, precision, compile)
     calls = _calls(args, batches)
     first = _next(calls, 0, num_steps)
     with own_parameters(), _seeded(seed) if seed is not None else nullcontext():
-        trained = _Trained(model, guide, elbo or Trace_ELBO(), optimizer, lr, compile is True, first, kwargs)
+        trained = _Trained(model, guide, elbo, optimizer, lr, compile is True, first, kwargs)
         device = trained.device
         course = Fit(0, 0.0, torch.empty(num_steps, device=device, dtype=torch.float64))
         with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
@@ -264,7 +275,12 @@ def _at(rate: LearningRate, step: int) -> float:
     return rate(step) if callable(rate) else rate
 
 
-def _check(num_steps: int, precision: str, compile: str | bool) -> None:
+def _check(num_steps: int, elbo: ELBO, precision: str, compile: str | bool) -> None:
+    if not isinstance(elbo, HasDifferentiableLoss):
+        raise TypeError(
+            f"Expected an ELBO with a differentiable_loss, as Trace_ELBO or TraceMeanField_ELBO, got {type(elbo).__name__}.\n"
+            "Train with it by pyro.infer.SVI."
+        )
     if num_steps < 1:
         raise ValueError(f"Expected num_steps of at least 1, got {num_steps}.")
     if precision != "float32":

@@ -18,10 +18,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
-from pyro_avi.structure import quiet
+from pyro_avi.replay import CannotReplayError, Recorder, Replay
+from pyro_avi.structure import equal, quiet
 
 __all__ = ["Found", "Sources"]
 
@@ -44,6 +44,8 @@ class Found:
 class Sources:
     """Finds the rows of a plate and the values observed in it, for any call of one model.
 
+    Python numbers that the model takes from elsewhere than its arguments count as fixed.
+
     Args:
         model: any Pyro callable.
         plate: the name of the plate.
@@ -56,6 +58,11 @@ class Sources:
     def __init__(self, model: Callable, plate: str, sites: Sequence[str]):
         self._model, self._plate, self._sites = model, plate, tuple(sites)
         self._slices: dict[tuple, _Slice | _Rerun] = {}
+        self._warned: set[str] = set()
+
+    def __getstate__(self):
+        # A slice knows its tensors by identity, which a copy has not.
+        return {**self.__dict__, "_slices": {}}
 
     def draws_rows(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
         """``(N, B)`` where the model draws ``B`` of its ``N`` rows itself (``subsample_size=``), else ``None``."""
@@ -74,25 +81,34 @@ class Sources:
         return self._slice(args, kwargs).read(args, kwargs, rows)
 
     def _slice(self, args, kwargs):
-        leaves = tree_leaves((args, kwargs))
-        signature = tuple(map(_describe, leaves))
+        signature = _signature(args, kwargs)
         if signature not in self._slices:
             if len(self._slices) == self.max_signatures:
-                warnings.warn(
+                self._warn_once(
                     f"The model was called with more than {self.max_signatures} kinds of arguments, and each is analysed "
-                    "anew. Pass a number that changes from step to step as a 0-dimensional tensor.",
-                    stacklevel=2,
+                    "anew. Pass a number that changes from step to step as a 0-dimensional tensor."
                 )
                 self._slices.clear()
-            self._slices[signature] = _trace_back(self._model, self._plate, self._sites, args, kwargs)
+            self._slices[signature] = _trace_back(self._model, self._plate, self._sites, args, kwargs, self._warn_once)
         return self._slices[signature]
 
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, stacklevel=2)
 
-def _describe(leaf):
+
+def _signature(args, kwargs) -> tuple:
+    """What decides how a call is analysed: everything about its arguments but the content of tensors."""
+    leaves, structure = tree_flatten((args, kwargs))
+    return repr(structure), *map(_describe, leaves)
+
+
+def _describe(leaf) -> tuple:
     if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype, leaf.device
+        return leaf.shape, leaf.dtype, leaf.device, leaf.is_contiguous()
     # Other objects are told apart by identity; the slice that belongs to them keeps them alive.
-    return leaf if isinstance(leaf, bool | int | float | str | None) else (type(leaf), id(leaf))
+    return type(leaf), leaf if isinstance(leaf, bool | int | float | str | None) else id(leaf)
 
 
 class _GiveRows(Messenger):
@@ -108,7 +124,7 @@ class _GiveRows(Messenger):
             return
         self.size = msg["fn"].size
         if msg["value"] is not None:
-            self.index = msg["value"]
+            self.index = torch.as_tensor(msg["value"])
         elif msg["fn"].subsample_size is not None and msg["fn"].subsample_size < self.size:
             self.drawn = (self.size, msg["fn"].subsample_size)
             if self.rows is None:
@@ -135,146 +151,62 @@ def _run(model, plate, sites, args, kwargs, *, rows=None, seed, recorder=None):
     return Found(given.size, given.index, values), given
 
 
-def _tensors(tree) -> list[Tensor]:
-    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
-
-
-@dataclass(frozen=True)
-class _Call:
-    """One tensor operation of a recorded run; ``changed`` are its arguments that it wrote to."""
-
-    func: Callable
-    args: tuple
-    kwargs: dict
-    out: Any
-    changed: list[Tensor]
-
-    @property
-    def name(self) -> str:
-        return getattr(self.func, "__name__", str(self.func))
-
-
-class _Recorder(TorchFunctionMode):
-    """Keep every tensor operation with its inputs and outputs."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls: list[_Call] = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        inputs = _tensors((args, kwargs))
-        versions = [x._version for x in inputs]
-        out = func(*args, **kwargs)
-        changed = [x for x, version in zip(inputs, versions, strict=True) if x._version != version]
-        self.calls.append(_Call(func, args, kwargs, out, changed))
-        return out
-
-
-class _CannotReplay(Exception):
-    """Why an observed value is not a function of the arguments alone."""
-
-
 class _Slice:
     """The operations that lead from the arguments to the rows and observed values."""
 
-    def __init__(self, found: Found, drawn, steps, slots, targets, keep):
-        self.drawn, self._size = drawn, found.size
-        self._steps, self._slots, self._targets = steps, slots, targets
-        self._keep = keep
+    def __init__(self, found: Found, drawn, replay: Replay, keep):
+        self.drawn, self._size, self._replay, self._keep = drawn, found.size, replay, keep
 
     def read(self, args, kwargs, rows=None) -> Found:
-        leaves = tree_leaves((args, kwargs))
-        known = {key: rows if position is None else leaves[position] for key, position in self._slots.items()}
-
-        def now(x):
-            return known.get(id(x), x) if isinstance(x, Tensor) else x
-
-        with torch.no_grad():
-            for call in self._steps:
-                result = call.func(*tree_map(now, call.args), **tree_map(now, call.kwargs))
-                for old, new in zip(tree_leaves(call.out), tree_leaves(result), strict=True):
-                    known[id(old)] = new
-        index, values = self._targets
-        return Found(self._size, now(index), {name: now(value) for name, value in values.items()})
+        return Found(self._size, *self._replay([*tree_leaves((args, kwargs)), rows]))
 
 
 class _Rerun:
     """Runs the model again at every call: slow, and always right."""
 
     def __init__(self, model, plate, sites, drawn, keep):
-        self._run = lambda args, kwargs, rows: _run(model, plate, sites, args, kwargs, rows=rows, seed=0)[0]
-        self.drawn, self._keep = drawn, keep
+        self._run = lambda args, kwargs, rows: _run(model, plate, sites, args, kwargs, rows=rows, seed=0)
+        self._plate, self.drawn, self._keep = plate, drawn, keep
 
     def read(self, args, kwargs, rows=None) -> Found:
-        return self._run(args, kwargs, rows)
+        found, given = self._run(args, kwargs, rows)
+        if given.drawn != self.drawn:
+            raise ValueError(
+                f"Expected plate {self._plate!r} to draw its rows as in the first call, (N, B) = {self.drawn}, got "
+                f"{given.drawn}.\nPass the data as arguments of the model, so that a call with other data is seen as one."
+            )
+        return found
 
 
-def _trace_back(model, plate, sites, args, kwargs) -> _Slice | _Rerun:
-    recorder = _Recorder()
+def _trace_back(model, plate, sites, args, kwargs, warn) -> _Slice | _Rerun:
+    recorder = Recorder()
+    # Under new identities: the model may also hold an argument itself, or be given one tensor in two places.
+    args, kwargs = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     found, given = _run(model, plate, sites, args, kwargs, seed=0, recorder=recorder)
     again, _ = _run(model, plate, sites, args, kwargs, rows=given.rows, seed=1)
     _check_repeats(plate, found, again)
-    leaves = tree_leaves((args, kwargs))
-    slots = {id(leaf): position for position, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
-    if given.drawn is not None:
-        slots[id(given.rows)] = None
-    # The objects whose identity is part of the signature or of the slots must outlive it.
-    keep = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    targets = (found.index, found.values)
+    # The objects whose identity is part of the signature must outlive it.
+    keep = [leaf for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor)]
     try:
-        steps = _slice_back(recorder.calls, slots, tree_leaves(targets))
-        sliced = _Slice(found, given.drawn, steps, slots, targets, (keep, recorder.calls if steps else None))
+        inputs = [*tree_leaves((args, kwargs)), given.rows]
+        sliced = _Slice(found, given.drawn, Replay(recorder, inputs, (found.index, found.values)), keep)
         replayed = sliced.read(args, kwargs, given.rows)
         if not _same(replayed, found):
-            raise _CannotReplay("its operations do not repeat")
-    except _CannotReplay as reason:
-        warnings.warn(
+            raise CannotReplayError("its operations do not repeat")
+    except CannotReplayError as reason:
+        warn(
             f"The rows and observed values {list(sites)} of plate {plate!r} could not be traced to the model's arguments "
             f"({reason}), so every call runs the model once more to read them.\n"
-            "Pass the data as tensor arguments, or tell the guide what to read: inputs=lambda *args, **kwargs: ...",
-            stacklevel=2,
+            "Pass the data as tensor arguments, or tell the guide what to read: inputs=lambda *args, **kwargs: ..."
         )
         return _Rerun(model, plate, sites, given.drawn, keep)
     return sliced
 
 
-# What turns the content of a tensor into a Python value, which a replay could not follow.
-_READS = {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero"} | {
-    f"__{name}__" for name in ("bool", "int", "float", "index", "array", "contains")
-}
-
-
-def _slice_back(calls: list[_Call], slots, targets) -> list[_Call]:
-    """The calls that the targets depend on, in order; raises where one of them cannot be replayed."""
-    from_arguments = set(slots)
-    for call in calls:
-        if from_arguments & {id(x) for x in _tensors((call.args, call.kwargs))}:
-            if call.name in _READS:
-                raise _CannotReplay(f"the model reads data into Python by {call.name}")
-            from_arguments |= {id(x) for x in _tensors(call.out)}
-    needed = {id(x) for x in targets if isinstance(x, Tensor)} - set(slots)
-    tracked = needed | set(slots)
-    steps = []
-    for call in reversed(calls):
-        inputs, outputs = _tensors((call.args, call.kwargs)), {id(x) for x in _tensors(call.out)}
-        if tracked & {id(x) for x in call.changed}:
-            raise _CannotReplay(f"{call.name} changes a tensor in place")
-        # An operation that returns its argument as it is (`x.float()` of floats) leaves nothing to replay.
-        made = outputs - {id(x) for x in inputs}
-        if made & needed:
-            needed = (needed - made) | ({id(x) for x in inputs} - set(slots))
-            tracked |= needed
-            steps.append(call)
-    if needed:
-        raise _CannotReplay("a tensor among them is no argument of the model")
-    return steps[::-1]
-
-
 def _same(one: Found, two: Found) -> bool:
     pairs = [(one.index, two.index), *((one.values[name], two.values[name]) for name in one.values)]
     return one.size == two.size and all(
-        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and torch.equal(a, b)) for a, b in pairs
+        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and equal(a, b)) for a, b in pairs
     )
 
 

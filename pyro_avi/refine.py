@@ -98,24 +98,22 @@ def refine(
         progress=progress,
         **kwargs,
     )
-    _take_back(model, refined, start, args, kwargs, seed)
+    # To judge a row is not to cost more than to move it.
+    _take_back(model, refined, start, args, kwargs, seed, draws=min(20, num_steps))
     return refined
 
 
-# Draws that decide whether a row is better off than where it started.
-_JUDGING_DRAWS = 20
-
-
-def _take_back(model, refined: FactorizedGuide, start: Tensor, args, kwargs, seed: int) -> None:
+def _take_back(model, refined: FactorizedGuide, start: Tensor, args, kwargs, seed: int, *, draws: int) -> None:
     """Give back its start to every row that the steps made worse, judged by the same draws for both."""
 
     def bounds() -> Tensor:
         # Not the seed of the steps: rows fit the very draws that they were trained on.
         with quiet(seed + 1):
-            return log_weights(model, refined, *args, num_samples=_JUDGING_DRAWS, **kwargs).local.mean(0)
+            return log_weights(model, refined, *args, num_samples=draws, **kwargs).local.mean(0)
 
     after, steps = bounds(), refined.table.detach().clone()
     with torch.no_grad():
         refined.table.copy_(start)
-        worse = after < bounds()
+        # Rows whose bound is no number are worse too.
+        worse = ~(after >= bounds())
         refined.table.copy_(torch.where(worse.unsqueeze(-1), start, steps))

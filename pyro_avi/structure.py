@@ -18,7 +18,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_avi.parameters import own_parameters
 
-__all__ = ["Latent", "Structure", "inspect_model", "is_latent", "is_observation", "quiet", "row_plate"]
+__all__ = ["Latent", "Structure", "equal", "inspect_model", "is_latent", "is_observation", "quiet", "row_plate"]
 
 
 @contextmanager
@@ -49,6 +49,15 @@ def is_observation(site: Mapping[str, Any]) -> bool:
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
         and not isinstance(site["fn"], pyro.distributions.Unit)
+    )
+
+
+def equal(one: Tensor, two: Tensor) -> bool:
+    """Whether two tensors are the same, missing values (``nan``) included."""
+    return (
+        one.shape == two.shape
+        and one.dtype == two.dtype
+        and torch.allclose(one, two, rtol=0.0, atol=0.0, equal_nan=True)
     )
 
 
@@ -147,8 +156,12 @@ def inspect_model(
     """
     with quiet():
         trace = poutine.trace(InitMessenger(init_loc_fn)(model)).get_trace(*args, **kwargs)
-        again = poutine.trace(model).get_trace(*args, **kwargs)
+        again = poutine.trace(poutine.replay(model, trace=_rows(trace))).get_trace(*args, **kwargs)
     _check_static(trace, again)
+    for name, site in list(trace.nodes.items()):
+        # A value that follows the latents is computed by the model; it is no data.
+        if is_observation(site) and not equal(site["value"], again.nodes[name]["value"]):
+            trace.remove_node(name)
     frames = {frame.name: frame for site in trace.nodes.values() for frame in _frames(site)}
     if callable(plate):
         plate = plate(trace)
@@ -166,10 +179,18 @@ def inspect_model(
             name: frame.dim - site["fn"].event_dim
             for name, site in trace.nodes.items()
             for frame in _frames(site)
-            # A value that follows the latents is computed by the model; it is no data.
-            if frame.name == plate and is_observation(site) and torch.equal(site["value"], again.nodes[name]["value"])
+            if frame.name == plate and is_observation(site)
         },
     )
+
+
+def _rows(trace: Trace) -> Trace:
+    """The plates' rows alone, so that a second run with other latents works on the same data."""
+    rows = Trace()
+    for name, site in trace.nodes.items():
+        if site_is_subsample(site):
+            rows.add_node(name, **site)
+    return rows
 
 
 def _frames(site: Mapping[str, Any]) -> tuple[CondIndepStackFrame, ...]:

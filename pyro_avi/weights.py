@@ -106,6 +106,11 @@ def _split(model_trace: Trace, guide_trace: Trace, plate: str) -> tuple[Tensor, 
             if frame is None:
                 rest.append(value.sum())
                 continue
+            if not frame.vectorized:
+                raise ValueError(
+                    f"Expected a vectorized plate, got the sequential plate {plate!r}.\n"
+                    f"Write `with pyro.plate({plate!r}, size):` instead of `for i in pyro.plate(...)`."
+                )
             # Unscaled: the plate's N / B belongs to a sum over the data, not to a row.
             scale = (frame.full_size or frame.size) / frame.size
             value = value.expand((frame.size,) + (1,) * (-frame.dim - 1)) if value.dim() < -frame.dim else value

@@ -31,15 +31,20 @@ class Rule:
 
 
 RULES = {
-    "structure": Rule(),
-    "provenance": Rule(),
     "parameters": Rule(),
+    "structure": Rule(frozenset({"parameters"})),
+    "replay": Rule(packages=frozenset({"torch"})),
+    "provenance": Rule(frozenset({"structure", "replay"})),
     "families": Rule(),
     "encoders": Rule(),
     "models": Rule(),
     "batches": Rule(packages=frozenset({"torch"})),
     "guides": Rule(FOUNDATION),
-    "fit": Rule(frozenset({"structure", "provenance", "parameters", "rowwise"}), TENSORS | {"tqdm"}),
+    "gradient": Rule(packages=frozenset({"torch"})),
+    "compiled": Rule(frozenset({"gradient"})),
+    "fit": Rule(
+        frozenset({"structure", "provenance", "parameters", "rowwise", "gradient", "compiled"}), TENSORS | {"tqdm"}
+    ),
     "rowwise": Rule(frozenset({"structure", "provenance", "parameters"})),
     "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy"})),
@@ -173,7 +178,7 @@ def dependency_violations(root: Path) -> Iterator[str]:
     config = configparser.ConfigParser()
     config.read(root / "setup.cfg", encoding="utf-8")
     required = config["options"]["install_requires"] + config["options.extras_require"]["vision"]
-    names = {"pyro-ppl": "pyro", "scikit-learn": "sklearn"}
+    names = {"pillow": "PIL", "pyro-ppl": "pyro", "scikit-learn": "sklearn"}
     declared = {names.get(name, name) for name in re.findall(r"^[\w-]+", required, re.MULTILINE)}
     known = declared | sys.stdlib_module_names | {"pyro_avi", "experiments"}
     for folder in ("pyro_avi", "experiments"):

@@ -434,19 +434,28 @@ def test_the_progress_bar_says_where_the_training_is(capsys):
 @pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize(("bad", "steps"), [(0, 3), (2, 250), (130, 250), (249, 250)])
 def test_a_loss_that_is_not_finite_is_told_with_its_step(bad, steps):
-    x = torch.ones(3)
-    call = itertools.count()
-
-    def model(x, spoiler):
-        with pyro.plate("data", 3):
-            z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.factor("x", z * x * spoiler)
-
-    batches = ((x, torch.tensor(float("nan") if next(call) == bad else 1.0)) for _ in itertools.count())
-    guide = avi.ConstantGuide(model, plate="data")
-    with pytest.raises(avi.DivergedError, match=f"got nan at step {bad}.\nTry a smaller learning rate") as error:
+    model, guide = build()
+    x = data()
+    batches = itertools.chain(itertools.repeat((x,), bad), [(x * float("nan"),)], itertools.repeat((x,)))
+    with (
+        pyro.validation_enabled(False),
+        pytest.raises(avi.DivergedError, match=f"got nan at step {bad}.\nTry data of unit scale without nan") as error,
+    ):
         train(model, guide, batches=batches, num_steps=steps)
     assert error.value.step == bad
+
+
+def test_validation_sees_the_first_step_and_is_left_as_it_was():
+    with (
+        pyro.validation_enabled(True),
+        pytest.raises(ValueError, match=r"of distribution Normal.*invalid values"),
+    ):
+        train(*build(), data() * float("nan"))
+    on = []
+    for enabled in (True, False):
+        with pyro.validation_enabled(enabled):
+            train(*build(), data(), callbacks=[lambda course: on.append(pyro.infer.util.is_validation_enabled())])
+    assert on == 6 * [True] + 6 * [False]
 
 
 @pytest.mark.filterwarnings("ignore:Encountered NaN")

@@ -30,7 +30,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "num_train": None,
         "widths": [1, 16, 64],
         "seeds": [0, 1],
-        "steps": 1500,
+        "steps": 800,
         "batch_size": 256,
         "latent_dim": 8,
         "hidden_dim": 64,
@@ -147,6 +147,8 @@ def _settled(options: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"Expected --seeds of at least 0, got {seed}.")
     if options.widths is not None and "amortized" not in settled["guides"]:
         raise ValueError("Expected --widths together with the amortized guide only: it alone has an encoder.")
+    # As `datasets.load` reads them.
+    settled["dataset"] = [name.lower() for name in settled["dataset"]]
     for name in ("dataset", "guides", "widths", "seeds", "noise", "protocol"):
         if len(set(settled[name])) != len(settled[name]):
             raise ValueError(f"Expected different values of --{name}, got {' '.join(map(str, settled[name]))}.")

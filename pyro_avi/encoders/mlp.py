@@ -35,7 +35,7 @@ class MLP(nn.Module):
         if len(sizes) == 1:
             raise ValueError("Expected at least one width, got none.")
         layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
-        self.layers = nn.Sequential(nn.Flatten(), *layers)
+        self.layers = nn.Sequential(*layers)
 
     @staticmethod
     def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
@@ -55,4 +55,4 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[B, H]`` of rows ``x [B, ...]``."""
-        return self.layers(x)
+        return self.layers(x.reshape(len(x), -1))

@@ -102,6 +102,6 @@ class AmortizedGuide(LocalGuide):
             if len(inputs) != count:
                 raise ValueError(f"Expected inputs= to return the {count} rows of the call, got {len(inputs)}.")
             return inputs
-        dtype = self._structure.local_latents[0].initial.dtype
+        dtype = self._like.dtype
         values = [v.movedim(self._structure.observations[name], 0).to(dtype) for name, v in found.values.items()]
-        return values[0] if len(values) == 1 else torch.cat([value.flatten(1) for value in values], -1)
+        return values[0] if len(values) == 1 else torch.cat([value.reshape(len(value), -1) for value in values], -1)

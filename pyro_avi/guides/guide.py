@@ -191,7 +191,12 @@ class LocalGuide(OwnedGuide):
 
     @property
     def _device(self) -> torch.device:
-        return self._structure.local_latents[0].initial.device
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and device of the guide, which may have been moved since it was set up."""
+        return next(iter(self.local_parameters()), self._structure.local_latents[0].initial)
 
     def local_parameters(self) -> list[nn.Parameter]:
         """The parameters of the inference function; all others of the guide belong to the global latents."""

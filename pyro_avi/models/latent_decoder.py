@@ -55,7 +55,8 @@ class LatentDecoder(PyroModule):
             The observations ``[B, *shape]``.
 
         Raises:
-            ValueError: if ``x`` and ``index`` are of different numbers of rows.
+            ValueError: if ``x`` and ``index`` are of different numbers of rows, or a row of ``x`` is not of the shape that
+                the decoder returns.
         """
         if x is not None and index is not None and len(x) != len(index):
             raise ValueError(
@@ -67,4 +68,8 @@ class LatentDecoder(PyroModule):
         with pyro.plate("data", size, subsample=index, dim=-1) as rows:
             z = pyro.sample("z", dist.Normal(self.zero.expand(len(rows), self.latent_dim), 1.0).to_event(1))
             output = decode(z)
-            return pyro.sample("x", self.likelihood(output).to_event(output.dim() - z.dim() + 1), obs=x)
+            fn = self.likelihood(output).to_event(output.dim() - z.dim() + 1)
+            # Other shapes would be broadcast, every row against every other.
+            if x is not None and x.shape[1:] != fn.event_shape:
+                raise ValueError(f"Expected rows of x of shape {tuple(fn.event_shape)}, got {tuple(x.shape[1:])}.")
+            return pyro.sample("x", fn, obs=x)

@@ -1,0 +1,123 @@
+"""The compiled gradient is the eager one, and what cannot be compiled is evaluated eagerly with a reason."""
+
+import shutil
+import warnings
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+import pyro_avi as avi
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor compiles C++ on a CPU"
+)
+
+GUIDES = {"constant": avi.ConstantGuide, "amortized": avi.AmortizedGuide, "factorized": avi.FactorizedGuide}
+
+
+def rows(count=12):
+    return torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+
+
+def train(guide_class, *, compile, elbo=TraceMeanField_ELBO, model_class=avi.models.BayesianDecoder, **options):
+    torch.manual_seed(1)
+    decoder = avi.models.DenseDecoder(2, (5,), (1, 4, 4)).double()
+    likelihood = avi.models.GaussianLikelihood(0.5, learned=True)
+    model = model_class(decoder, size=12, likelihood=likelihood).double()
+    guide = guide_class(model, **({"encoder": (6,)} if guide_class is avi.AmortizedGuide else {}))
+    batches = options.pop("batches", None) or avi.minibatches(rows(), batch_size=5)
+    course = avi.fit(
+        model, guide, batches=batches, num_steps=9, elbo=elbo(), compile=compile, progress=False, lr=0.01, **options
+    )
+    return course.losses, torch.cat([p.detach().flatten() for m in (model, guide) for p in m.parameters()])
+
+
+def assert_same_training(*args, **kwargs):
+    """Five rows, five rows, two rows: two graphs, and no warning of a step taken eagerly."""
+    eager_losses, eager = train(*args, compile=False, **kwargs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        compiled_losses, compiled = train(*args, compile=True, **kwargs)
+    torch.testing.assert_close(compiled_losses, eager_losses, rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(compiled, eager, rtol=1e-7, atol=1e-9)
+
+
+@needs_compiler
+def test_a_table_moves_row_by_row_as_in_eager_steps():
+    assert_same_training(avi.FactorizedGuide)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("model_class", [avi.models.BayesianDecoder, avi.models.VAE])
+@pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
+@pytest.mark.parametrize("name", GUIDES)
+def test_same_losses_and_parameters_as_eager(name, elbo, model_class):
+    assert_same_training(GUIDES[name], elbo=elbo, model_class=model_class)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_dense_optimizer_and_particles():
+    assert_same_training(avi.FactorizedGuide, optimizer=torch.optim.Adam)
+    assert_same_training(avi.AmortizedGuide, elbo=lambda: Trace_ELBO(num_particles=3))
+
+
+class OtherELBO(Trace_ELBO):
+    """An ELBO that the compiled step does not know."""
+
+
+def test_other_elbo_is_taken_eagerly():
+    eager, _ = train(avi.ConstantGuide, compile=False, elbo=OtherELBO)
+    with pytest.warns(UserWarning, match="taken eagerly, not compiled: OtherELBO is none of Trace_ELBO"):
+        other, _ = train(avi.ConstantGuide, compile=True, elbo=OtherELBO)
+    assert torch.equal(eager, other)
+
+
+def test_bare_parameters_are_taken_eagerly():
+    def model(x):
+        loc = pyro.param("loc", torch.zeros(()))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(loc, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.warns(UserWarning, match="not compiled: a parameter belongs to no module"):
+        avi.fit(model, avi.ConstantGuide(model), torch.ones(3), num_steps=2, compile=True, progress=False)
+
+
+def test_a_model_that_reads_its_latents_into_python_is_taken_eagerly():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+            scale = 1.0 if z.sum() > 0 else 2.0
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    with pytest.warns(UserWarning, match="taken eagerly, not compiled"):
+        avi.fit(model, avi.ConstantGuide(model), torch.ones(3), num_steps=2, compile=True, progress=False)
+
+
+@needs_compiler
+def test_a_graph_that_is_not_the_eager_step_is_refused():
+    """A model that counts its runs is frozen at its count when it is traced: the comparison under one seed finds it."""
+    runs = []
+
+    def model(x):
+        runs.append(None)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([len(x)]))
+            pyro.sample("x", dist.Normal(z, float(len(runs))), obs=x)
+
+    with pytest.warns(UserWarning, match="another loss or gradient than the eager step"):
+        avi.fit(model, avi.ConstantGuide(model), torch.ones(3), num_steps=2, compile=True, progress=False)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_more_shapes_than_graphs_are_taken_eagerly():
+    calls = [(rows()[:count], torch.arange(count)) for count in (2, 3, 4, 5, 6, 7, 2, 3, 4)]
+    with pytest.warns(UserWarning, match="more than 4 shapes"):
+        compiled, _ = train(avi.FactorizedGuide, compile=True, batches=calls)
+    torch.testing.assert_close(compiled, train(avi.FactorizedGuide, compile=False, batches=calls)[0])

@@ -1,0 +1,195 @@
+"""Refinement: exact on a conjugate model, at no cost to guide, model and program."""
+
+import copy
+import math
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_avi as avi
+
+# z_n ~ N(0, 1), x_n ~ N(theta + TAU z_n, SIGMA^2), theta ~ N(0, 2^2)
+TAU, SIGMA, THETA, N = 0.6, 1.0, 0.4, 8
+X = torch.linspace(-4.0, 5.0, N, dtype=torch.float64)
+SD = SIGMA / math.hypot(TAU, SIGMA)
+
+GUIDES = {
+    "constant": avi.ConstantGuide,
+    "amortized": partial(avi.AmortizedGuide, encoder=(4,), inputs=lambda x: x[:, None]),
+    "factorized": avi.FactorizedGuide,
+}
+
+
+@pytest.fixture(autouse=True)
+def empty_store():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+
+def model(x):
+    zero = x.new_zeros(())
+    theta = pyro.sample("theta", dist.Normal(zero, 2.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(zero, 1.0))
+        pyro.sample("x", dist.Normal(theta + TAU * z, SIGMA), obs=x)
+
+
+def posterior_mean(x):
+    """The best means of the rows' factors at any factor of theta with mean THETA."""
+    return TAU * (x - THETA) / (TAU**2 + SIGMA**2)
+
+
+def make(guide):
+    guide = GUIDES[guide](model).setup(X)
+    with torch.no_grad():
+        guide.global_guide.vector.copy_(torch.tensor([THETA, math.log(0.1)]))
+        for parameter in guide.local_parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return guide
+
+
+def images(guide="amortized", rows=6):
+    likelihood = avi.models.GaussianLikelihood(0.3, learned=True)
+    vae = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 3, 3)), size=rows, likelihood=likelihood)
+    guide = {"amortized": partial(avi.AmortizedGuide, encoder=(4,))}.get(guide, GUIDES[guide])(vae)
+    return vae, guide.setup(torch.rand(rows, 1, 3, 3))
+
+
+def assert_exact(refined, x):
+    loc, log_scale = refined.table.detach().chunk(2, -1)
+    assert (loc[:, 0] - posterior_mean(x)).abs().max() < 0.05 * SD
+    assert (log_scale.exp() - SD).abs().max() < 0.05 * SD
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("guide", GUIDES)
+def test_every_row_reaches_its_best_factor(guide, held_out):
+    guide = make(guide)
+    x = torch.tensor([2.5, -1.0, 0.1], dtype=torch.float64) if held_out else X
+    start = avi.refine(model, guide, x, num_steps=1, lr=0.0).table
+    assert (start[:, 0] - posterior_mean(x)).abs().max() > 0.5 * SD
+    refined = avi.refine(model, guide, x, num_steps=400)
+    assert isinstance(refined, avi.FactorizedGuide) and len(refined.table) == len(x)
+    assert_exact(refined, x)
+
+
+def test_it_starts_at_the_guides_own_output_or_where_it_is_told():
+    def start(guide, x, **options):
+        return avi.refine(model, guide, x, num_steps=1, lr=0.0, **options).table.detach()
+
+    x = X[:3]
+    for name in ("constant", "amortized"):
+        guide = make(name)
+        assert torch.equal(start(guide, x), guide.variational_parameters(x))
+    guide = make("factorized")
+    mean = guide.table.mean(0).expand(3, 2)
+    torch.testing.assert_close(start(guide, x), mean, rtol=0.0, atol=0.0)
+    assert torch.equal(start(guide, X, start=guide.table), guide.table)
+    given = torch.randn(3, 2, dtype=torch.float64)
+    assert torch.equal(start(guide, x, start=given), given)
+
+
+def test_the_learning_rate_falls_along_a_cosine_or_as_told():
+    guide = make("constant")
+    x = X[:3]
+
+    def tables(**options):
+        return avi.refine(model, guide, x, num_steps=8, **options).table
+
+    cosine = tables(lr=0.1)
+    assert torch.equal(cosine, tables(lr=lambda step: 0.1 * 0.5 * (1 + math.cos(math.pi * step / 8))))
+    assert not torch.equal(cosine, tables(lr=lambda step: 0.1))
+
+
+def test_the_seed_decides():
+    guide = make("constant")
+    one, again, other = (avi.refine(model, guide, X, num_steps=5, seed=seed).table for seed in (0, 0, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def snapshot(*modules):
+    return [
+        (name, value.detach().clone(), value.requires_grad, value.grad)
+        for module in modules
+        for name, value in [*module.named_parameters(), *module.named_buffers()]
+    ]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_model_guide_and_program_are_left_as_they_are(guide):
+    vae, guide = images(guide)
+    next(vae.parameters()).requires_grad_(False)
+    vae.eval()
+    before, random_state = snapshot(vae, guide), torch.get_rng_state()
+    refined = avi.refine(vae, guide, torch.rand(4, 1, 3, 3, generator=torch.Generator()), num_steps=5)
+    after = snapshot(vae, guide)
+    assert torch.equal(random_state, torch.get_rng_state()) and not set(pyro.get_param_store())
+    assert [name for name, *_ in before] == [name for name, *_ in after]
+    for (_, value, requires, grad), (_, now, requires_now, grad_now) in zip(before, after, strict=True):
+        assert torch.equal(value, now) and requires is requires_now and grad is None and grad_now is None
+    assert not set(map(id, guide.parameters())) & set(map(id, refined.parameters()))
+
+
+def test_the_factor_of_the_globals_is_a_copy_that_stays():
+    guide = make("amortized")
+    refined = avi.refine(model, guide, X[:3], num_steps=5)
+    assert torch.equal(refined.global_guide.vector, guide.global_guide.vector)
+    before = snapshot(guide)
+    avi.fit(model, refined, X[:3], num_steps=3, progress=False)
+    assert not torch.equal(refined.global_guide.vector, guide.global_guide.vector)
+    assert all(torch.equal(one[1], two[1]) for one, two in zip(before, snapshot(guide), strict=True))
+
+
+def test_no_row_is_worse_off():
+    vae, guide = images()
+    x = torch.rand(6, 1, 3, 3)
+    avi.fit(vae, guide, x, num_steps=50, lr=0.02, progress=False)
+
+    def rows(guide):
+        local = avi.log_weights(vae, guide, x, num_samples=200).local
+        return local.mean(0), local.std(0) / 200**0.5
+
+    (before, se), (after, se_after) = rows(guide), rows(avi.refine(vae, guide, x, num_steps=150))
+    gain, se = after - before, torch.hypot(se, se_after)
+    assert (gain > -5 * se).all()
+    # And it is worth while: one encoder of four units does not fit all rows.
+    assert gain.sum() > 5 * se.norm()
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_copy_that_is_trained_does_not_move_the_original(guide):
+    guide = make(guide)
+    other = copy.deepcopy(guide)
+    before = snapshot(guide)
+    avi.fit(model, other, X, num_steps=3, progress=False)
+    assert all(torch.equal(one[1], two[1]) for one, two in zip(before, snapshot(guide), strict=True))
+    trained = snapshot(other)
+    assert not any(torch.equal(one[1], two[1]) for one, two in zip(before, trained, strict=True))
+    avi.fit(model, guide, X, num_steps=3, progress=False)
+    assert all(torch.equal(one[1], two[1]) for one, two in zip(trained, snapshot(guide), strict=True))
+    refined, refined_copy = (avi.refine(model, each, X, num_steps=3) for each in (guide, other))
+    assert torch.equal(refined.table, refined_copy.table)
+
+
+# --- errors
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guide_that_was_never_set_up_is_refused(guide):
+    with pytest.raises(ValueError, match="(?s)Expected a .*Guide with parameters.*guide.setup"):
+        avi.refine(model, GUIDES[guide](model), X, num_steps=1)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 1), (2,), ()])
+def test_a_start_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"Expected parameters \[3, 2\] to start at, one row for each of the 3 rows"):
+        avi.refine(model, make("constant"), X[:3], num_steps=1, start=torch.zeros(shape))
+
+
+def test_a_minibatch_is_no_data_set():
+    vae, guide = images()
+    with pytest.raises(ValueError, match=r"of the 6 rows of the data set, got \[2, 4\].\nPass all rows"):
+        avi.refine(vae, guide, torch.rand(2, 1, 3, 3), torch.tensor([3, 1]), num_steps=1)
