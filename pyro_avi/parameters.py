@@ -18,6 +18,8 @@ def own_parameters() -> Iterator[None]:
     ``pyro.param`` statements has no other home than the store, so it is brought along and given back.
     """
     store = pyro.get_param_store()
+    # Reading the store's state takes these references off its parameters; a step around this one still needs them.
+    references = [(x, x.unconstrained) for _, x in store.named_parameters() if "unconstrained" in vars(x)]
     state = _bare(store.get_state())
     with store.scope(state=state):
         try:
@@ -25,6 +27,8 @@ def own_parameters() -> Iterator[None]:
         finally:
             state.update(store.get_state())
     store.set_state(_bare(state))
+    for parameter, reference in references:
+        parameter.unconstrained = reference
 
 
 def _bare(state):

@@ -486,7 +486,7 @@ def two_batches():
 REFUSED = {
     "no steps": ({"num_steps": 0}, ValueError, "num_steps of at least 1, got 0"),
     "precision": ({"precision": "bfloat16"}, ValueError, "precision='float32', the only one there is, got 'bfloat16'"),
-    "compile": ({"compile": True}, ValueError, "compile='auto' or compile=False.*got True"),
+    "compile": ({"compile": "yes"}, ValueError, "compile to be 'auto', True or False, got 'yes'"),
     "unknown part": ({"lr": {"encoder": 0.1}}, ValueError, r'"local", "global" or both, got \[\'encoder\'\]'),
     "no part": ({"lr": {}}, ValueError, r'"local", "global" or both, got \[\]'),
     "run out": ({"batches": two_batches}, ValueError, "batches for 6 steps, got 2.\n.*avi.minibatches"),

@@ -232,9 +232,12 @@ def z_score(model, guide, args, kwargs, batches=8):
     """The difference of two ELBOs in its standard errors, and that standard error."""
     guide(*args, **kwargs)
     elbos = [
-        elbo(num_particles=50, vectorize_particles=True, max_plate_nesting=2) for elbo in (Trace_ELBO, TraceMeanField_ELBO)
+        elbo(num_particles=50, vectorize_particles=True, max_plate_nesting=2)
+        for elbo in (Trace_ELBO, TraceMeanField_ELBO)
     ]
-    losses = torch.tensor([[elbo.loss(model, guide, *args, **kwargs) for _ in range(batches)] for elbo in elbos]).double()
+    losses = torch.tensor(
+        [[elbo.loss(model, guide, *args, **kwargs) for _ in range(batches)] for elbo in elbos]
+    ).double()
     error = (losses.var(-1) / batches).sum().sqrt()
     return float((losses[0].mean() - losses[1].mean()).abs() / error), float(error)
 
@@ -273,11 +276,16 @@ def test_particles_can_be_vectorized(kind, case):
 def test_predictive_returns_every_site(kind, case):
     model, guide, args, kwargs = make(kind, case)
     guide.setup(*args, **kwargs)
-    shapes = {name: site["value"].shape for name, site in latents(poutine.trace(model).get_trace(*args, **kwargs)).items()}
+    shapes = {
+        name: site["value"].shape for name, site in latents(poutine.trace(model).get_trace(*args, **kwargs)).items()
+    }
 
     draws = Predictive(model, guide=guide, num_samples=3, return_sites=list(shapes))(*args, **kwargs)
 
-    assert {name: value.shape for name, value in draws.items()} == {n: (3, *shape) for n, shape in shapes.items()}
+    assert set(draws) == set(shapes)
+    for name, shape in shapes.items():
+        # Pyro gives global latents a dimension of size 1 in the place of every plate.
+        assert draws[name].shape in ((3, *shape), (3, *(1,) * (draws[name].dim() - len(shape) - 1), *shape))
     assert all((value[0] != value[1]).any() for value in draws.values())
 
 
@@ -327,18 +335,19 @@ def test_all_rows_start_alike_unless_each_has_its_own(kind):
 
 def test_training_with_svi_reaches_what_the_guide_can(kind):
     model, guide, args, kwargs = make(kind, "one real latent")
-    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.99}), TraceMeanField_ELBO())
-    evidence = dist.Normal(torch.zeros(ROWS), 1.25**0.5).log_prob(X).sum().item()
+    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 0.1, "lrd": 0.98}), TraceMeanField_ELBO())
+    evidence = dist.Normal(torch.zeros(ROWS), 1.25**0.5).log_prob(X).sum()
 
-    losses = [svi.step(*args, **kwargs) for _ in range(300)]
+    losses = [svi.step(*args, **kwargs) for _ in range(200)]
 
     assert sum(losses[-20:]) < sum(losses[:20])
     # A constant factor loses the spread of the exact posterior means, x / 1.25 with variance 0.2.
     spread = ((X - X.mean()) ** 2).sum().item() / 1.25**2 / (2 * 0.2)
     expected = evidence - (spread if kind == "ConstantGuide" else 0.0)
-    estimate = avi.elbo(avi.log_weights(model, guide, *args, num_samples=200))
-    assert estimate.se < 0.15
-    assert abs(estimate.value - expected) < 0.1 + 5 * estimate.se
+    q = guide.posterior(*args, **kwargs).base_dist
+    exact = dist.Normal(q.loc[:, 0], 0.5).log_prob(X).sum() - (q.variance / 0.5).sum()
+    exact -= torch.distributions.kl_divergence(q, dist.Normal(torch.zeros(ROWS, 1), 1.0)).sum()
+    assert expected - 0.25 < exact < expected + 1e-3
 
 
 @pytest.mark.parametrize(
@@ -359,7 +368,7 @@ def test_the_globals_may_have_any_guide(kind, make_global, as_guide):
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
 
     svi.step(*args, **kwargs)
-    before = guide.median(*args, **kwargs)
+    before = {name: value.clone() for name, value in guide.median(*args, **kwargs).items()}
     for _ in range(3):
         svi.step(*args, **kwargs)
 

@@ -200,10 +200,9 @@ def test_without_data_the_model_draws(model):
     assert {name for name in trace.stochastic_nodes if name != "data"} == latents
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_particles_may_be_vectorized(model):
+def test_particles_may_be_vectorized():
     # Latents with a dimension of particles on the left decode to images with the same.
-    model = make(model, "conv")
+    model = make("VAE", "conv")
     x = torch.rand(N, *SHAPE)
     with pyro.plate("particles", 4, dim=-2):
         trace = poutine.trace(model).get_trace(x)
@@ -258,10 +257,11 @@ def test_the_users_decoder_gives_shapes_alone():
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     assert all(p.device.type == "cpu" and p.dtype == torch.float32 and p.grad is None for p in network.parameters())
     # Nor do later changes of it reach the model.
-    x, theta, z = torch.rand(N, *SHAPE).double(), torch.zeros(2 * 5 + 5 + 5 * 15 + 15).double(), torch.zeros(N, 2).double()
-    value = log_joint(model, x, theta=theta, z=z)
+    x = torch.rand(N, *SHAPE).double()
+    values = {"theta": torch.ones(2 * 5 + 5 + 5 * 15 + 15).double(), "z": torch.ones(N, 2).double()}
+    before = log_joint(model, x, **values)
     nn.init.zeros_(next(network.parameters()))
-    assert torch.equal(value, log_joint(model, x, theta=theta, z=z))
+    assert torch.equal(before, log_joint(model, x, **values))
 
 
 # --- errors
@@ -276,26 +276,32 @@ class Normalized(nn.Module):
 
 
 REFUSED = {
-    "no rows": (lambda: make(size=0), "size to be the number of rows of the data set, got 0"),
-    "latent dim": (lambda: DenseDecoder(0, (3,), SHAPE), "positive sizes of the decoder, got 0"),
-    "width": (lambda: DenseDecoder(2, (3, -1), SHAPE), "positive sizes of the decoder, got -1"),
-    "shape": (lambda: ConvDecoder(2, (1, 0, 3)), "positive sizes of the decoder, got 0"),
-    "channels": (lambda: ConvDecoder(2, SHAPE, channels=(4, 0)), "positive sizes of the decoder, got 0"),
-    "scale": (lambda: GaussianLikelihood(0.0), "a positive scale of the noise, got 0.0"),
-    "scale that is no number": (lambda: GaussianLikelihood(float("nan")), "a positive scale of the noise, got nan"),
-    "buffers": (lambda: BayesianDecoder(Normalized(), size=N), "weights alone, got one with buffers: Normalized"),
+    "no rows": (lambda: make(size=0), "Expected size to be the number of rows of the data set, got 0"),
+    "latent dim": (lambda: DenseDecoder(0, (3,), SHAPE), "Expected positive sizes of the decoder, got 0"),
+    "width": (lambda: DenseDecoder(2, (3, -1), SHAPE), "Expected positive sizes of the decoder, got -1"),
+    "shape": (lambda: ConvDecoder(2, (1, 0, 3)), "Expected positive sizes of the decoder, got 0"),
+    "channels": (lambda: ConvDecoder(2, SHAPE, channels=(4, 0)), "Expected positive sizes of the decoder, got 0"),
+    "scale": (lambda: GaussianLikelihood(0.0), "Expected a positive scale of the noise, got 0.0"),
+    "scale that is no number": (
+        lambda: GaussianLikelihood(float("nan")),
+        "Expected a positive scale of the noise, got nan",
+    ),
+    "buffers": (
+        lambda: BayesianDecoder(Normalized(), size=N),
+        "Expected a decoder whose state is its weights alone, got one with buffers: Normalized",
+    ),
     "index": (
         lambda: make()(torch.rand(3, *SHAPE), torch.arange(2)),
-        "one position in index for each of the 3 rows of x, got 2.\nPass model",
+        "Expected one position in index for each of the 3 rows of x, got 2.\nPass model",
     ),
     "images without channels": (
         lambda: make()(torch.rand(N, *SHAPE[1:])),
-        r"rows of x of shape \(1, 5, 3\), got \(5, 3\)",
+        r"Expected rows of x of shape \(1, 5, 3\), got \(5, 3\)",
     ),
-    "flat images": (lambda: make()(torch.rand(N, 15)), r"rows of x of shape \(1, 5, 3\), got \(15,\)"),
+    "flat images": (lambda: make()(torch.rand(N, 15)), r"Expected rows of x of shape \(1, 5, 3\), got \(15,\)"),
     "images of one pixel": (
         lambda: make("BayesianDecoder")(torch.rand(N, 1, 1, 1)),
-        r"rows of x of shape \(1, 5, 3\), got \(1, 1, 1\)",
+        r"Expected rows of x of shape \(1, 5, 3\), got \(1, 1, 1\)",
     ),
 }
 
@@ -303,5 +309,5 @@ REFUSED = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_no_model_or_no_data_is_refused(case):
     call, message = REFUSED[case]
-    with pytest.raises(ValueError, match=f"Expected {'a decoder whose state is its ' * (case == 'buffers')}.*{message}"):
+    with pytest.raises(ValueError, match=message):
         call()

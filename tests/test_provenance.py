@@ -1,6 +1,5 @@
 """Where rows and observed values come from: replayed, read from the model again, or refused, and never stale."""
 
-
 import numpy
 import pyro
 import pyro.distributions as dist
@@ -83,7 +82,12 @@ REPLAYED = {
     "scalar argument": (lambda rows, x, c: x * c, (X, 2.0), (OTHER, 2.0), OTHER * 2),
     "0-dimensional argument": (lambda rows, x, c: x * c, (X, torch.tensor(2.0)), (X, torch.tensor(5.0)), X * 5),
     "made in the model": (lambda rows: torch.arange(12.0).view(6, 2) / 2, (), (), X / 2),
-    "made in the model for an argument": (lambda rows, x: x + torch.ones(2).cumsum(0), (X,), (OTHER,), OTHER + X[1] - 1),
+    "made in the model for an argument": (
+        lambda rows, x: x + torch.ones(2).cumsum(0),
+        (X,),
+        (OTHER,),
+        OTHER + X[1] - 1,
+    ),
     "split": (lambda rows, x: x.chunk(2, -1)[1], (torch.ones(6, 4),), (torch.cat([X, OTHER], -1),), OTHER),
     "missing values": (lambda rows, x: x.nan_to_num(0.0), (X,), (OTHER,), OTHER),
 }

@@ -101,7 +101,6 @@ def test_the_elbo_is_the_evidence_less_the_divergence(shift, stretch):
     assert not agrees(log_evidence().item() - divergence * (N - 1) / N)
 
 
-
 GUIDES = {
     "constant": avi.ConstantGuide,
     "amortized": partial(avi.AmortizedGuide, encoder=(4,), inputs=lambda x, index=None: x[:, None]),

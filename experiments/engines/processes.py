@@ -13,6 +13,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
+from tqdm import tqdm
+
 from experiments.cell import Cell
 from experiments.engines import Engine, Outcome, Watch, attempt
 from experiments.run import Context, Progress, use_one_thread
@@ -139,6 +141,8 @@ def _serve(connection: Connection, context: Context) -> None:
     """The life of a worker: cells in, progress and outcomes out, until nobody is at the other end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     use_one_thread()
+    # tqdm would make a lock for all processes, which a worker that is ended leaves behind with a warning.
+    tqdm.set_lock(threading.RLock())
     with suppress(EOFError, ConnectionError):
         while True:
             cell = connection.recv()

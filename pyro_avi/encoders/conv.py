@@ -19,7 +19,8 @@ class Conv(nn.Module):
         activation: makes a module for the nonlinearity after each layer.
 
     Raises:
-        ValueError: if a number is not positive, or the image is too small to be halved that often.
+        ValueError: if a number is not a positive whole one, there is no convolution, or the image is too small to be halved
+            that often.
 
     Example::
 
@@ -40,8 +41,12 @@ class Conv(nn.Module):
     ):
         super().__init__()
         for number in (in_channels, *image_size, *channels, features):
-            if number < 1:
-                raise ValueError(f"Expected positive channels, image size and features, got {number}.")
+            if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+                raise ValueError(
+                    f"Expected channels, image size and features that are whole numbers of at least 1, got {number!r}."
+                )
+        if not channels:
+            raise ValueError("Expected the channels of at least one convolution, got none.")
         if min(image_size) < 2 ** len(channels):
             raise ValueError(
                 f"Expected images of at least {2 ** len(channels)} pixels a side for {len(channels)} halvings, got "

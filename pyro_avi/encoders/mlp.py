@@ -31,9 +31,7 @@ class MLP(nn.Module):
 
     def __init__(self, in_features: int, widths: Sequence[int], *, activation: Callable[[], nn.Module] = nn.SiLU):
         super().__init__()
-        sizes = self.check_widths((in_features, *widths))
-        if len(sizes) == 1:
-            raise ValueError("Expected at least one width, got none.")
+        sizes = self.check_widths((in_features, *self.check_widths(widths)))
         layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
         self.layers = nn.Sequential(*layers)
 

@@ -57,7 +57,7 @@ class FactorizedGuide(LocalGuide):
     def _check_rows(self, found):
         if found.size != len(self.table):
             raise ValueError(
-                f"Expected all {len(self.table)} rows of plate {self._structure.plate.name!r}, got {found.size}.\n"
+                f'Expected all {len(self.table)} rows of plate "{self._structure.plate.name}", got {found.size}.\n'
                 "A FactorizedGuide has one row of parameters for each row it was fitted to.\n"
                 "Try one of the following fixes:\n"
                 "- for a minibatch, pass the positions of its rows, or let the model subsample its plate\n"

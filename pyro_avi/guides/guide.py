@@ -158,7 +158,9 @@ class LocalGuide(OwnedGuide):
         elif drawn is not None:
             rows = torch.arange(drawn[0], device=self._device)
             if draw:
-                rows = pyro.sample(frame.name, DrawnRows(*drawn, self._device), infer={"is_auxiliary": True})
+                depth = max(-frame.dim for frame in self._frames())
+                fn = DrawnRows(*drawn, depth, self._device)
+                rows = pyro.sample(frame.name, fn, infer={"is_auxiliary": True})
         found = self._sources.read(args, kwargs, rows)
         if frame.name in given:
             self._check_given(given[frame.name], found, drawn)

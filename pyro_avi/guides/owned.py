@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyro
+from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -34,7 +35,9 @@ class OwnedGuide(AutoGuide):
                 module._pyro_name = f"{root}.{path}" if path else root
 
     def __getstate__(self):
-        # A weak reference and the plates of the last call are of this process and this moment.
+        # Weak references and the plates of the last call are of this process and this moment.
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
         return {**self.__dict__, "master": None, "plates": {}}
 
     def __setstate__(self, state):
@@ -69,7 +72,9 @@ class OwnedGuide(AutoGuide):
     @staticmethod
     def _plates(frames: Iterable[CondIndepStackFrame], given: Mapping[str, pyro.plate]) -> dict[str, pyro.plate]:
         plates = dict(given)
-        for frame in frames:
-            if frame.name not in plates:
-                plates[frame.name] = pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim)
+        # Hidden, so that a guide written by hand may state plates of the same names.
+        with poutine.block():
+            for frame in frames:
+                if frame.name not in plates:
+                    plates[frame.name] = pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim)
         return plates

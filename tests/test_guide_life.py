@@ -1,0 +1,325 @@
+"""The life of a guide: parameters and their names, copies, pickles, precision, and what is refused on the way."""
+
+import copy
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
+from torch import nn
+
+import pyro_avi as avi
+
+N = 6
+X = torch.linspace(-1, 1, 3 * N).view(N, 3)
+INDEX = torch.tensor([4, 0])
+
+GUIDES = {
+    "ConstantGuide": avi.ConstantGuide,
+    "AmortizedGuide": lambda model, **kwargs: avi.AmortizedGuide(model, (4,), **kwargs),
+    "FactorizedGuide": avi.FactorizedGuide,
+}
+LOCAL = {
+    "ConstantGuide": {"vector"},
+    "AmortizedGuide": {"encoder.layers.0.weight", "encoder.layers.0.bias", "head.weight", "head.bias"},
+    "FactorizedGuide": {"table"},
+}
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+    yield
+    pyro.clear_param_store()
+
+
+@pytest.fixture(params=GUIDES)
+def kind(request):
+    return request.param
+
+
+def scaled(x, index=None):
+    """Two globals; observed values that are not the argument itself."""
+    loc = pyro.sample("loc", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+    with pyro.plate("data", N, subsample=index):
+        z = pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x * 2)
+
+
+def module():
+    return avi.models.BayesianDecoder(avi.models.DenseDecoder(2, (4,), (3,)), size=N)
+
+
+def train(model, guide, x=X, steps=2):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    for _ in range(steps):
+        svi.step(x)
+
+
+def values(guide):
+    return {name: value.clone() for name, value in guide.state_dict().items()}
+
+
+def moved(guide, before):
+    return {name for name, value in guide.state_dict().items() if not torch.equal(value, before[name])}
+
+
+def trained(kind):
+    # A head of zeros passes no gradient to the encoder: only after a step the whole network moves.
+    return LOCAL[kind] | {"global_guide.vector"}
+
+
+def test_parameters_are_there_after_setup(kind):
+    guide = GUIDES[kind](scaled)
+    assert not list(guide.parameters())
+
+    assert guide.setup(X) is guide
+
+    assert {name for name, _ in guide.named_parameters()} == LOCAL[kind] | {"global_guide.vector"}
+    assert set(map(id, guide.local_parameters())) == {id(p) for n, p in guide.named_parameters() if n in LOCAL[kind]}
+    before = values(guide)
+    guide.setup(-X)
+    assert not moved(guide, before)
+
+
+def test_setup_leaves_the_random_state_and_the_store_alone(kind):
+    pyro.param("mine", torch.ones(2))
+    model = module()
+    state = torch.get_rng_state()
+
+    GUIDES[kind](model).setup(X)
+
+    assert torch.equal(torch.get_rng_state(), state)
+    assert list(pyro.get_param_store()) == ["mine"]
+
+
+def test_a_first_step_inside_training_is_like_any_other(kind):
+    model = module()
+    guides = [GUIDES[kind](model), GUIDES[kind](model).setup(X)]
+    draws = []
+    for guide in guides:
+        torch.manual_seed(1)
+        draws.append(guide(X))
+    if kind != "AmortizedGuide":  # its encoder is initialized at random, at setup
+        assert all(torch.equal(draws[0][name], draws[1][name]) for name in draws[0])
+    torch.manual_seed(1)
+    again = guides[1](X)
+    assert all(torch.equal(draws[1][name], again[name]) for name in again)
+
+
+def test_a_failed_setup_leaves_nothing_behind(kind):
+    guide = GUIDES[kind](scaled, global_guide=lambda model: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        guide.setup(X)
+
+    with pytest.raises(ValueError, match="never seen the model's arguments"):
+        _ = guide.row_plate
+
+
+@pytest.mark.parametrize("setup", [True, False], ids=["set up", "fresh"])
+def test_a_deepcopy_is_a_guide_of_its_own(kind, setup):
+    guide = GUIDES[kind](scaled)
+    if setup:
+        train(scaled, guide)
+
+    twin = copy.deepcopy(guide)
+
+    assert guide.model is twin.model is scaled
+    assert twin._pyro_name != guide._pyro_name
+    assert list(twin.state_dict()) == list(guide.state_dict())
+    twin.setup(X)
+    before = values(guide.setup(X)), values(twin)
+    train(scaled, twin)
+    assert moved(guide, before[0]) == set()
+    assert moved(twin, before[1]) == trained(kind)
+    before = values(guide), values(twin)
+    train(scaled, guide)
+    assert moved(guide, before[0]) == trained(kind)
+    assert moved(twin, before[1]) == set()
+
+
+def test_a_copy_reads_its_own_calls(kind):
+    model = scaled
+    guide = GUIDES[kind](model).setup(X)
+    guide(X[INDEX], INDEX)
+    with torch.no_grad():
+        for parameter in guide.local_parameters():
+            parameter.normal_()
+
+    for twin in (copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
+        other = torch.tensor([5, 2])
+        torch.testing.assert_close(
+            twin.variational_parameters(-X[other], other), guide.variational_parameters(-X[other], other)
+        )
+
+
+def test_a_model_that_is_copied_along_stays_together(kind):
+    model = module()
+    model, guide = copy.deepcopy((model, GUIDES[kind](model).setup(X)))
+
+    assert guide.model is model
+
+
+@pytest.mark.parametrize("make", [module, lambda: scaled], ids=["module", "function"])
+def test_a_pickle_is_a_guide_of_its_own(kind, make):
+    model = make()
+    guide = GUIDES[kind](model)
+    train(model, guide)
+
+    twin = pickle.loads(pickle.dumps(guide))
+
+    assert guide.model is model
+    assert twin._pyro_name != guide._pyro_name
+    assert not moved(guide, values(twin))
+    before = values(guide), values(twin)
+    train(model, guide)
+    assert moved(guide, before[0]) == trained(kind)
+    assert moved(twin, before[1]) == set()
+    before = values(guide), values(twin)
+    train(twin.model, twin)
+    assert moved(guide, before[0]) == set()
+    assert moved(twin, before[1]) == trained(kind)
+
+
+def test_two_guides_of_one_class_share_nothing(kind):
+    guides = [GUIDES[kind](scaled).setup(X) for _ in range(2)]
+    train(scaled, guides[0])
+    before = [values(guide) for guide in guides]
+
+    train(scaled, guides[1])
+
+    assert moved(guides[0], before[0]) == set()
+    assert moved(guides[1], before[1]) == trained(kind)
+    names = list(pyro.get_param_store())
+    assert len(names) == 2 * len(trained(kind))
+    store = {id(value) for _, value in pyro.get_param_store().named_parameters()}
+    assert store == {id(parameter) for guide in guides for parameter in guide.parameters()}
+
+
+def test_parameters_of_another_guide_part_survive_a_late_setup(kind):
+    # Setup happens inside a step, after the first part's parameters were registered.
+    first, second = avi.ConstantGuide(scaled).setup(X), GUIDES[kind](scaled)
+
+    def both(x):
+        with pyro.poutine.block(hide_types=["sample"]):
+            first(x)
+        second(x)
+
+    svi = SVI(scaled, both, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    assert torch.tensor(svi.step(X)).isfinite()
+
+
+def test_double_precision(kind):
+    model = module()
+    guide = GUIDES[kind](model).setup(X)
+    guide(X[INDEX], INDEX)
+
+    guide.double()
+    model.double()
+
+    x = X.double()
+    assert {value.dtype for value in guide(x).values()} == {torch.float64}
+    assert guide.median(x)["z"].dtype == torch.float64
+    train(model, guide, x)
+    assert {parameter.dtype for parameter in guide.parameters()} == {torch.float64}
+
+
+def test_state_dict_of_one_loads_into_another(kind):
+    model = module()
+    one, other = GUIDES[kind](model).setup(X), GUIDES[kind](model).setup(X)
+    train(model, one)
+
+    other.load_state_dict(one.state_dict())
+
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    torch.manual_seed(1)
+    draws = one(X)
+    torch.manual_seed(1)
+    assert all(torch.equal(draws[name], value) for name, value in other(X).items())
+
+
+def without_plate(x):
+    z = pyro.sample("z", dist.Normal(torch.zeros(N, 3), 1.0).to_event(2))
+    pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=x)
+
+
+def locals_only(x):
+    with pyro.plate("data", N):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def unobserved(x=None):
+    with pyro.plate("data", N):
+        pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+class Flat(nn.Module):
+    def forward(self, x):
+        return x.sum(-1)
+
+
+class Transposed(nn.Module):
+    def forward(self, x):
+        return x.t()
+
+
+AMORTIZED, CONSTANT, FACTORIZED = avi.AmortizedGuide, avi.ConstantGuide, avi.FactorizedGuide
+ALL = (CONSTANT, AMORTIZED, FACTORIZED)
+
+# (guides, call, error, fragment of the message)
+REFUSED = [
+    (ALL, lambda g: g(scaled, init_scale=0.0), ValueError, "init_scale > 0, got 0.0"),
+    (ALL, lambda g: g(scaled, init_scale=float("nan")), ValueError, "init_scale > 0, got nan"),
+    (ALL, lambda g: g(scaled, plate=("data", "other")), TypeError, "plate= to be the name of one plate, got"),
+    (ALL, lambda g: g(scaled, family=dist.Normal), TypeError, "family= to be a DiagonalNormal, got"),
+    (ALL, lambda g: g(scaled, family=avi.DiagonalNormal), TypeError, "family= to be a DiagonalNormal, got"),
+    (ALL, lambda g: g(scaled, plate="dota").setup(X), ValueError, "plates ['data'], got 'dota'"),
+    (ALL, lambda g: g(without_plate).setup(X), ValueError, "with a plate that holds both a latent and an observation"),
+    (ALL, lambda g: g(unobserved).setup(), ValueError, "name the plate of the local latents: plate=..."),
+    (ALL, lambda g: g(locals_only, global_guide=AutoNormal).setup(X), ValueError, "global_guide=None for a model"),
+    (ALL, lambda g: g(scaled).row_plate, ValueError, "Call guide.setup(*args) with the arguments of the model first."),
+    ((AMORTIZED,), lambda g: g(unobserved, plate="data").setup(), ValueError, "inputs=lambda *args, **kwargs: ..."),
+    ((AMORTIZED,), lambda g: g(scaled, ()), ValueError, "at least one width, got none"),
+    ((AMORTIZED,), lambda g: g(scaled, (4, 0)), ValueError, "at least 1, got 0 in (4, 0)"),
+    ((AMORTIZED,), lambda g: g(scaled, (True,)), ValueError, "at least 1, got True"),
+    ((AMORTIZED,), lambda g: g(scaled, (2.5,)), ValueError, "at least 1, got 2.5"),
+    ((AMORTIZED,), lambda g: g(scaled, "64"), TypeError, "an encoder as a module or as the widths of an MLP"),
+    ((AMORTIZED,), lambda g: g(scaled, 64), TypeError, "e.g. (64, 64), got 64"),
+    ((AMORTIZED,), lambda g: g(scaled, Flat()).setup(X), ValueError, "features of shape (6, H), got (6,)"),
+    ((AMORTIZED,), lambda g: g(scaled, Transposed()).setup(X), ValueError, "features of shape (6, H), got (3, 6)"),
+    (
+        (AMORTIZED,),
+        lambda g: g(scaled, inputs=lambda x, index=None: X).setup(X[:2], INDEX),
+        ValueError,
+        "inputs= to return the 2 rows of the call, got 6",
+    ),
+    (
+        (AMORTIZED,),
+        lambda g: g(avi.models.VAE(avi.models.DenseDecoder(2, (4,), (3,)), size=N)).setup(X)(None),
+        ValueError,
+        "observed value at site 'x', got none",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "guide, call, error, message",
+    [(guide, *refused) for guides, *refused in REFUSED for guide in guides],
+)
+def test_refused(guide, call, error, message):
+    with pytest.raises(error) as raised:
+        call(guide)
+
+    assert message in str(raised.value)
+
+
+def test_without_observations_constant_and_factorized_guides_answer():
+    for guide in (CONSTANT, FACTORIZED):
+        model = module()
+        guide = guide(model).setup(X)
+        assert guide(None)["z"].shape == guide.median()["z"].shape == (N, 2)
