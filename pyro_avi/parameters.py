@@ -21,14 +21,17 @@ def own_parameters() -> Iterator[None]:
     # Reading the store's state takes these references off its parameters; a step around this one still needs them.
     references = [(x, x.unconstrained) for _, x in store.named_parameters() if "unconstrained" in vars(x)]
     state = _bare(store.get_state())
-    with store.scope(state=state):
-        try:
-            yield
-        finally:
-            state.update(store.get_state())
-    store.set_state(_bare(state))
-    for parameter, reference in references:
-        parameter.unconstrained = reference
+    try:
+        with store.scope(state=state):
+            try:
+                yield
+            finally:
+                state.update(store.get_state())
+    finally:
+        # Also after an interruption: what was trained so far is kept.
+        store.set_state(_bare(state))
+        for parameter, reference in references:
+            parameter.unconstrained = reference
 
 
 def _bare(state):

@@ -69,7 +69,6 @@ def moved(guide, before):
 
 
 def trained(kind):
-    # A head of zeros passes no gradient to the encoder: only after a step the whole network moves.
     return LOCAL[kind] | {"global_guide.vector"}
 
 
@@ -162,6 +161,21 @@ def test_a_model_that_is_copied_along_stays_together(kind):
     model, guide = copy.deepcopy((model, GUIDES[kind](model).setup(X)))
 
     assert guide.model is model
+
+
+def test_a_copy_takes_any_guide_of_the_globals_along(kind):
+    guide = GUIDES[kind](scaled, global_guide=AutoNormal)
+    train(scaled, guide)
+
+    for twin in (copy.deepcopy(guide), pickle.loads(pickle.dumps(guide))):
+        before = values(guide), values(twin)
+        train(scaled, twin)
+        assert moved(guide, before[0]) == set()
+        assert moved(twin, before[1]) == set(before[1])
+        before = values(guide), values(twin)
+        train(scaled, guide)
+        assert moved(guide, before[0]) == set(before[0])
+        assert moved(twin, before[1]) == set()
 
 
 @pytest.mark.parametrize("make", [module, lambda: scaled], ids=["module", "function"])

@@ -72,7 +72,7 @@ def test_guides_of_a_linear_model_reach_their_closed_forms(linear, guide):
         "factorized": avi.FactorizedGuide,
     }[guide]
     guide_of_rows = make(linear.model).setup(linear.x)
-    train(linear.model, guide_of_rows, linear.x, lr=0.05, steps=900, parts=["local"])
+    train(linear.model, guide_of_rows, linear.x, lr=0.05, steps=500, parts=["local"])
     parameters = guide_of_rows.variational_parameters(linear.x).detach()
     divergence = linear.divergence(parameters)
     best = linear.least().expand(len(linear.x))
@@ -106,8 +106,8 @@ def reconstruction(model, guide, x):
 
 
 def test_the_reconstruction_of_a_constant_guide_is_the_mean_image():
-    data = datasets.load("digits")
-    model = avi.models.BayesianDecoder(avi.models.DenseDecoder(4, (16,), (1, 8, 8)), size=len(data.train))
+    data = datasets.load("digits", num_train=300)
+    model = avi.models.BayesianDecoder(avi.models.DenseDecoder(4, (8,), (1, 8, 8)), size=len(data.train))
     guide = avi.ConstantGuide(model, init_scale=math.exp(-2))
     train(model, guide, data.train, lr=0.03, steps=300)
     for x in (data.train, data.test):
@@ -122,7 +122,7 @@ def test_the_reconstruction_of_a_constant_guide_is_the_mean_image():
 
 @pytest.mark.slow
 def test_constant_amortized_and_factorized_guides_are_nested_in_their_bounds():
-    x = datasets.load("digits", num_train=150).train
+    x = datasets.load("digits", num_train=100).train
     torch.manual_seed(0)
     likelihood = avi.models.GaussianLikelihood(x.std().item(), learned=True)
     start = avi.models.VAE(avi.models.DenseDecoder(4, (24,), (1, 8, 8)), size=len(x), likelihood=likelihood)

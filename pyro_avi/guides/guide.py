@@ -1,7 +1,7 @@
 """What the three guides share: everything but the inference function."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -22,6 +22,17 @@ from pyro_avi.provenance import Found, Sources
 from pyro_avi.structure import Structure, inspect_model, quiet, row_plate
 
 __all__ = ["LocalGuide"]
+
+
+class _Hide:
+    """A model without some of its sites. What ``poutine.block`` makes of a module cannot be pickled."""
+
+    def __init__(self, model: Callable, names: Sequence[str]):
+        self.model, self.names = model, names
+
+    def __call__(self, *args, **kwargs):
+        with poutine.block(hide=self.names):
+            return self.model(*args, **kwargs)
 
 
 class LocalGuide(OwnedGuide):
@@ -126,7 +137,7 @@ class LocalGuide(OwnedGuide):
             if given is not None:
                 raise ValueError("Expected global_guide=None for a model without latents outside the plate, got one.")
             return None
-        hidden = poutine.block(self.model, hide=[latent.name for latent in structure.local_latents])
+        hidden = _Hide(self.model, [latent.name for latent in structure.local_latents])
         if given is None:
             return MeanFieldNormal(hidden, init_loc_fn=self._init_loc_fn, init_scale=self._init_scale)
         guide = given if isinstance(given, nn.Module) else given(hidden)

@@ -368,7 +368,7 @@ def test_the_command_draws_its_report_and_repeats_nothing(tmp_path):
         return done.stdout
 
     first = run()
-    page = out / "images" / "report.html"
+    page = out / "images" / "report" / "report.html"
     assert "24 cells: 24 run, 0 reused, 0 failed" in first and str(page) in first
     assert "constant" in page.read_text() and "F-VI" in page.read_text()
     before = {path: path.stat().st_mtime_ns for path in (out / "images" / "cells").iterdir()}
