@@ -26,6 +26,8 @@ nb_output_stderr = "remove"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"
+# A list of attributes is text: those that are properties have entries of their own.
+napoleon_use_ivar = True
 # References to other projects' objects cannot be looked up without a network; ours must all resolve.
 nitpick_ignore_regex = [("py:.*", r"(?!pyro_avi\.).*")]
 

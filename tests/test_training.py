@@ -72,7 +72,7 @@ def test_guides_of_a_linear_model_reach_their_closed_forms(linear, guide):
         "factorized": avi.FactorizedGuide,
     }[guide]
     guide_of_rows = make(linear.model).setup(linear.x)
-    train(linear.model, guide_of_rows, linear.x, lr=0.05, steps=500, parts=["local"])
+    train(linear.model, guide_of_rows, linear.x, lr=0.05, steps=1000, parts=["local"])
     parameters = guide_of_rows.variational_parameters(linear.x).detach()
     divergence = linear.divergence(parameters)
     best = linear.least().expand(len(linear.x))

@@ -24,7 +24,7 @@ def elbo(weights) -> Estimate:
         >>> import pyro_avi as avi
         >>> weights = avi.LogWeights(local=torch.tensor([[1.0, 2.0], [3.0, 2.0]]), global_=torch.zeros(2), scale=1.0)
         >>> estimate = avi.elbo(weights)
-        >>> estimate.value, estimate.se, estimate.rows.tolist()
+        >>> estimate.value, round(estimate.se, 4), estimate.rows.tolist()
         (4.0, 1.0, [2.0, 2.0])
     """
     total = weights.total
