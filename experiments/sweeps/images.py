@@ -30,7 +30,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "num_train": None,
         "widths": [1, 16, 64],
         "seeds": [0, 1],
-        "steps": 800,
+        "steps": 500,
         "batch_size": 256,
         "latent_dim": 8,
         "hidden_dim": 64,
