@@ -236,8 +236,16 @@ def finite(numbers):
     return all(isinstance(number, float) and abs(number) < 1e9 for number in numbers)
 
 
-@pytest.mark.parametrize(("architecture", "noise"), [("dense", "learned"), ("conv", "fixed")])
-@pytest.mark.parametrize(("guide", "width"), [("constant", None), ("amortized", 3), ("factorized", None)])
+@pytest.mark.parametrize(
+    ("guide", "width", "architecture", "noise"),
+    [
+        ("constant", None, "dense", "learned"),
+        ("amortized", 3, "dense", "fixed"),
+        ("amortized", 3, "conv", "learned"),
+        ("factorized", None, "conv", "fixed"),
+        ("factorized", None, "dense", "learned"),
+    ],
+)
 def test_a_cell_from_end_to_end(guide, width, architecture, noise):
     progress = []
     context = Context("cpu", None, False, progress=lambda *step: progress.append(step))
