@@ -257,7 +257,9 @@ def test_inputs_of_the_call_and_of_all_rows():
 
 @pytest.mark.parametrize("kind", ["AmortizedGuide", "FactorizedGuide"])
 def test_plates_may_be_created_by_the_caller(kind):
-    plates = lambda x, index=None: pyro.plate("data", N, subsample=index)
+    def plates(x, index=None):
+        return pyro.plate("data", N, subsample=index)
+
     guide = GUIDES[kind](given, create_plates=plates).setup(X[INDEX], INDEX)
     point_at_rows(guide)
 
