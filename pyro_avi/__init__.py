@@ -3,10 +3,11 @@
 from pyro_avi import encoders, models
 from pyro_avi.batches import minibatches
 from pyro_avi.estimators import Estimate, elbo
-from pyro_avi.families import DiagonalNormal
+from pyro_avi.families import DiagonalNormal, Family, Flow, LowRankNormal, MultivariateNormal
 from pyro_avi.fit import DivergedError, Fit, fit
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
 from pyro_avi.refine import refine
+from pyro_avi.storage import load, save
 from pyro_avi.weights import LogWeights, log_weights
 
 __all__ = [
@@ -16,14 +17,20 @@ __all__ = [
     "DivergedError",
     "Estimate",
     "FactorizedGuide",
+    "Family",
     "Fit",
+    "Flow",
     "LogWeights",
+    "LowRankNormal",
     "MeanFieldNormal",
+    "MultivariateNormal",
     "elbo",
     "encoders",
     "fit",
+    "load",
     "log_weights",
     "minibatches",
     "models",
     "refine",
+    "save",
 ]

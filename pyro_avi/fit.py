@@ -66,6 +66,10 @@ class HasRowTables(Protocol):
         """The tables ``[N, P]`` by name."""
         ...
 
+    def check_rows(self, *args, **kwargs) -> None:
+        """Refuse a call that is about other rows than those of the tables."""
+        ...
+
     def touched_rows(self) -> Any:
         """A context that gives a list, filled by every call of the guide with ``(name, index, rows)``.
 
@@ -221,6 +225,7 @@ class _Trained:
             self._optimizer = make(
                 [{"params": group, "lr": _at(rate, 0)} for group, rate in groups], lr=_at(self._rates[0], 0)
             )
+        self._check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
         touched_rows = guide.touched_rows if self._tables else lambda: nullcontext([])
         self._gradient = Gradient(loss, self._parameters, touched_rows)
         if compiled:
@@ -228,6 +233,7 @@ class _Trained:
 
     def step(self, step: int, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """Move the parameters; return the loss before."""
+        self._check_rows(*call, **kwargs)
         slope = self._gradient(call, kwargs)
         if self._optimizer is not None:
             for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):

@@ -9,21 +9,38 @@ for ``obs=x / 255``. The likelihood is never run again.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from pyro_avi.replay import CannotReplayError, Recorder, Replay
-from pyro_avi.structure import equal, quiet
+from pyro_avi.structure import equal, plate_scale, quiet
 
-__all__ = ["Found", "Sources"]
+__all__ = ["Found", "Rows", "Sources"]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one plate in one call of the model.
+
+    Attributes:
+        size: the number ``N`` of rows of the plate.
+        index: ``[B]`` the rows of this call, ``None`` for all of them in order.
+    """
+
+    size: int
+    index: Tensor | None
+
+    def __len__(self) -> int:
+        return self.size if self.index is None else len(self.index)
 
 
 @dataclass(frozen=True)
@@ -31,32 +48,44 @@ class Found:
     """What one call of the model works on.
 
     Attributes:
-        size: the number ``N`` of rows of the plate.
-        index: ``[B]`` the rows of this call, ``None`` for all of them in order.
-        values: the observed values by site.
+        rows: the rows of the call, by plate.
+        values: the observed values, by site.
+        masks: what masks a site, by site; only sites that are masked.
+        scales: the factor by which a site's log density counts beyond its plates' ``N / B``, by site; only those scaled.
     """
 
-    size: int
-    index: Tensor | None
+    rows: dict[str, Rows]
     values: dict[str, Tensor]
+    masks: dict[str, Tensor | bool]
+    scales: dict[str, Tensor | float]
 
 
 class Sources:
-    """Finds the rows of a plate and the values observed in it, for any call of one model.
+    """Finds the rows of plates and what a model observes, masks and scales in them, for any call of it.
 
     Python numbers that the model takes from elsewhere than its arguments count as fixed.
 
     Args:
         model: any Pyro callable.
-        plate: the name of the plate.
+        plates: the names of the plates.
         sites: the observed sites to read.
+        latents: the latent sites whose masks and scales are to be known.
+        optional: whether a call may lack the observed sites, or hide where they come from: they are left out then.
     """
 
     # More signatures than that come from a Python number that changes every step.
     max_signatures = 64
 
-    def __init__(self, model: Callable, plate: str, sites: Sequence[str]):
-        self._model, self._plate, self._sites = model, plate, tuple(sites)
+    def __init__(
+        self,
+        model: Callable,
+        plates: Sequence[str],
+        sites: Sequence[str] = (),
+        latents: Sequence[str] = (),
+        *,
+        optional: bool = False,
+    ):
+        self._model, self._wanted = model, _Wanted(tuple(plates), tuple(sites), tuple(latents), optional)
         self._slices: dict[tuple, _Slice | _Rerun] = {}
         self._warned: set[str] = set()
 
@@ -64,21 +93,21 @@ class Sources:
         # A slice knows its tensors by identity, which a copy has not.
         return {**self.__dict__, "_slices": {}}
 
-    def draws_rows(self, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, int] | None:
-        """``(N, B)`` where the model draws ``B`` of its ``N`` rows itself (``subsample_size=``), else ``None``."""
+    def draws_rows(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+        """``(N, B)`` of each plate of which the model draws ``B`` of ``N`` rows itself (``subsample_size=``)."""
         return self._slice(args, kwargs).drawn
 
-    def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Tensor | None = None) -> Found:
+    def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Mapping[str, Tensor] | None = None) -> Found:
         """What a call with these arguments works on.
 
         Args:
             args, kwargs: the arguments of the model.
-            rows: ``[B]`` the rows drawn in the model's stead, where it draws its rows itself.
+            rows: by plate the rows ``[B]`` drawn in the model's stead, where it draws its rows itself.
 
         Raises:
             ValueError: if the model gives other rows or values when it is run again, or lacks an observation.
         """
-        return self._slice(args, kwargs).read(args, kwargs, rows)
+        return self._slice(args, kwargs).read(args, kwargs, rows or {})
 
     def _slice(self, args, kwargs):
         signature = _signature(args, kwargs)
@@ -89,13 +118,24 @@ class Sources:
                     "anew. Pass a number that changes from step to step as a 0-dimensional tensor."
                 )
                 self._slices.clear()
-            self._slices[signature] = _trace_back(self._model, self._plate, self._sites, args, kwargs, self._warn_once)
+            self._slices[signature] = _trace_back(self._model, self._wanted, args, kwargs, self._warn_once)
         return self._slices[signature]
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=2)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    plates: tuple[str, ...]
+    sites: tuple[str, ...]
+    latents: tuple[str, ...]
+    optional: bool
+
+    def __str__(self) -> str:
+        return f"plate {', '.join(map(repr, self.plates))}"
 
 
 def _signature(args, kwargs) -> tuple:
@@ -112,108 +152,170 @@ def _describe(leaf) -> tuple:
 
 
 class _GiveRows(Messenger):
-    """Provide the rows that a plate would otherwise draw, and note how it got its rows."""
+    """Provide the rows that plates would otherwise draw, and note how they got their rows."""
 
-    def __init__(self, plate: str, rows: Tensor | None):
+    def __init__(self, plates: Sequence[str], rows: Mapping[str, Tensor]):
         super().__init__()
-        self.plate, self.rows = plate, rows
-        self.size, self.index, self.drawn = 0, None, None
+        self.plates, self.rows = plates, dict(rows)
+        self.found: dict[str, Rows] = {}
+        self.drawn: dict[str, tuple[int, int]] = {}
 
     def _pyro_sample(self, msg):
-        if msg["name"] != self.plate or not site_is_subsample(msg):
+        name = msg["name"]
+        if name not in self.plates or not site_is_subsample(msg):
             return
-        self.size = msg["fn"].size
+        size, count, index = msg["fn"].size, msg["fn"].subsample_size, None
         if msg["value"] is not None:
-            self.index = torch.as_tensor(msg["value"])
-        elif msg["fn"].subsample_size is not None and msg["fn"].subsample_size < self.size:
-            self.drawn = (self.size, msg["fn"].subsample_size)
-            if self.rows is None:
-                self.rows = msg["fn"].sample()
-            self.index = msg["value"] = self.rows
+            index = torch.as_tensor(msg["value"])
+        elif count is not None and count < size:
+            self.drawn[name] = (size, count)
+            if name not in self.rows:
+                self.rows[name] = msg["fn"].sample()
+            index = msg["value"] = self.rows[name]
+        self.found[name] = Rows(size, index)
 
 
-def _run(model, plate, sites, args, kwargs, *, rows=None, seed, recorder=None):
+def _run(model, wanted: _Wanted, args, kwargs, *, rows: Mapping[str, Tensor], seed: int, recorder=None):
     """Run the model beside the program; return what it worked on and how its rows came about."""
-    given = _GiveRows(plate, rows)
+    given = _GiveRows(wanted.plates, rows)
     # Validation would read data (`valid.all()`), which is no part of the model.
     with quiet(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    values = {}
-    for name in sites:
-        site = trace.nodes.get(name)
-        if site is None or not site["is_observed"]:
-            raise ValueError(
-                f"Expected an observed value at site {name!r}, got none in this call.\n"
-                "An amortized guide reads the observations. Try one of the following fixes:\n"
-                "- pass them to the call\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
-            )
-        values[name] = site["value"]
-    return Found(given.size, given.index, values), given
+        values, masks, scales = {}, {}, {}
+        for name in wanted.sites:
+            site = trace.nodes.get(name)
+            if site is not None and site["is_observed"]:
+                values[name] = site["value"]
+            elif not wanted.optional:
+                raise ValueError(
+                    f"Expected an observed value at site {name!r}, got none in this call.\n"
+                    "An amortized guide reads the observations. Try one of the following fixes:\n"
+                    "- pass them to the call\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
+                )
+        for name in [*values, *(name for name in wanted.latents if name in trace.nodes)]:
+            site = trace.nodes[name]
+            mask, plain = _mask(site), plate_scale(site["cond_indep_stack"])
+            if mask is not None:
+                masks[name] = mask
+            if isinstance(site["scale"], Tensor) or abs(site["scale"] - plain) > 1e-6 * plain:
+                scales[name] = site["scale"]
+    return Found(given.found, values, masks, scales), given, trace
+
+
+def _mask(site: Mapping[str, Any]) -> Tensor | bool | None:
+    """What masks a site: ``poutine.mask`` around it, ``.mask()`` on its distribution, or both (``None``: nothing)."""
+    masks = [site["mask"], site["fn"]._mask if isinstance(site["fn"], MaskedDistribution) else None]
+    masks = [mask for mask in masks if mask is not None and mask is not True]
+    return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
 class _Slice:
-    """The operations that lead from the arguments to the rows and observed values."""
+    """The operations that lead from the arguments to what the model works on."""
 
-    def __init__(self, found: Found, drawn, replay: Replay, keep):
-        self.drawn, self._size, self._replay, self._keep = drawn, found.size, replay, keep
+    def __init__(self, found: Found, drawn: dict[str, tuple[int, int]], plain: dict[str, float], replay: Replay, keep):
+        self.drawn, self._found, self._plain, self._replay, self._keep = drawn, found, plain, replay, keep
 
-    def read(self, args, kwargs, rows=None) -> Found:
-        return Found(self._size, *self._replay([*tree_leaves((args, kwargs)), rows]))
+    def read(self, args, kwargs, rows: Mapping[str, Tensor]) -> Found:
+        index, values, masks, scales = self._replay([*tree_leaves((args, kwargs)), *(rows.get(n) for n in self.drawn)])
+        known = {name: Rows(of.size, index[name]) for name, of in self._found.rows.items()}
+        return Found(known, values, masks, {name: scale / self._plain[name] for name, scale in scales.items()})
 
 
 class _Rerun:
     """Runs the model again at every call: slow, and always right."""
 
-    def __init__(self, model, plate, sites, drawn, keep):
-        self._run = lambda args, kwargs, rows: _run(model, plate, sites, args, kwargs, rows=rows, seed=0)
-        self._plate, self.drawn, self._keep = plate, drawn, keep
+    def __init__(self, model, wanted: _Wanted, drawn: dict[str, tuple[int, int]], keep):
+        self._run = lambda args, kwargs, rows: _run(model, wanted, args, kwargs, rows=rows, seed=0)
+        self._wanted, self.drawn, self._keep = wanted, drawn, keep
 
-    def read(self, args, kwargs, rows=None) -> Found:
-        found, given = self._run(args, kwargs, rows)
+    def read(self, args, kwargs, rows: Mapping[str, Tensor]) -> Found:
+        found, given, trace = self._run(args, kwargs, rows)
         if given.drawn != self.drawn:
             raise ValueError(
-                f"Expected plate {self._plate!r} to draw its rows as in the first call, (N, B) = {self.drawn}, got "
-                f"{given.drawn}.\nPass the data as arguments of the model, so that a call with other data is seen as one."
+                f"Expected {self._wanted} to draw its rows as in the first call, (N, B) = {self.drawn}, got {given.drawn}.\n"
+                "Pass the data as arguments of the model, so that a call with other data is seen as one."
             )
-        return found
+        plain = _plain_scales(trace, found)
+        return replace(found, scales={name: scale / plain[name] for name, scale in found.scales.items()})
 
 
-def _trace_back(model, plate, sites, args, kwargs, warn) -> _Slice | _Rerun:
+def _plain_scales(trace, found: Found) -> dict[str, float]:
+    """By scaled site what its plates alone account for."""
+    return {name: plate_scale(trace.nodes[name]["cond_indep_stack"]) for name in found.scales}
+
+
+def _targets(found: Found):
+    return {name: rows.index for name, rows in found.rows.items()}, found.values, found.masks, found.scales
+
+
+def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
     recorder = Recorder()
     # Under new identities: the model may also hold an argument itself, or be given one tensor in two places.
     args, kwargs = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-    found, given = _run(model, plate, sites, args, kwargs, seed=0, recorder=recorder)
-    again, _ = _run(model, plate, sites, args, kwargs, rows=given.rows, seed=1)
-    _check_repeats(plate, found, again)
+    found, given, trace = _run(model, wanted, args, kwargs, rows={}, seed=0, recorder=recorder)
+    again, _, _ = _run(model, wanted, args, kwargs, rows=given.rows, seed=1)
+    if wanted.optional:
+        # A value that the model draws or computes is no data.
+        found, again = _repeated(found, again), _repeated(again, found)
+    _check_repeats(wanted, found, again)
     # The objects whose identity is part of the signature must outlive it.
     keep = [leaf for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor)]
-    try:
-        inputs = [*tree_leaves((args, kwargs)), given.rows]
-        sliced = _Slice(found, given.drawn, Replay(recorder, inputs, (found.index, found.values)), keep)
-        replayed = sliced.read(args, kwargs, given.rows)
-        if not _same(replayed, found):
+    inputs = [*tree_leaves((args, kwargs)), *(given.rows[name] for name in given.drawn)]
+    plain = _plain_scales(trace, found)
+
+    def sliced(found: Found) -> _Slice:
+        slice_ = _Slice(found, given.drawn, plain, Replay(recorder, inputs, _targets(found)), keep)
+        replayed = slice_._replay(inputs)
+        if not _same(replayed, _targets(found)):
             raise CannotReplayError("its operations do not repeat")
-    except CannotReplayError as reason:
-        warn(
-            f"The rows and observed values {list(sites)} of plate {plate!r} could not be traced to the model's arguments "
-            f"({reason}), so every call runs the model once more to read them.\n"
-            "Pass the data as tensor arguments, or tell the guide what to read: inputs=lambda *args, **kwargs: ..."
-        )
-        return _Rerun(model, plate, sites, given.drawn, keep)
-    return sliced
+        return slice_
+
+    try:
+        return sliced(found)
+    except CannotReplayError as error:
+        reason = error
+    if wanted.optional:
+        found = replace(found, values={})
+        wanted = replace(wanted, sites=())
+        try:
+            return sliced(found)
+        except CannotReplayError as error:
+            reason = error
+    warn(
+        f"The rows{_and(wanted.sites)} of {wanted} could not be traced to the model's arguments ({reason}), so every call runs "
+        "the model once more to read them.\n"
+        "Pass the data as tensor arguments, or tell the guide what to read: inputs=lambda *args, **kwargs: ..."
+    )
+    return _Rerun(model, wanted, given.drawn, keep)
 
 
-def _same(one: Found, two: Found) -> bool:
-    pairs = [(one.index, two.index), *((one.values[name], two.values[name]) for name in one.values)]
-    return one.size == two.size and all(
-        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and equal(a, b)) for a, b in pairs
+def _and(sites: Sequence[str]) -> str:
+    return f" and observed values {list(sites)}" if sites else ""
+
+
+def _repeated(found: Found, again: Found) -> Found:
+    values = {name: value for name, value in found.values.items() if _same(value, again.values.get(name))}
+    return replace(found, values=values)
+
+
+def _same(one, two) -> bool:
+    """Whether two nests of tensors and numbers are equal."""
+    ones, twos = tree_flatten(one), tree_flatten(two)
+    return ones[1] == twos[1] and all(
+        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and equal(a, b)) or _same_number(a, b)
+        for a, b in zip(ones[0], twos[0], strict=True)
     )
 
 
-def _check_repeats(plate: str, found: Found, again: Found) -> None:
-    if not _same(found, again):
+def _same_number(a, b) -> bool:
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
+
+
+def _check_repeats(wanted: _Wanted, found: Found, again: Found) -> None:
+    sizes = [{name: rows.size for name, rows in each.rows.items()} for each in (found, again)]
+    if sizes[0] != sizes[1] or not _same(_targets(found), _targets(again)):
         raise ValueError(
-            f"Expected the same rows and observed values of plate {plate!r} in two runs of the model on the same arguments, "
-            "got different ones.\nA guide cannot know rows or data that the model draws at random. Draw them outside and pass "
-            "them as arguments, or use pyro.plate(name, size, subsample_size=...)."
+            f"Expected the same rows, observed values, masks and scales of {wanted} in two runs of the model on the same "
+            "arguments, got different ones.\nA guide cannot know rows or data that the model draws at random. Draw them "
+            "outside and pass them as arguments, or use pyro.plate(name, size, subsample_size=...)."
         )

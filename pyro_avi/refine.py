@@ -23,7 +23,7 @@ def refine(
     *args,
     num_steps: int,
     lr: LearningRate = 0.05,
-    start: Tensor | None = None,
+    start: Tensor | dict[tuple[str, ...], Tensor] | None = None,
     seed: int = 0,
     progress: bool = False,
     **kwargs,
@@ -44,8 +44,9 @@ def refine(
         num_steps: the number of steps of row-wise Adam, each over all rows.
         lr: the learning rate, falling to zero along a cosine, so that the result does not end in the noise of the draws;
             or a function of the step from 0.
-        start: ``[N, P]`` where to start; by default the guide's own output for the rows. A factorized guide has none for
-            rows that it was not fitted to: they start at the mean of its table, its best constant guess.
+        start: ``[N, P]`` where to start, for several row sets by the names of their plates; by default the guide's own
+            output for the rows. A factorized guide has none for rows that it was not fitted to: they start at the mean of
+            its table, its best constant guess.
         seed: of the draws.
         progress: whether to show a progress bar.
 
@@ -71,49 +72,75 @@ def refine(
         torch.Size([5, 4])
     """
     global_guide = copy.deepcopy(guide.global_guide)
-    refined = FactorizedGuide(model, plate=guide.row_plate, family=guide.family, global_guide=global_guide)
+    refined = FactorizedGuide(
+        model, plate=guide.row_plates, family=guide.family, global_guide=global_guide, same_rows=True
+    )
     refined.setup(*args, **kwargs)
+    tables = refined.row_tables()
     with torch.no_grad():
-        if start is None:
-            own = isinstance(guide, FactorizedGuide)
-            start = guide.table.mean(0) if own else guide.variational_parameters(*args, **kwargs)
-        if start.shape not in (refined.table.shape, refined.table.shape[1:]):
-            raise ValueError(
-                f"Expected start of shape {tuple(refined.table.shape)}, one row for each row to refine, got "
-                f"{tuple(start.shape)}."
-            )
-        start = start.expand_as(refined.table).clone()
-        refined.table.copy_(start)
+        for of, theirs in zip(refined.row_factors, guide.row_factors, strict=True):
+            # What rows share in a family is the model of their factors: it is taken over, and frozen with the globals.
+            of.factor.load_state_dict(theirs.factor.state_dict())
+        starts = _starts(guide, refined, start, args, kwargs)
+        for name, table in tables.items():
+            table.copy_(starts[name])
     rate = lr if callable(lr) else lambda step: lr * 0.5 * (1 + math.cos(math.pi * step / num_steps))
     # Closed-form divergences: near the optimum their sampling noise would be most of the gradient.
     elbo = TraceMeanField_ELBO()
-    fit(
-        model,
-        refined,
-        *args,
-        num_steps=num_steps,
-        lr={"local": rate},
-        elbo=elbo,
-        seed=seed,
-        progress=progress,
-        **kwargs,
-    )
+    # By the tables alone: weights that the rows share would tie them together.
+    shared = [parameter for of in refined.row_factors for parameter in of.factor.parameters()]
+    # In evaluation mode, where Pyro does not wonder about parameters that need no gradient.
+    refined.row_factors.eval()
+    for parameter in shared:
+        parameter.requires_grad_(False)
+    options = {"elbo": elbo, "seed": seed, "progress": progress}
+    fit(model, refined, *args, num_steps=num_steps, lr={"local": rate}, **options, **kwargs)
+    for parameter in shared:
+        parameter.requires_grad_(True)
+    refined.row_factors.train()
     # To judge a row is not to cost more than to move it.
-    _take_back(model, refined, start, args, kwargs, seed, draws=min(20, num_steps))
+    _take_back(model, refined, starts, args, kwargs, seed, draws=min(20, num_steps))
     return refined
 
 
-def _take_back(model, refined: FactorizedGuide, start: Tensor, args, kwargs, seed: int, *, draws: int) -> None:
+def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> dict[str, Tensor]:
+    """The tables' first values by name, ``[N, P]``."""
+    if start is None:
+        own = isinstance(guide, FactorizedGuide)
+        start = guide.table if own else guide.variational_parameters(*args, **kwargs)
+        if own:
+            start = {key: table.mean(0) for key, table in start.items()} if isinstance(start, dict) else start.mean(0)
+    starts = {}
+    for (name, table), of in zip(refined.row_tables().items(), refined.row_factors, strict=True):
+        given = start[of.rows.plates] if isinstance(start, dict) else start
+        if given.shape not in (table.shape, table.shape[1:], (*of.function.sizes, table.shape[1])):
+            raise ValueError(
+                f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
+            )
+        starts[name] = (given.flatten(0, -2) if given.dim() > 1 else given).expand_as(table).clone()
+    return starts
+
+
+def _take_back(
+    model, refined: FactorizedGuide, starts: dict[str, Tensor], args, kwargs, seed: int, *, draws: int
+) -> None:
     """Give back its start to every row that the steps made worse, judged by the same draws for both."""
+    tables = refined.row_tables()
+    plate = refined.row_plates[0]
 
     def bounds() -> Tensor:
         # Not the seed of the steps: rows fit the very draws that they were trained on.
         with quiet(seed + 1):
-            return log_weights(model, refined, *args, num_samples=draws, **kwargs).local.mean(0)
+            weights = log_weights(model, refined, *args, num_samples=draws, plate=plate, **kwargs)
+            # Rows of crossed plates share their observations, and are judged together.
+            alone = len(refined.row_plates) == 1
+            return weights.local.mean(0) if alone else weights.total.mean(0, keepdim=True)
 
-    after, steps = bounds(), refined.table.detach().clone()
+    after, steps = bounds(), {name: table.detach().clone() for name, table in tables.items()}
     with torch.no_grad():
-        refined.table.copy_(start)
+        for name, table in tables.items():
+            table.copy_(starts[name])
         # Rows whose bound is no number are worse too.
         worse = ~(after >= bounds())
-        refined.table.copy_(torch.where(worse.unsqueeze(-1), start, steps))
+        for name, table in tables.items():
+            table.copy_(torch.where(worse.unsqueeze(-1), starts[name], steps[name]))

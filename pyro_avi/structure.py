@@ -1,6 +1,6 @@
-"""What a model consists of: local and global latents, the plate of its rows, what it observes there."""
+"""What a model consists of: local and global latents, the plates of its rows, what it observes there."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,24 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints
+from torch.distributions.transforms import AffineTransform, ComposeTransform
 
 from pyro_avi.parameters import own_parameters
 
-__all__ = ["Latent", "Structure", "equal", "inspect_model", "is_latent", "is_observation", "quiet", "row_plate"]
+__all__ = [
+    "Latent",
+    "RowSet",
+    "Structure",
+    "equal",
+    "inspect_model",
+    "is_latent",
+    "is_observation",
+    "plate_scale",
+    "quiet",
+    "row_plate",
+    "row_plates",
+]
 
 
 @contextmanager
@@ -70,8 +83,10 @@ class Latent:
         frames: the plates that hold it, innermost last.
         support: its constraint.
         event_dim: the number of its event dimensions.
-        initial: its initial value in unconstrained coordinates, ``batch_shape + unconstrained event shape``.
+        initial: its initial value in unconstrained coordinates, ``batch_shape + unconstrained event shape``; for a discrete
+            latent its initial value, ``batch_shape``.
         unconstrained_event_dim: the number of event dimensions of ``initial``.
+        num_values: the number of values of a discrete latent, ``None`` for a continuous one.
     """
 
     name: str
@@ -80,35 +95,117 @@ class Latent:
     event_dim: int
     initial: Tensor
     unconstrained_event_dim: int
+    num_values: int | None = None
 
     @property
     def is_real(self) -> bool:
         """Whether the support is the whole real space, so that no transform is needed."""
-        support = self.support
-        while isinstance(support, constraints.independent):
-            support = support.base_constraint
-        return support is constraints.real
+        return _peel(self.support)[0] is constraints.real
+
+    @property
+    def is_boolean(self) -> bool:
+        """Whether the values are 0 and 1, as those of a Bernoulli."""
+        return _peel(self.support)[0] is constraints.boolean
+
+    @property
+    def transform(self) -> Transform:
+        """The map from unconstrained coordinates to the support, elementwise where the support is."""
+        transform = biject_to(_peel(self.support)[0])
+        # A shift by 0 changes nothing, but hides from the closed-form divergences what is a log-normal.
+        if isinstance(transform, ComposeTransform):
+            parts = [part for part in transform.parts if not _is_identity(part)]
+            transform = parts[0] if len(parts) == 1 else transform
+        return transform
+
+    @property
+    def independent_dim(self) -> int:
+        """The number of event dimensions over which the support is elementwise."""
+        return _peel(self.support)[1]
 
     def to_support(self, value: Tensor) -> Tensor:
         """Map unconstrained coordinates to the support."""
-        return value if self.is_real else biject_to(self.support)(value)
+        return value if self.is_real else self.transform(value)
+
+
+def _is_identity(transform: Transform) -> bool:
+    if not isinstance(transform, AffineTransform):
+        return False
+    return isinstance(transform.loc, int | float) and (transform.loc, transform.scale) == (0, 1)
+
+
+def _peel(support: constraints.Constraint) -> tuple[constraints.Constraint, int]:
+    """The constraint inside ``to_event`` and the number of dimensions that were added around it."""
+    dims = 0
+    while isinstance(support, constraints.independent):
+        support, dims = support.base_constraint, dims + support.reinterpreted_batch_ndims
+    return support, dims
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """The latents that lie in the same of the chosen plates: each of their rows gets one factor.
+
+    Attributes:
+        frames: these plates, the one with the leftmost dimension first.
+        latents: the latents, in the order of the model.
+        observations: the observed sites whose plates include these; for each the dimensions of its value that hold the
+            rows, one a plate, from the right.
+        subsampled: by observed site, its other plates that take a part of their rows only.
+    """
+
+    frames: tuple[CondIndepStackFrame, ...]
+    latents: tuple[Latent, ...]
+    observations: Mapping[str, tuple[int, ...]]
+    subsampled: Mapping[str, tuple[str, ...]]
+
+    @property
+    def plates(self) -> tuple[str, ...]:
+        """The names of the plates."""
+        return tuple(frame.name for frame in self.frames)
+
+    def __str__(self) -> str:
+        names = [f'"{name}"' for name in self.plates]
+        return f"plate {names[0]}" if len(names) == 1 else f"plates {' x '.join(names)}"
 
 
 @dataclass(frozen=True)
 class Structure:
-    """The parts of a model for one choice of the plate whose rows get local factors.
+    """The parts of a model for one choice of the plates whose rows get local factors.
 
     Attributes:
-        plate: the frame of that plate, ``None`` where every latent is global.
-        local_latents: the latents inside the plate.
-        global_latents: the latents outside it.
-        observations: the sites observed in the plate; for each the dimension of its value that holds the rows.
+        row_sets: the latents inside these plates, by the plates that they lie in.
+        global_latents: the latents outside them.
+        observations: all observed sites, in the chosen plates or not.
+        order: the names of all latents as the model states them.
     """
 
-    plate: CondIndepStackFrame | None
-    local_latents: tuple[Latent, ...]
+    row_sets: tuple[RowSet, ...]
     global_latents: tuple[Latent, ...]
-    observations: Mapping[str, int]
+    observations: tuple[str, ...]
+    order: tuple[str, ...]
+
+    @property
+    def local_latents(self) -> tuple[Latent, ...]:
+        """The latents of all row sets."""
+        return tuple(latent for rows in self.row_sets for latent in rows.latents)
+
+    @property
+    def frames(self) -> dict[str, CondIndepStackFrame]:
+        """The chosen plates that hold latents, by name."""
+        return {frame.name: frame for rows in self.row_sets for frame in rows.frames}
+
+
+def row_plates(trace: Trace) -> list[str]:
+    """The names of the plates that hold both a latent and an observation, sorted.
+
+    Args:
+        trace: a trace of the model.
+    """
+
+    def plates(wanted) -> set[str]:
+        return {frame.name for site in trace.nodes.values() if wanted(site) for frame in site["cond_indep_stack"]}
+
+    return sorted(plates(is_latent) & plates(is_observation))
 
 
 def row_plate(trace: Trace) -> str | None:
@@ -120,17 +217,21 @@ def row_plate(trace: Trace) -> str | None:
     Raises:
         ValueError: if several plates do; the message lists them.
     """
-
-    def plates(wanted) -> set[str]:
-        return {frame.name for site in trace.nodes.values() if wanted(site) for frame in site["cond_indep_stack"]}
-
-    found = sorted(plates(is_latent) & plates(is_observation))
+    found = row_plates(trace)
     if len(found) > 1:
         raise ValueError(
             f"Expected one plate that holds both a latent and an observation, got {found}.\n"
-            "Choose the one whose rows get factors of their own, for example plate={!r}.".format(found[0])
+            f"Choose those whose rows get factors of their own, for example plate={found[0]!r} or plate={tuple(found)!r}."
         )
     return found[0] if found else None
+
+
+def plate_scale(frames: Iterable[CondIndepStackFrame]) -> float:
+    """``N / B`` of all plates together: how many times a site in them counts."""
+    scale = 1.0
+    for frame in frames:
+        scale *= (frame.full_size or frame.size) / frame.size
+    return scale
 
 
 def inspect_model(
@@ -138,7 +239,7 @@ def inspect_model(
     args: tuple,
     kwargs: Mapping[str, Any],
     *,
-    plate: str | Callable[[Trace], str | None] | None,
+    plates: Sequence[str] | Callable[[Trace], Sequence[str]],
     init_loc_fn: Callable,
 ) -> Structure:
     """Run a model twice with different latents and report what it consists of.
@@ -147,15 +248,15 @@ def inspect_model(
         model: any Pyro callable.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        plate: the name of the plate whose rows are local, or a function from a trace of the model to it; ``None`` where
+        plates: the names of the plates whose rows are local, or a function from a trace of the model to them; none where
             all latents are global.
         init_loc_fn: gives each latent's initial value, as in :mod:`pyro.infer.autoguide.initialization`.
 
     Raises:
-        ValueError: if the plate does not exist, is sequential, or if sites, shapes or supports change with the latents.
+        ValueError: if a plate does not exist, is sequential, or if sites, shapes or supports change with the latents.
     """
     with quiet():
-        trace = poutine.trace(InitMessenger(init_loc_fn)(model)).get_trace(*args, **kwargs)
+        trace = poutine.trace(InitMessenger(_but_discrete(init_loc_fn))(model)).get_trace(*args, **kwargs)
         again = poutine.trace(poutine.replay(model, trace=_rows(trace))).get_trace(*args, **kwargs)
     _check_static(trace, again)
     for name, site in list(trace.nodes.items()):
@@ -163,25 +264,42 @@ def inspect_model(
         if is_observation(site) and not equal(site["value"], again.nodes[name]["value"]):
             trace.remove_node(name)
     frames = {frame.name: frame for site in trace.nodes.values() for frame in _frames(site)}
-    if callable(plate):
-        plate = plate(trace)
-    elif plate is not None and plate not in frames:
-        raise ValueError(f"Expected plate= to name one of the model's plates {sorted(frames)}, got {plate!r}.")
-    latents = {name: _latent(name, site) for name, site in trace.nodes.items() if is_latent(site)}
-    local = tuple(x for x in latents.values() if plate in [frame.name for frame in x.frames])
-    for latent in local:
-        _check_row_local(latent, trace.nodes[latent.name], plate)
+    if callable(plates):
+        plates = plates(trace)
+    for plate in plates:
+        if plate not in frames:
+            raise ValueError(f"Expected plate= to name one of the model's plates {sorted(frames)}, got {plate!r}.")
+    latents = [_latent(name, site) for name, site in trace.nodes.items() if is_latent(site)]
+    observed = {name: site for name, site in trace.nodes.items() if is_observation(site)}
+    members: dict[tuple[str, ...], list[Latent]] = {}
+    for latent in latents:
+        chosen = sorted((frame for frame in latent.frames if frame.name in plates), key=lambda frame: frame.dim)
+        members.setdefault(tuple(frame.name for frame in chosen), []).append(latent)
+        if chosen:
+            _check_fixed(latent, [frame.name for frame in chosen])
+    global_latents = members.pop((), [])
     return Structure(
-        plate=frames.get(plate),
-        local_latents=local,
-        global_latents=tuple(x for x in latents.values() if x not in local),
-        observations={
-            name: frame.dim - site["fn"].event_dim
-            for name, site in trace.nodes.items()
-            for frame in _frames(site)
-            if frame.name == plate and is_observation(site)
-        },
+        row_sets=tuple(_row_set([frames[name] for name in names], of, observed) for names, of in members.items()),
+        global_latents=tuple(global_latents),
+        observations=tuple(observed),
+        order=tuple(latent.name for latent in latents),
     )
+
+
+def _but_discrete(init_loc_fn: Callable) -> Callable:
+    """Initial values for continuous sites, a draw for discrete ones."""
+    return lambda site: site["fn"].sample() if site["fn"].support.is_discrete else init_loc_fn(site)
+
+
+def _row_set(frames: list[CondIndepStackFrame], latents: list[Latent], observed: Mapping[str, Mapping]) -> RowSet:
+    names = {frame.name for frame in frames}
+    observations, subsampled = {}, {}
+    for name, site in observed.items():
+        others = [frame for frame in _frames(site) if frame.name not in names]
+        if len(_frames(site)) - len(others) == len(frames):
+            observations[name] = tuple(frame.dim - site["fn"].event_dim for frame in frames)
+            subsampled[name] = tuple(frame.name for frame in others if plate_scale([frame]) != 1.0)
+    return RowSet(tuple(frames), tuple(latents), observations, subsampled)
 
 
 def _rows(trace: Trace) -> Trace:
@@ -198,40 +316,59 @@ def _frames(site: Mapping[str, Any]) -> tuple[CondIndepStackFrame, ...]:
 
 
 def _latent(name: str, site: Mapping[str, Any]) -> Latent:
-    fn, value = site["fn"], site["value"]
+    fn, value = site["fn"], site["value"].detach()
     for frame in _frames(site):
         if not frame.vectorized:
             raise ValueError(
                 f"Expected vectorized plates around latent {name!r}, got the sequential plate {frame.name!r}.\n"
                 f"Write `with pyro.plate({frame.name!r}, size):` instead of `for i in pyro.plate(...)`."
             )
-    with helpful_support_errors(site):
-        initial = value.detach() if fn.support is constraints.real else biject_to(fn.support).inv(value.detach())
+    num_values = _num_values(name, fn)
+    if num_values is not None:
+        initial, event_dim = value, fn.event_dim
+    else:
+        with helpful_support_errors(site):
+            initial = value if _peel(fn.support)[0] is constraints.real else biject_to(fn.support).inv(value)
+        event_dim = fn.event_dim + initial.dim() - value.dim()
     return Latent(
         name=name,
         frames=_frames(site),
         support=fn.support,
         event_dim=fn.event_dim,
         initial=initial.detach().clone(),
-        unconstrained_event_dim=fn.event_dim + initial.dim() - value.dim(),
+        unconstrained_event_dim=event_dim,
+        num_values=num_values,
     )
 
 
-def _check_row_local(latent: Latent, site: Mapping[str, Any], plate: str) -> None:
-    scale = 1.0
+def _num_values(name: str, fn) -> int | None:
+    """The number of values of a discrete latent, ``None`` for a continuous one."""
+    support, _ = _peel(fn.support)
+    if support is constraints.boolean:
+        return 2
+    bounds = (support.lower_bound, support.upper_bound) if isinstance(support, constraints.integer_interval) else ()
+    if bounds[:1] == (0,) and isinstance(bounds[1], int):
+        return bounds[1] + 1
+    if support.is_discrete:
+        raise ValueError(
+            f"Expected latent {name!r} with real values or those of a Bernoulli or Categorical, got {type(fn).__name__} with "
+            f"support {support!r}.\n"
+            "Try one of the following fixes:\n"
+            '- sum it out: infer={"enumerate": "parallel"} at its sample statement and TraceEnum_ELBO (finite supports)\n'
+            "- write it as a Categorical over its values: it gets a categorical factor"
+        )
+    return None
+
+
+def _check_fixed(latent: Latent, plates: Sequence[str]) -> None:
+    """Refuse rows that hold a part of another plate: their factors would have no fixed size."""
     for frame in latent.frames:
-        full_size = frame.full_size or frame.size
-        scale *= full_size / frame.size
-        if frame.name != plate and full_size != frame.size:
+        if frame.name not in plates and plate_scale([frame]) != 1.0:
             raise ValueError(
                 f"Expected plate {frame.name!r} of latent {latent.name!r} to have a fixed size inside a row of plate "
-                f"{plate!r}, got {frame.size} of {full_size} rows."
+                f"{', '.join(map(repr, plates))}, got {frame.size} of {frame.full_size} rows.\n"
+                f"Give its rows factors of their own: plate={(*plates, frame.name)!r}."
             )
-    if site["mask"] is not None or abs(float(site["scale"]) - scale) > 1e-6 * scale:
-        raise ValueError(
-            f"Expected latent {latent.name!r} without poutine.mask and poutine.scale, got mask={site['mask']} and scale="
-            f"{site['scale']} (its plates account for {scale:g}).\nMask or scale the observations instead."
-        )
 
 
 def _check_static(trace: Trace, again: Trace) -> None:

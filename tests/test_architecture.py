@@ -35,7 +35,7 @@ RULES = {
     "structure": Rule(frozenset({"parameters"})),
     "replay": Rule(packages=frozenset({"torch"})),
     "provenance": Rule(frozenset({"structure", "replay"})),
-    "families": Rule(),
+    "families": Rule(packages=TENSORS | {"zuko"}),
     "encoders": Rule(),
     "models": Rule(),
     "batches": Rule(packages=frozenset({"torch"})),
@@ -48,6 +48,7 @@ RULES = {
     "rowwise": Rule(frozenset({"structure", "provenance", "parameters"})),
     "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy"})),
+    "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(FOUNDATION | {"guides", "models", "fit", "rowwise", "weights", "estimators"}),
 }
 
@@ -139,17 +140,17 @@ def import_time_violations(root: Path) -> Iterator[str]:
             yield f"pyro_avi/__init__.py:{node.lineno}: importing the package does nothing but import its parts"
 
 
-def experiments_violations(root: Path) -> Iterator[str]:
-    """Uses of ``pyro_avi`` in the experiments beyond its public names."""
+def public_names_violations(root: Path) -> Iterator[str]:
+    """Uses of ``pyro_avi`` in the experiments and the gallery beyond its public names."""
     folders = {"pyro_avi": "pyro_avi", "pyro_avi.models": "pyro_avi/models", "pyro_avi.encoders": "pyro_avi/encoders"}
     public = {module: exported(root / folder / "__init__.py") for module, folder in folders.items()}
     public["pyro_avi"] |= {"models", "encoders"}
-    for path in sorted((root / "experiments").rglob("*.py")):
+    for path in sorted(path for folder in ("experiments", "gallery") for path in (root / folder).rglob("*.py")):
         tree, file = parse(path), path.relative_to(root)
         for found in imports_below(tree, file):
             named = found.module in public and found.name in public[found.module] | {""}
             if found.package == "pyro_avi" and not named:
-                yield f"{found}: experiments use the public names of pyro_avi"
+                yield f"{found}: {file.parts[0]} may import the public names of pyro_avi"
         local = {"pyro_avi": "pyro_avi"}
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
@@ -164,9 +165,17 @@ def experiments_violations(root: Path) -> Iterator[str]:
                     yield f"{file.as_posix()}:{node.lineno}: {ast.unparse(node)} is not a public name of pyro_avi"
 
 
+def gallery_violations(root: Path) -> Iterator[str]:
+    """Imports of the gallery beyond what a Pyro program and the digits need."""
+    known = TENSORS | sys.stdlib_module_names | {"gallery", "pyro_avi", "sklearn"}
+    yield from (
+        f"{found}: the gallery may not import it" for found in imports(root, "gallery") if found.package not in known
+    )
+
+
 def torchvision_violations(root: Path) -> Iterator[str]:
     """Imports of torchvision anywhere but inside a function of ``experiments/datasets``."""
-    for folder in ("pyro_avi", "experiments", "tests"):
+    for folder in ("pyro_avi", "experiments", "gallery", "tests"):
         for found in imports(root, folder):
             downloads = found.file.parts[:2] == ("experiments", "datasets") and found.inside_function
             if found.package == "torchvision" and not downloads:
@@ -180,8 +189,8 @@ def dependency_violations(root: Path) -> Iterator[str]:
     required = config["options"]["install_requires"] + config["options.extras_require"]["vision"]
     names = {"pillow": "PIL", "pyro-ppl": "pyro", "scikit-learn": "sklearn"}
     declared = {names.get(name, name) for name in re.findall(r"^[\w-]+", required, re.MULTILINE)}
-    known = declared | sys.stdlib_module_names | {"pyro_avi", "experiments"}
-    for folder in ("pyro_avi", "experiments"):
+    known = declared | sys.stdlib_module_names | {"pyro_avi", "experiments", "gallery"}
+    for folder in ("pyro_avi", "experiments", "gallery"):
         yield from (f"{found}: not in setup.cfg" for found in imports(root, folder) if found.package not in known)
 
 
@@ -200,7 +209,8 @@ def docstring_violations(root: Path) -> Iterator[str]:
 CHECKS = (
     library_violations,
     import_time_violations,
-    experiments_violations,
+    public_names_violations,
+    gallery_violations,
     torchvision_violations,
     dependency_violations,
     docstring_violations,
@@ -213,13 +223,14 @@ def test_the_project_keeps_its_rules(check):
 
 
 OBEDIENT = {
-    "setup.cfg": "[options]\ninstall_requires =\n    pyro-ppl>=1.9.1\n    torch\n    tqdm\n    numpy\n"
+    "setup.cfg": "[options]\ninstall_requires =\n    pyro-ppl>=1.9.1\n    torch\n    tqdm\n    numpy\n    zuko\n"
     "[options.extras_require]\nvision =\n    torchvision\n",
     "pyro_avi/__init__.py": '"""Doc."""\nfrom .fit import fit\nfrom pyro_avi.guides import Guide\n'
     '__all__ = ["Guide", "fit"]\n',
     "pyro_avi/structure.py": "import math\nimport torch\nfrom pyro import poutine\n",
     "pyro_avi/provenance.py": "import torch\n",
-    "pyro_avi/families.py": "import pyro.distributions as dist\n",
+    "pyro_avi/families/__init__.py": "from .flow import Flow\n",
+    "pyro_avi/families/flow.py": "import pyro.distributions as dist\nimport zuko\n",
     "pyro_avi/encoders/__init__.py": 'from .mlp import mlp\n__all__ = ["mlp"]\n',
     "pyro_avi/encoders/mlp.py": "from torch import nn\n",
     "pyro_avi/models/__init__.py": 'from .vae import VAE\n__all__ = ["VAE"]\n',
@@ -233,6 +244,7 @@ OBEDIENT = {
     "pyro_avi/refine.py": "from pyro_avi.guides import Guide\nfrom pyro_avi.fit import fit\n",
     "experiments/run.py": "import pyro_avi as avi\nfrom pyro_avi.models import VAE\nfrom pyro_avi import encoders\n"
     "avi.fit\navi.models.VAE\nencoders.mlp\n",
+    "gallery/vae.py": "import pyro\nimport torch\nimport pyro_avi as avi\nfrom gallery import compare\navi.fit\n",
     "experiments/datasets/mnist.py": "import numpy\ndef download():\n    from torchvision.datasets import MNIST\n",
 }
 
@@ -240,7 +252,8 @@ VIOLATIONS = [
     (library_violations, "pyro_avi/structure.py", "from pyro_avi.provenance import replay"),
     (library_violations, "pyro_avi/structure.py", "import numpy"),
     (library_violations, "pyro_avi/provenance.py", "from . import families"),
-    (library_violations, "pyro_avi/families.py", "import pyro_avi.encoders"),
+    (library_violations, "pyro_avi/families/flow.py", "import pyro_avi.encoders"),
+    (library_violations, "pyro_avi/guides/guide.py", "import zuko"),
     (library_violations, "pyro_avi/encoders/mlp.py", "def mlp():\n    from ..families import Normal"),
     (library_violations, "pyro_avi/models/vae.py", "from pyro_avi.encoders import mlp"),
     (library_violations, "pyro_avi/guides/guide.py", "from pyro_avi.fit import fit"),
@@ -256,13 +269,17 @@ VIOLATIONS = [
     (library_violations, "pyro_avi/__init__.py", "import pyro"),
     (library_violations, "pyro_avi/surprise.py", "import torch"),
     (import_time_violations, "pyro_avi/__init__.py", "configure()"),
-    (experiments_violations, "experiments/run.py", "from pyro_avi import Hidden"),
-    (experiments_violations, "experiments/run.py", "from pyro_avi.fit import fit"),
-    (experiments_violations, "experiments/run.py", "import pyro_avi.guides"),
-    (experiments_violations, "experiments/run.py", "from pyro_avi.models import _private"),
-    (experiments_violations, "experiments/run.py", "avi._private()"),
-    (experiments_violations, "experiments/run.py", "avi.models._private()"),
-    (experiments_violations, "experiments/run.py", "encoders.conv"),
+    (public_names_violations, "experiments/run.py", "from pyro_avi import Hidden"),
+    (public_names_violations, "experiments/run.py", "from pyro_avi.fit import fit"),
+    (public_names_violations, "experiments/run.py", "import pyro_avi.guides"),
+    (public_names_violations, "experiments/run.py", "from pyro_avi.models import _private"),
+    (public_names_violations, "experiments/run.py", "avi._private()"),
+    (public_names_violations, "experiments/run.py", "avi.models._private()"),
+    (public_names_violations, "experiments/run.py", "encoders.conv"),
+    (public_names_violations, "gallery/vae.py", "from pyro_avi.guides import Guide"),
+    (public_names_violations, "gallery/vae.py", "avi._private()"),
+    (gallery_violations, "gallery/vae.py", "import experiments"),
+    (gallery_violations, "gallery/vae.py", "def data():\n    import numpy"),
     (torchvision_violations, "experiments/datasets/mnist.py", "import torchvision"),
     (torchvision_violations, "experiments/run.py", "def run():\n    import torchvision"),
     (torchvision_violations, "pyro_avi/fit.py", "from torchvision import datasets"),

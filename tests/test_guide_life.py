@@ -23,9 +23,12 @@ GUIDES = {
     "FactorizedGuide": avi.FactorizedGuide,
 }
 LOCAL = {
-    "ConstantGuide": {"vector"},
-    "AmortizedGuide": {"encoder.layers.0.weight", "encoder.layers.0.bias", "head.weight", "head.bias"},
-    "FactorizedGuide": {"table"},
+    kind: {f"row_factors.0.function.{name}" for name in names}
+    for kind, names in {
+        "ConstantGuide": ["vector"],
+        "AmortizedGuide": ["encoder.layers.0.weight", "encoder.layers.0.bias", "head.weight", "head.bias"],
+        "FactorizedGuide": ["table"],
+    }.items()
 }
 
 
@@ -116,7 +119,7 @@ def test_a_failed_setup_leaves_nothing_behind(kind):
         guide.setup(X)
 
     with pytest.raises(ValueError, match="never seen the model's arguments"):
-        _ = guide.row_plate
+        _ = guide.row_plates
 
 
 @pytest.mark.parametrize("setup", [True, False], ids=["set up", "fresh"])
@@ -261,6 +264,11 @@ def without_plate(x):
     pyro.sample("x", dist.Normal(z, 1.0).to_event(2), obs=x)
 
 
+def without_latents(x):
+    with pyro.plate("data", N):
+        pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1), obs=x)
+
+
 def locals_only(x):
     with pyro.plate("data", N):
         z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -289,14 +297,22 @@ ALL = (CONSTANT, AMORTIZED, FACTORIZED)
 REFUSED = [
     (ALL, lambda g: g(scaled, init_scale=0.0), ValueError, "init_scale > 0, got 0.0"),
     (ALL, lambda g: g(scaled, init_scale=float("nan")), ValueError, "init_scale > 0, got nan"),
-    (ALL, lambda g: g(scaled, plate=("data", "other")), TypeError, "plate= to be the name of one plate, got"),
-    (ALL, lambda g: g(scaled, family=dist.Normal), TypeError, "family= to be a DiagonalNormal, got"),
-    (ALL, lambda g: g(scaled, family=avi.DiagonalNormal), TypeError, "family= to be a DiagonalNormal, got"),
+    (ALL, lambda g: g(scaled, plate=3), TypeError, "plate= to be the name of a plate or several names, got 3"),
+    (ALL, lambda g: g(scaled, plate=()), TypeError, "plate= to be the name of a plate or several names, got ()"),
+    (ALL, lambda g: g(scaled, plate=("data", "other")).setup(X), ValueError, "plates ['data'], got 'other'"),
+    (ALL, lambda g: g(scaled, family=dist.Normal), TypeError, "family= to be a Family such as DiagonalNormal(), got"),
+    (ALL, lambda g: g(scaled, family=avi.DiagonalNormal), TypeError, "family= to be a Family such as"),
     (ALL, lambda g: g(scaled, plate="dota").setup(X), ValueError, "plates ['data'], got 'dota'"),
-    (ALL, lambda g: g(without_plate).setup(X), ValueError, "with a plate that holds both a latent and an observation"),
-    (ALL, lambda g: g(unobserved).setup(), ValueError, "name the plate of the local latents: plate=..."),
+    (ALL, lambda g: g(without_latents, plate="data").setup(X), ValueError, "a latent in plate='data', found none"),
+    (
+        ALL,
+        lambda g: g(unobserved).setup(),
+        ValueError,
+        "name the plate of the local latents, one of ['data']: plate=...",
+    ),
+    (ALL, lambda g: g(without_latents).setup(X), ValueError, "found no latent"),
     (ALL, lambda g: g(locals_only, global_guide=AutoNormal).setup(X), ValueError, "global_guide=None for a model"),
-    (ALL, lambda g: g(scaled).row_plate, ValueError, "Call guide.setup(*args) with the arguments of the model first."),
+    (ALL, lambda g: g(scaled).row_plates, ValueError, "Call guide.setup(*args) with the arguments of the model first."),
     ((AMORTIZED,), lambda g: g(unobserved, plate="data").setup(), ValueError, "inputs=lambda *args, **kwargs: ..."),
     ((AMORTIZED,), lambda g: g(scaled, ()), ValueError, "at least one width, got none"),
     ((AMORTIZED,), lambda g: g(scaled, (4, 0)), ValueError, "at least 1, got 0 in (4, 0)"),
@@ -310,7 +326,7 @@ REFUSED = [
         (AMORTIZED,),
         lambda g: g(scaled, inputs=lambda x, index=None: X).setup(X[:2], INDEX),
         ValueError,
-        "inputs= to return the 2 rows of the call, got 6",
+        "inputs= to return the 2 rows of the call in dimension 0, got shape (6, 3)",
     ),
     (
         (AMORTIZED,),
@@ -330,6 +346,19 @@ def test_refused(guide, call, error, message):
         call(guide)
 
     assert message in str(raised.value)
+
+
+def test_a_model_without_rows_has_globals_only(kind):
+    guide = GUIDES[kind](without_plate)
+
+    with pytest.warns(UserWarning, match="every latent is global") as warned:
+        guide.setup(X)
+        guide(X)
+
+    assert len(warned) == 1
+    assert guide.row_plates == () and not guide.local_parameters()
+    assert isinstance(guide.global_guide, avi.MeanFieldNormal)
+    assert guide.median(X)["z"].shape == (N, 3)
 
 
 def test_without_observations_constant_and_factorized_guides_answer():

@@ -8,7 +8,7 @@ import torch
 from pyro import poutine
 
 import pyro_avi as avi
-from pyro_avi.provenance import Sources
+from pyro_avi.provenance import Rows, Sources
 from pyro_avi.replay import CannotReplayError, Recorder, Replay
 
 N = 6
@@ -33,7 +33,7 @@ class Model:
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=self.find(rows, *args, **kwargs))
 
     def sources(self):
-        return Sources(self, "data", ["x"])
+        return Sources(self, ["data"], ["x"])
 
 
 def batch(rows, batch):
@@ -110,7 +110,7 @@ def test_replayed(name):
     found = sources.read(*call(other))
 
     assert torch.equal(found.values["x"], expected)
-    assert (found.size, found.index) == (N, None)
+    assert found.rows["data"] == Rows(N, None)
     again = sources.read(*call(first))
     assert torch.equal(again.values["x"], find(None, *call(first)[0], **call(first)[1]))
     if name != "contiguous":  # the layout of a tensor is part of the signature
@@ -126,7 +126,7 @@ def test_only_the_operations_that_matter_are_kept():
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x / 255)
 
     for recorded, steps in ((model, 1), (Model(lambda rows, x: x), 0)):
-        sources = Sources(recorded, "data", ["x"])
+        sources = Sources(recorded, ["data"], ["x"])
         sources.read((X,), {})
         (found,) = sources._slices.values()
         assert len(found._replay._steps) == steps
@@ -144,9 +144,9 @@ def test_rows_given_by_the_caller(find, values):
     found = sources.read((X[other] if values is None else values,), {"index": other})
 
     assert model.runs == runs
-    assert torch.equal(found.index, other)
+    assert torch.equal(found.rows["data"].index, other)
     assert torch.equal(found.values["x"], X[other])
-    assert sources.draws_rows((x,), {"index": other}) is None
+    assert sources.draws_rows((x,), {"index": other}) == {}
 
 
 @pytest.mark.parametrize("find", [lambda rows, x: x[rows], lambda rows, x: pyro.subsample(x, event_dim=1)])
@@ -154,11 +154,11 @@ def test_rows_drawn_by_the_guide(find):
     model = Model(find, subsample_size=3)
     sources = model.sources()
 
-    assert sources.draws_rows((X,), {}) == (N, 3)
+    assert sources.draws_rows((X,), {}) == {"data": (N, 3)}
     runs = model.runs
     for rows in (INDEX, INDEX.flip(0), torch.arange(N)):
-        found = sources.read((OTHER,), {}, rows)
-        assert torch.equal(found.index, rows)
+        found = sources.read((OTHER,), {}, {"data": rows})
+        assert torch.equal(found.rows["data"].index, rows)
         assert torch.equal(found.values["x"], OTHER[rows])
     assert model.runs == runs
 
@@ -315,10 +315,10 @@ def test_a_number_of_rows_that_follows_the_data_is_read_again():
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=kept)
 
-    sources = Sources(model, "data", [])
+    sources = Sources(model, ["data"])
     with pytest.warns(UserWarning, match="reads data into Python"):
-        assert sources.read((X,), {}).size == 6
-    assert sources.read((X - 5,), {}).size == 3
+        assert sources.read((X,), {}).rows["data"].size == 6
+    assert sources.read((X - 5,), {}).rows["data"].size == 3
 
 
 def draws(generate):
@@ -345,8 +345,10 @@ GENERATOR = numpy.random.default_rng(0)
     ids=["rows by torch", "rows by numpy", "noise by torch", "noise by numpy", "binarized"],
 )
 def test_rows_and_data_that_the_model_draws_are_refused(model):
-    with pytest.raises(ValueError, match="(?s)same rows and observed values of plate 'data'.*Draw them outside"):
-        Sources(model, "data", ["x"]).read((X,), {})
+    with pytest.raises(
+        ValueError, match="(?s)same rows, observed values, masks and scales of plate 'data'.*Draw them outside"
+    ):
+        Sources(model, ["data"], ["x"]).read((X,), {})
 
 
 def test_missing_values_do_not_look_like_random_ones():
@@ -412,13 +414,15 @@ def test_a_plate_that_draws_from_data_of_another_size_is_refused():
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=held["x"][rows])
 
-    sources = Sources(model, "data", ["x"])
+    sources = Sources(model, ["data"], ["x"])
     with pytest.warns(UserWarning, match="no argument"):
-        sources.read((), {}, torch.tensor([1, 2]))
+        sources.read((), {}, {"data": torch.tensor([1, 2])})
     held["x"] = torch.cat([X, OTHER])
 
-    with pytest.raises(ValueError, match=r"draw its rows as in the first call, \(N, B\) = \(6, 2\), got \(12, 2\)"):
-        sources.read((), {}, torch.tensor([1, 2]))
+    with pytest.raises(
+        ValueError, match=r"as in the first call, \(N, B\) = {'data': \(6, 2\)}, got {'data': \(12, 2\)}"
+    ):
+        sources.read((), {}, {"data": torch.tensor([1, 2])})
 
 
 def test_rows_as_a_list_are_right():
@@ -427,7 +431,7 @@ def test_rows_as_a_list_are_right():
 
     with pytest.warns(UserWarning, match="as_tensor makes a tensor from a list"):
         sources.read((X[:3],), {"index": [0, 1, 2]})
-    assert sources.read((X[:3],), {"index": [3, 5, 4]}).index.tolist() == [3, 5, 4]
+    assert sources.read((X[:3],), {"index": [3, 5, 4]}).rows["data"].index.tolist() == [3, 5, 4]
 
 
 @pytest.mark.parametrize("guide", [avi.ConstantGuide, avi.AmortizedGuide, avi.FactorizedGuide])

@@ -7,14 +7,32 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_feasible, init_to_value
 from torch.distributions import constraints
+from torch.distributions.transforms import ExpTransform
 
-from pyro_avi.structure import inspect_model, row_plate
+from pyro_avi.structure import inspect_model, row_plate, row_plates
 
 X = torch.arange(6.0)
 
 
-def inspect(model, *args, plate=row_plate, init_loc_fn=init_to_feasible, **kwargs):
-    return inspect_model(model, args, kwargs, plate=plate, init_loc_fn=init_loc_fn)
+def one_plate(trace):
+    plate = row_plate(trace)
+    return () if plate is None else (plate,)
+
+
+def inspect(model, *args, plate=one_plate, init_loc_fn=init_to_feasible, **kwargs):
+    plates = (plate,) if isinstance(plate, str) else plate
+    return inspect_model(model, args, kwargs, plates=plates, init_loc_fn=init_loc_fn)
+
+
+def frame(structure):
+    (rows,) = structure.row_sets
+    (only,) = rows.frames
+    return only
+
+
+def observed(structure):
+    (rows,) = structure.row_sets
+    return rows.observations
 
 
 def names(latents):
@@ -31,10 +49,10 @@ def plain(x):
 def test_latents_in_the_plate_are_local_and_the_others_global():
     structure = inspect(plain, X)
 
-    assert structure.plate.name == "data"
+    assert frame(structure).name == "data"
     assert names(structure.local_latents) == ["z"]
     assert names(structure.global_latents) == ["loc"]
-    assert structure.observations == {"x": -1}
+    assert observed(structure) == {"x": (-1,)}
 
 
 def test_a_named_plate_needs_no_observation():
@@ -42,7 +60,7 @@ def test_a_named_plate_needs_no_observation():
 
     assert names(structure.local_latents) == ["z", "x"]
     assert names(structure.global_latents) == ["loc"]
-    assert structure.observations == {}
+    assert observed(structure) == {}
 
 
 def test_without_a_plate_of_rows_every_latent_is_global():
@@ -53,9 +71,9 @@ def test_without_a_plate_of_rows_every_latent_is_global():
 
     structure = inspect(model, X)
 
-    assert structure.plate is None
+    assert structure.row_sets == () and structure.frames == {} and structure.local_latents == ()
     assert names(structure.global_latents) == ["scale"]
-    assert structure.local_latents == () and structure.observations == {}
+    assert structure.observations == ("x",)
 
 
 def test_the_plate_of_the_rows_is_the_one_with_latents_and_observations():
@@ -70,9 +88,9 @@ def test_the_plate_of_the_rows_is_the_one_with_latents_and_observations():
 
     structure = inspect(model, X)
 
-    assert structure.plate.name == "rows"
+    assert list(structure.frames) == ["rows"]
     assert names(structure.global_latents) == ["w"]
-    assert list(structure.observations) == ["x"]
+    assert list(observed(structure)) == ["x"] and structure.observations == ("x", "y")
 
 
 def test_several_plates_that_could_be_meant_are_listed():
@@ -83,7 +101,7 @@ def test_several_plates_that_could_be_meant_are_listed():
 
     with pytest.raises(ValueError, match=r"got \['inner', 'outer'\](.|\n)*plate='inner'"):
         inspect(model, X.view(2, 3))
-    assert inspect(model, X.view(2, 3), plate="outer").plate.name == "outer"
+    assert frame(inspect(model, X.view(2, 3), plate="outer")).name == "outer"
 
 
 def factor(z, x):
@@ -125,8 +143,8 @@ def observing(statement):
 def test_only_data_count_as_observations(statement, plate, observations):
     structure = inspect(observing(statement), X)
 
-    assert (structure.plate and structure.plate.name) == plate
-    assert list(structure.observations) == observations
+    assert list(structure.frames) == ([] if plate is None else [plate])
+    assert (list(observed(structure)) if plate else []) == observations
 
 
 def test_missing_values_are_data():
@@ -139,7 +157,7 @@ def test_missing_values_are_data():
             with poutine.mask(mask=~x.isnan()):
                 pyro.sample("x", dist.Normal(z, 1.0, validate_args=False), obs=x)
 
-    assert list(inspect(model, x).observations) == ["x"]
+    assert list(observed(inspect(model, x))) == ["x"]
 
 
 def test_rows_drawn_by_the_model_are_data():
@@ -150,8 +168,8 @@ def test_rows_drawn_by_the_model_are_data():
 
     structure = inspect(model, X)
 
-    assert list(structure.observations) == ["x"]
-    assert (structure.plate.size, structure.plate.full_size) == (2, 6)
+    assert list(observed(structure)) == ["x"]
+    assert (frame(structure).size, frame(structure).full_size) == (2, 6)
 
 
 def test_the_rows_of_an_observation_are_found_among_its_dimensions():
@@ -162,10 +180,69 @@ def test_the_rows_of_an_observation_are_found_among_its_dimensions():
                 pyro.sample("labels", dist.Bernoulli(logits=z[..., 0]), obs=labels)
             pyro.sample("images", dist.Normal(z[..., :1, None], 1.0).expand([6, 1, 3, 3]).to_event(2), obs=images)
 
-    assert inspect(model, torch.zeros(6, 1, 3, 3), torch.zeros(6, 4), plate="rows").observations == {
-        "labels": -2,
-        "images": -4,
+    structure = inspect(model, torch.zeros(6, 1, 3, 3), torch.zeros(6, 4), plate="rows")
+
+    assert observed(structure) == {"labels": (-2,), "images": (-4,)}
+
+
+def crossed(x, **options):
+    persons, items = pyro.plate("persons", 5, dim=-2), pyro.plate("items", 3, dim=-1, **options)
+    with persons:
+        ability = pyro.sample("ability", dist.Normal(0.0, 1.0))
+    with items:
+        difficulty = pyro.sample("difficulty", dist.Normal(0.0, 1.0))
+    with persons, items:
+        taste = pyro.sample("taste", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(ability - difficulty + taste, 1.0), obs=x)
+
+
+def test_latents_of_different_plates_are_different_sets_of_rows():
+    structure = inspect(crossed, torch.zeros(5, 3), plate=row_plates)
+
+    assert {rows.plates: names(rows.latents) for rows in structure.row_sets} == {
+        ("persons",): ["ability"],
+        ("items",): ["difficulty"],
+        ("persons", "items"): ["taste"],
     }
+    assert [rows.observations for rows in structure.row_sets] == [{"x": (-2,)}, {"x": (-1,)}, {"x": (-2, -1)}]
+    assert structure.global_latents == ()
+
+
+def test_plates_that_give_a_part_of_their_rows_are_noted():
+    structure = inspect(crossed, torch.zeros(5, 2), plate=row_plates, subsample_size=2)
+
+    assert [rows.subsampled for rows in structure.row_sets] == [{"x": ("items",)}, {"x": ()}, {"x": ()}]
+
+
+@pytest.mark.parametrize(
+    ("fn", "num_values"),
+    [
+        (dist.Bernoulli(0.5), 2),
+        (dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), 2),
+        (dist.Categorical(torch.ones(4)), 4),
+        (dist.Normal(0.0, 1.0), None),
+    ],
+)
+def test_discrete_latents_have_a_number_of_values(fn, num_values):
+    def model(x):
+        with pyro.plate("rows", 6):
+            pyro.sample("z", fn)
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    (latent,) = inspect(model, X).local_latents
+    assert latent.num_values == num_values
+
+
+@pytest.mark.parametrize("event_dim", [0, 1])
+def test_a_positive_support_is_that_of_a_log_normal(event_dim):
+    def model(x):
+        with pyro.plate("rows", 6):
+            fn = dist.Gamma(2.0, 1.0)
+            pyro.sample("z", fn.expand([6, 2]).to_event(1) if event_dim else fn)
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    (latent,) = inspect(model, X).local_latents
+    assert isinstance(latent.transform, ExpTransform) and latent.independent_dim == event_dim
 
 
 SUPPORTS = {
@@ -224,7 +301,7 @@ def test_inner_plates_of_a_fixed_size_belong_to_the_row():
 
     assert names(structure.local_latents) == ["z", "w"]
     assert [latent.initial.shape for latent in structure.local_latents] == [(6, 1), (6, 4)]
-    assert structure.observations == {"x": -2}
+    assert observed(structure) == {"x": (-2,)}
 
 
 def test_the_program_around_is_left_as_it_was():
@@ -277,18 +354,8 @@ def moving_list():
     return z + pyro.sample(f"step_{float(z[0])}", dist.Normal(0.0, 1.0))
 
 
-def masked():
-    with poutine.mask(mask=X > 2):
-        return pyro.sample("z", dist.Normal(0.0, 1.0))
-
-
-def scaled():
-    with poutine.scale(scale=0.5):
-        return pyro.sample("z", dist.Normal(0.0, 1.0))
-
-
-def discrete():
-    return pyro.sample("z", dist.Bernoulli(0.5))
+def counts():
+    return pyro.sample("z", dist.Poisson(1.0))
 
 
 def subsampled_inside(x):
@@ -300,12 +367,14 @@ def subsampled_inside(x):
 REFUSED = {
     "a plate that does not exist": (plain, "dota", r"plates \['data'\], got 'dota'"),
     "sequential plate": (sequential, "steps", "latent 'z_0', got the sequential plate 'steps'"),
-    "support": (in_rows(moving_support), row_plate, "latent 'z' with one event shape, batch shape and support"),
-    "shape": (in_rows(moving_shape), row_plate, "latent 'z' with one event shape"),
-    "list of sites": (in_rows(moving_list), row_plate, r"same sites in every run.*'step_"),
-    "mask": (in_rows(masked), row_plate, "latent 'z' without poutine.mask"),
-    "scale": (in_rows(scaled), row_plate, "latent 'z' without poutine.mask and poutine.scale"),
-    "discrete": (in_rows(discrete), row_plate, "Continuous inference cannot handle discrete sample site 'z'"),
+    "support": (in_rows(moving_support), one_plate, "latent 'z' with one event shape, batch shape and support"),
+    "shape": (in_rows(moving_shape), one_plate, "latent 'z' with one event shape"),
+    "list of sites": (in_rows(moving_list), one_plate, r"same sites in every run.*'step_"),
+    "counts": (
+        in_rows(counts),
+        one_plate,
+        "latent 'z' with real values or those of a Bernoulli or Categorical, got Poisson",
+    ),
     "subsampled inside a row": (subsampled_inside, "rows", "plate 'inner' of latent 'w' to have a fixed size"),
 }
 

@@ -1,10 +1,18 @@
 """The constant guide: one factor for all rows."""
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_avi.guides.guide import LocalGuide
 
 __all__ = ["ConstantGuide"]
+
+
+class _Constant(nn.Module):
+    """One vector ``[P]`` of parameters for every row."""
+
+    def __init__(self, initial: Tensor):
+        super().__init__()
+        self.vector = nn.Parameter(initial.clone())
 
 
 class ConstantGuide(LocalGuide):
@@ -29,8 +37,13 @@ class ConstantGuide(LocalGuide):
         torch.Size([3, 4])
     """
 
-    def _create_parameters(self, initial, found, args, kwargs):
-        self.vector = nn.Parameter(initial[0].clone())
+    def _create_function(self, of, initial, found, args, kwargs):
+        return _Constant(initial.flatten(0, -2)[0])
 
-    def _infer(self, found, args, kwargs):
-        return self.vector.expand(found.size if found.index is None else len(found.index), -1)
+    def _infer(self, of, found, args, kwargs):
+        return of.function.vector.expand(*(len(found.rows[name]) for name in of.rows.plates), -1)
+
+    @property
+    def vector(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
+        """``[P]`` the parameters of all rows; by plates where there are several row sets."""
+        return self._by_rows(lambda of: of.function.vector)

@@ -1,94 +1,293 @@
-"""The factor of a set of latents: where a vector of variational parameters becomes sampled sites."""
+"""The factor of a set of latents: where variational parameters become sampled sites."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from math import prod
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
-from torch.distributions import biject_to
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor, nn
 
-from pyro_avi.families import DiagonalNormal
+from pyro_avi.families import DiagonalNormal, Family, Flow
+from pyro_avi.guides.placed import Placed
 from pyro_avi.structure import Latent
 
 __all__ = ["Factor"]
 
 
-class Factor:
-    """Samples latents, site by site and inside their plates, from parameters of a family.
+class Factor(nn.Module):
+    """Samples latents, site by site and inside their plates, from variational parameters.
 
-    The latents of one row are one vector of ``K`` unconstrained coordinates, in the order of the model's sites.
-    Plates of a latent other than the rows' are event dimensions of that row.
+    The continuous latents of one row are one vector of ``K`` unconstrained coordinates, in the order of the model's sites,
+    with a distribution of the family. A discrete latent has a categorical factor of its own, and one parameter for each of
+    its values. Plates of a latent other than the rows' are event dimensions of that row.
 
     Args:
+        name: of the auxiliary site that a joint family is sampled at.
         latents: the latents of the factor.
-        family: the set that a row's factor is taken from.
-        plate: the name of the plate of the rows; ``None`` for a factor without rows.
+        frames: the plates of the rows, the one with the leftmost dimension first; none for a factor without rows.
+        family: the set that a row's factor is taken from, not yet prepared.
     """
 
-    def __init__(self, latents: Sequence[Latent], family: DiagonalNormal, plate: str | None):
-        self.latents, self.family, self.plate = tuple(latents), family, plate
-        self._layouts = [_Layout(latent, plate) for latent in latents]
-        self._sizes = [prod(layout.shape) for layout in self._layouts]
-        self.num_parameters = family.num_parameters(sum(self._sizes))
+    def __init__(
+        self, name: str, latents: Sequence[Latent], frames: Sequence[CondIndepStackFrame], family: Family | None = None
+    ):
+        super().__init__()
+        self.name, self.latents, self.frames = name, tuple(latents), tuple(frames)
+        self._layouts = {latent.name: _Layout(latent, self.frames) for latent in self.latents}
+        self._continuous = [latent for latent in self.latents if latent.num_values is None]
+        self._discrete = [latent for latent in self.latents if latent.num_values is not None]
+        self._sizes = [self._layouts[latent.name].size for latent in self._continuous]
+        self._categories = [self._layouts[latent.name].size * latent.num_values for latent in self._discrete]
+        self.family = family or DiagonalNormal()
+        self.num_latents = sum(self._sizes)
+        of_family = 0
+        if self._continuous:
+            self.family.prepare(self.num_latents)
+            of_family = self.family.num_parameters(self.num_latents)
+        self._split = [of_family, *self._categories]
+        self.num_parameters = sum(self._split)
+
+    @property
+    def plates(self) -> tuple[str, ...]:
+        """The names of the plates of the rows."""
+        return tuple(frame.name for frame in self.frames)
 
     def initial(self, scale: float) -> Tensor:
-        """Parameters ``[B, P]`` (``[P]`` without rows) at the latents' initial values with standard deviation ``scale``."""
-        rows = [layout.to_rows(latent.initial) for layout, latent in zip(self._layouts, self.latents, strict=True)]
-        return self.family.initial(torch.cat(rows, -1), scale)
+        """Parameters ``[*B, P]`` at the latents' initial values with standard deviation ``scale``."""
+        parts = []
+        if self._continuous:
+            locs = [self._layouts[latent.name].to_rows(latent.initial) for latent in self._continuous]
+            parts.append(self.family.initial(torch.cat(locs, -1), scale))
+        for latent, width in zip(self._discrete, self._categories, strict=True):
+            # Every value alike: what one draw was is no information.
+            parts.append(torch.zeros(*self._layouts[latent.name].to_rows(latent.initial).shape[:-1], width))
+        return torch.cat([part.to(parts[0]) for part in parts], -1)
 
-    def sample(self, parameters: Tensor, plates: Mapping[str, pyro.plate]) -> dict[str, Tensor]:
-        """Run the sample statements.
+    def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
+        """The distribution of the continuous latents' coordinates: batch shape ``[*B]``, event shape ``[K]``."""
+        if not self._continuous:
+            raise ValueError(
+                f"Expected a continuous latent in plate {' x '.join(self.plates)}, found discrete ones only.\n"
+                "Draw from the guide itself, or ask it for its median."
+            )
+        return self.family.distribution(parameters[..., : self._split[0]])
+
+    def statements(
+        self,
+        parameters: Tensor,
+        plates: Mapping[str, pyro.plate],
+        masks: Mapping[str, Tensor | bool],
+        scales: Mapping[str, Tensor | float],
+    ) -> dict[str, Callable[[], Tensor]]:
+        """The sample statements by site, to be run in the order of the model; a joint family is sampled at once.
 
         Args:
-            parameters: ``[B, P]``, one row for each row of the plate; ``[P]`` without rows.
+            parameters: ``[*B, P]``, one row for each row of the plates.
             plates: the plates of the sites, by name.
+            masks: what masks the model's sites, by site.
+            scales: the factor by which the model's sites count beyond their plates, by site.
         """
-        result = {}
-        for latent, normal in self._normals(parameters):
+
+        def sample(latent: Latent, fn: dist.TorchDistribution) -> Tensor:
             with ExitStack() as stack:
                 for frame in latent.frames:
                     stack.enter_context(plates[frame.name])
-                # A real site is sampled from its normal itself, so that closed-form divergences apply.
-                fn = normal if latent.is_real else dist.TransformedDistribution(normal, [biject_to(latent.support)])
-                result[latent.name] = pyro.sample(latent.name, fn)
-        return result
+                _enter(stack, masks.get(latent.name), scales.get(latent.name))
+                return pyro.sample(latent.name, fn)
+
+        parts = parameters.split(self._split, -1)
+        sites = [(latent, self._categorical(latent, x)) for latent, x in zip(self._discrete, parts[1:], strict=True)]
+        if isinstance(self.family, DiagonalNormal):
+            sites += [(latent, _on_support(latent, normal)) for latent, normal in self._normals(parts[0])]
+        elif self._continuous:
+            joint = self._sample_joint(parts[0], plates, masks, scales).split(self._sizes, -1)
+            sites += [(latent, self._placed(latent, x)) for latent, x in zip(self._continuous, joint, strict=True)]
+        return {latent.name: partial(sample, latent, fn) for latent, fn in sites}
+
+    def _sample_joint(self, parameters, plates, masks, scales) -> Tensor:
+        """One draw of all continuous latents of every row, at an auxiliary site."""
+        depth = max(-frame.dim for frame in self.frames)
+        fn = self.family.distribution(_spread(parameters, self.frames, depth))
+        with ExitStack() as stack:
+            for frame in self.frames:
+                stack.enter_context(plates[frame.name])
+            _enter(stack, self._of_rows(masks, "mask", None), self._of_rows(scales, "scale", None))
+            return pyro.sample(self.name, fn, infer={"is_auxiliary": True})
+
+    def _of_rows(self, given: Mapping[str, Tensor | bool | float], what: str, default):
+        """What masks or scales whole rows, the same for all of their latents."""
+        found = [given.get(latent.name, default) for latent in self._continuous]
+        whole = all(x is found[0] or (not isinstance(x, Tensor) and x == found[0]) for x in found)
+        if whole and isinstance(found[0], Tensor):
+            rows = {-frame.dim for frame in self.frames}
+            whole = all(size == 1 or found[0].dim() - i in rows for i, size in enumerate(found[0].shape))
+        if not whole:
+            raise ValueError(
+                f"Expected one {what} for whole rows with the joint family {type(self.family).__name__}, got a {what} on "
+                f"{sorted(given)} of the latents {[latent.name for latent in self._continuous]}.\n"
+                "A joint factor cannot leave out a part of a row. Use family=DiagonalNormal(), or one poutine."
+                f"{what} around all latents of the rows."
+            )
+        return found[0]
+
+    def _placed(self, latent: Latent, rows: Tensor) -> Placed:
+        """A latent's site, computed from a joint draw of unconstrained coordinates."""
+        layout = self._layouts[latent.name]
+        coordinates = layout.from_spread(rows)
+        value = latent.to_support(coordinates)
+        if latent.is_real:
+            log_density = torch.zeros((), dtype=value.dtype, device=value.device)
+        else:
+            log_density = -latent.transform.log_abs_det_jacobian(coordinates, value)
+            log_density = (
+                log_density.sum(tuple(range(-latent.independent_dim, 0))) if latent.independent_dim else log_density
+            )
+        return Placed(
+            value, log_density.expand(value.shape[: value.dim() - latent.event_dim]), event_dim=latent.event_dim
+        )
+
+    def draw(self, parameters: Tensor, count: int) -> dict[str, Tensor]:
+        """Independent draws of every site, ``count`` leftmost: ``(count,) + shape of the site``; no sample statements.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+            count: the number of draws.
+        """
+        result = {}
+        parts = parameters.split(self._split, -1)
+        if self._continuous:
+            coordinates = self.family.distribution(parts[0]).sample((count,))
+            for latent, rows in zip(self._continuous, coordinates.split(self._sizes, -1), strict=True):
+                result[latent.name] = latent.to_support(self._layouts[latent.name].from_rows(rows))
+        for latent, logits in zip(self._discrete, parts[1:], strict=True):
+            result[latent.name] = self._categorical(latent, logits).sample((count,))
+        return {latent.name: result[latent.name] for latent in self.latents}
+
+    def mean(self, parameters: Tensor) -> dict[str, Tensor]:
+        """The mean of every site: its median where that is the same, else the average of 1,000 draws under a fixed seed.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+        """
+        result = self.quantile(parameters, parameters.new_tensor(0.5)) if self._is_normal else {}
+        drawn = [latent.name for latent in self.latents if not (self._is_normal and latent.is_real)]
+        if drawn:
+            devices = [parameters.device] if parameters.is_cuda else []
+            with torch.random.fork_rng(devices):
+                torch.manual_seed(0)
+                draws = self.draw(parameters, 1000)
+            result.update((name, draws[name].to(parameters.dtype).mean(0)) for name in drawn)
+        return {latent.name: result[latent.name] for latent in self.latents}
+
+    @property
+    def _is_normal(self) -> bool:
+        return not isinstance(self.family, Flow)
+
+    def row_shape(self, name: str) -> list[int]:
+        """The shape of a latent's unconstrained coordinates in one row: other plates, then event dimensions."""
+        return self._layouts[name].row_shape
+
+    def row_dim(self, name: str) -> int:
+        """The dimension of a site's value that holds the rows of the one plate, from the right."""
+        latent = next(latent for latent in self.latents if latent.name == name)
+        return self.frames[0].dim - latent.event_dim
 
     def quantile(self, parameters: Tensor, q: Tensor) -> dict[str, Tensor]:
         """The ``q``-quantiles of every coordinate, mapped to the supports: ``q.shape + shape of the site``."""
         result = {}
-        for latent, normal in self._normals(parameters):
-            base = normal.base_dist if isinstance(normal, dist.Independent) else normal
-            result[latent.name] = latent.to_support(base.icdf(q.reshape(q.shape + (1,) * len(base.batch_shape))))
-        return result
+        parts = parameters.split(self._split, -1)
+        if self._continuous:
+            coordinates = self.family.quantile(parts[0], q)
+            for latent, rows in zip(self._continuous, coordinates.split(self._sizes, -1), strict=True):
+                result[latent.name] = latent.to_support(self._layouts[latent.name].from_rows(rows))
+        for latent, logits in zip(self._discrete, parts[1:], strict=True):
+            below = self._layouts[latent.name].from_rows(logits, latent.num_values).softmax(-1).cumsum(-1)
+            # The smallest value that at least a share q lies at or below; rounding may leave the last sum below 1.
+            reached = (below[..., :-1] < q.reshape(q.shape + (1,) * below.dim())).sum(-1)
+            result[latent.name] = reached.to(latent.initial.dtype)
+        return {latent.name: result[latent.name] for latent in self.latents}
 
     def _normals(self, parameters: Tensor):
+        if not self._continuous:
+            return
         normal = self.family.coordinates(parameters)
         locs, scales = (x.split(self._sizes, -1) for x in (normal.loc, normal.scale))
-        for latent, layout, loc, scale in zip(self.latents, self._layouts, locs, scales, strict=True):
-            yield latent, dist.Normal(layout.from_rows(loc), layout.from_rows(scale)).to_event(layout.event_dim)
+        for latent, loc, scale in zip(self._continuous, locs, scales, strict=True):
+            layout = self._layouts[latent.name]
+            yield latent, dist.Normal(layout.from_rows(loc), layout.from_rows(scale))
+
+    def _categorical(self, latent: Latent, logits: Tensor) -> dist.TorchDistribution:
+        logits = self._layouts[latent.name].from_rows(logits, latent.num_values)
+        boolean = latent.is_boolean
+        fn = dist.Bernoulli(logits=logits[..., 1] - logits[..., 0]) if boolean else dist.Categorical(logits=logits)
+        return fn.to_event(latent.event_dim)
+
+
+def _on_support(latent: Latent, normal: dist.Normal) -> dist.TorchDistribution:
+    """A latent's site, sampled from normals of its unconstrained coordinates."""
+    # A real site is sampled from its normals themselves, and an elementwise support is transformed by elements, so that
+    # closed-form divergences apply.
+    if latent.is_real:
+        return normal.to_event(latent.unconstrained_event_dim)
+    inner = latent.unconstrained_event_dim - latent.independent_dim
+    return dist.TransformedDistribution(normal.to_event(inner), [latent.transform]).to_event(latent.independent_dim)
+
+
+def _enter(stack: ExitStack, mask: Tensor | bool | None, scale: Tensor | float | None) -> None:
+    if mask is not None:
+        stack.enter_context(poutine.mask(mask=mask))
+    if scale is not None:
+        stack.enter_context(poutine.scale(scale=scale))
+
+
+def _spread(rows: Tensor, frames: Sequence[CondIndepStackFrame], depth: int, lead: int = 0) -> Tensor:
+    """Rows ``[..., *B, K]`` with ``depth`` dimensions for plates, each where its plate says, behind ``lead`` others."""
+    sizes = dict(zip((-frame.dim for frame in frames), rows.shape[lead:], strict=False))
+    return rows.reshape(*rows.shape[:lead], *(sizes.get(depth - i, 1) for i in range(depth)), rows.shape[-1])
 
 
 class _Layout:
-    """How a latent's tensor, batch and event dimensions, lies in the rows ``[B, K]``."""
+    """How a latent's tensor, batch and event dimensions, lies in the rows ``[*B, K]``."""
 
-    def __init__(self, latent: Latent, plate: str | None):
-        self.event_dim = latent.unconstrained_event_dim
-        shape = list(latent.initial.shape)
-        self._row = None
-        for frame in latent.frames:
-            if frame.name == plate:
-                self._row = len(shape) - self.event_dim + frame.dim
-                del shape[self._row]
-        self.shape = tuple(shape)
+    def __init__(self, latent: Latent, frames: Sequence[CondIndepStackFrame]):
+        shape = latent.initial.shape
+        split = latent.initial.dim() - latent.unconstrained_event_dim
+        batch, self._event = shape[:split], tuple(shape[split:])
+        self._frames = tuple(frames)
+        self._rows = {-frame.dim for frame in frames}
+        self._depth = len(batch)
+        # The plates that are no rows: their sizes where they stand, 1 elsewhere.
+        self._inner = tuple(1 if len(batch) - i in self._rows else size for i, size in enumerate(batch))
+        self.size = prod(self._inner) * prod(self._event)
+        self.row_shape = [*self._inner, *self._event]
 
     def to_rows(self, value: Tensor) -> Tensor:
-        return (
-            value.reshape(-1) if self._row is None else value.movedim(self._row, 0).reshape(value.shape[self._row], -1)
-        )
+        """``[*B, K]`` of a tensor in the site's shape."""
+        positions = [self._depth + frame.dim for frame in self._frames]
+        value = value.movedim(positions, list(range(len(positions))))
+        return value.reshape((*value.shape[: len(positions)], -1))
 
-    def from_rows(self, rows: Tensor) -> Tensor:
-        value = rows.reshape(rows.shape[:-1] + self.shape)
-        return value if self._row is None else value.movedim(0, self._row)
+    def from_rows(self, rows: Tensor, extra: int | None = None) -> Tensor:
+        """The site's shape of ``[..., *B, K]``, or of ``[..., *B, K * extra]`` with ``extra`` elements in each."""
+        lead = rows.dim() - 1 - len(self._frames)
+        return self.from_spread(_spread(rows, self._frames, self._depth, lead), extra)
+
+    def from_spread(self, rows: Tensor, extra: int | None = None) -> Tensor:
+        """The site's shape of rows whose plates' dimensions stand where the plates say, behind any others."""
+        event = self._event if extra is None else (*self._event, extra)
+        batch = rows.shape[:-1]
+        batch = (1,) * (self._depth - len(batch)) + tuple(batch)
+        lead, batch = batch[: len(batch) - self._depth], batch[len(batch) - self._depth :]
+        if prod(self._inner) == 1:
+            return rows.reshape((*lead, *batch, *event))
+        rows = rows.reshape((*lead, *batch, *self._inner, *event))
+        # In each dimension either the rows or the other plate has size 1.
+        pairs = [len(lead) + x for i in range(self._depth) for x in (i, self._depth + i)]
+        tail = range(len(lead) + 2 * self._depth, rows.dim())
+        merged = [a * b for a, b in zip(batch, self._inner, strict=True)]
+        return rows.permute(*range(len(lead)), *pairs, *tail).reshape((*lead, *merged, *event))

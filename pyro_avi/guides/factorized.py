@@ -1,13 +1,28 @@
 """The factorized guide: a factor for each row, with parameters of its own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
-from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.guides.guide import LocalGuide, RowFactor
+from pyro_avi.guides.same_rows import SameRows
+from pyro_avi.provenance import Found, Sources
+from pyro_avi.structure import row_plates
 
 __all__ = ["FactorizedGuide"]
+
+
+class _Table(nn.Module):
+    """Parameters ``[N, P]`` of all rows; of several plates, the first one's rows outermost."""
+
+    def __init__(self, initial: Tensor, sizes: tuple[int, ...]):
+        super().__init__()
+        self.sizes = sizes
+        count = torch.Size(sizes).numel()
+        # A first call with a minibatch knows the initial values of its own rows only; the others take them in turn.
+        self.table = nn.Parameter(initial.repeat(-(-count // len(initial)), 1)[:count].clone())
 
 
 class FactorizedGuide(LocalGuide):
@@ -18,8 +33,14 @@ class FactorizedGuide(LocalGuide):
     The upper end of the comparison: no inference function does better, given the family. It answers for the rows it was
     fitted to; for others, see :func:`~pyro_avi.refine`.
 
+    Where several plates hold both a latent and an observation, it takes them all.
+
     Args:
-        model, plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
+        model: any Pyro callable.
+        same_rows: whether calls without row indices are about the same rows even where the observed values are not those
+            of the first call, as with noise or binary images drawn anew. Otherwise they are refused: without indices a
+            minibatch cannot be told from the data.
+        plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
             :class:`~pyro_avi.guides.guide.LocalGuide`.
 
     Example::
@@ -33,46 +54,114 @@ class FactorizedGuide(LocalGuide):
         torch.Size([20, 4])
     """
 
-    _touched: list | None = None
+    def __init__(self, model: Callable, *, same_rows: bool = False, **kwargs):
+        super().__init__(model, **kwargs)
+        self._same_rows = same_rows
+        self._recognized: SameRows | None = None
+        self._touched: list | None = None
 
-    def _create_parameters(self, initial, found, args, kwargs):
-        # A first call with a minibatch knows the initial values of its own rows only; the others take them in turn.
-        repeats = -(-found.size // len(initial))
-        self.table = nn.Parameter(initial.repeat(repeats, 1)[: found.size].clone())
+    def _default_plates(self, trace):
+        return row_plates(trace)
 
-    def _infer(self, found, args, kwargs):
-        self._check_rows(found)
+    def _find_sources(self, structure):
+        sites = (
+            () if self._same_rows else tuple({name: None for rows in structure.row_sets for name in rows.observations})
+        )
+        self._recognized = SameRows(", ".join(map(str, structure.row_sets)))
+        latents = [latent.name for latent in structure.global_latents + structure.local_latents]
+        return Sources(self.model, tuple(structure.frames), sites, latents, optional=True)
+
+    def describe(self):
+        """What kind of guide this is, as plain data, with the numbers of rows of its tables."""
+        sizes = [list(of.function.sizes) for of in self.row_factors]
+        return {**super().describe(), "same_rows": self._same_rows, "sizes": sizes}
+
+    def _create_function(self, of, initial, found, args, kwargs):
+        return _Table(initial.flatten(0, -2), tuple(found.rows[name].size for name in of.rows.plates))
+
+    def _infer(self, of, found, args, kwargs):
+        self._check_sizes(of, found)
+        if self._touched is None and not torch.jit.is_tracing():
+            self._check_same_rows(found)
+        shape = (*(len(found.rows[name]) for name in of.rows.plates), of.factor.num_parameters)
+        return self._read_rows(of, found).reshape(shape)
+
+    def _read_rows(self, of: RowFactor, found: Found) -> Tensor:
+        """The parameters ``[B, P]`` of the rows found, those of several plates flattened."""
+        index = self._position(of, found)
         if self._touched is None:
-            return self._gather(found.index)
-        for _, index, rows in self._touched:
-            if index is found.index or (index is not None and found.index is not None and index.equal(found.index)):
+            # For optimizers that move the rows of the batch alone, as Pyro's DCTAdam(subsample_aware=True).
+            of.function.table._pyro_subsample = {} if index is None else {-2: index}
+            return of.function.table if index is None else of.function.table[index]
+        name = self._table_name(of)
+        for touched, known, rows in self._touched:
+            if touched == name and (index is known or (index is not None and known is not None and index.equal(known))):
                 return rows
-        rows = self._gather(found.index).detach().requires_grad_()
-        self._touched.append(("table", found.index, rows))
+        table = of.function.table
+        rows = (table if index is None else table[index]).detach().requires_grad_()
+        self._touched.append((name, index, rows))
         return rows
 
-    def _gather(self, index: Tensor | None) -> Tensor:
-        return self.table if index is None else self.table[index]
+    def _position(self, of: RowFactor, found: Found) -> Tensor | None:
+        """The positions of the rows found in the table, ``None`` for all in order."""
+        rows = [found.rows[name] for name in of.rows.plates]
+        if all(each.index is None for each in rows):
+            return None
+        position = None
+        for each in rows:
+            index = torch.arange(each.size, device=self._device) if each.index is None else each.index
+            position = index if position is None else (position.unsqueeze(-1) * each.size + index).flatten()
+        return position
 
-    def _check_rows(self, found):
-        if found.size != len(self.table):
-            raise ValueError(
-                f'Expected all {len(self.table)} rows of plate "{self._structure.plate.name}", got {found.size}.\n'
-                "A FactorizedGuide has one row of parameters for each row it was fitted to.\n"
-                "Try one of the following fixes:\n"
-                "- for a minibatch, pass the positions of its rows, or let the model subsample its plate\n"
-                "- for held-out rows: avi.refine(model, guide, x_new, num_steps=...)"
-            )
+    def _check_sizes(self, of: RowFactor, found: Found) -> None:
+        for name, size in zip(of.rows.plates, of.function.sizes, strict=True):
+            if found.rows[name].size != size:
+                raise ValueError(
+                    f'Expected all {size} rows of plate "{name}", got {found.rows[name].size}.\n'
+                    "A FactorizedGuide has one row of parameters for each row it was fitted to.\n"
+                    "Try one of the following fixes:\n"
+                    "- for a minibatch, pass the positions of its rows, or let the model subsample its plate\n"
+                    "- for held-out rows: avi.refine(model, guide, x_new, num_steps=...)"
+                )
+
+    def check_rows(self, *args, **kwargs) -> None:
+        """Refuse a call that is about other rows than those of the tables.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+
+        Raises:
+            ValueError: if the plates have other sizes, or values without row indices are not those of the first call.
+        """
+        self.setup(*args, **kwargs)
+        found = self._sources.read(args, kwargs)
+        for of in self.row_factors:
+            self._check_sizes(of, found)
+        self._check_same_rows(found)
+
+    def _check_same_rows(self, found: Found) -> None:
+        if found.values and all(rows.index is None for rows in found.rows.values()):
+            self._recognized.check(found.values)
+
+    @property
+    def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
+        """``[N, P]`` the parameters of all rows; by plates where there are several row sets."""
+        return self._by_rows(lambda of: of.function.table)
+
+    @staticmethod
+    def _table_name(of: RowFactor) -> str:
+        return " x ".join(of.rows.plates)
 
     def row_tables(self) -> Mapping[str, nn.Parameter]:
-        """The parameters with one row for each row of the plate, by name; what a row-wise optimizer updates."""
-        return {"table": self.table}
+        """The parameters with one row for each row of the plates, by name; what a row-wise optimizer updates."""
+        return {self._table_name(of): of.function.table for of in self.row_factors}
 
     @contextmanager
     def touched_rows(self) -> Iterator[list[tuple[str, Tensor | None, Tensor]]]:
-        """A context that gives a list, filled by every call with ``("table", index, rows)``.
+        """A context that gives a list, filled by every call with ``(name, index, rows)``.
 
         ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table, ``None`` for all in order.
+        Calls are not checked by :meth:`check_rows` in it.
         """
         self._touched = []
         try:

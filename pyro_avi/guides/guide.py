@@ -1,7 +1,11 @@
 """What the three guides share: everything but the inference function."""
 
+import copy
+import itertools
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import pyro
@@ -11,17 +15,19 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoCallable
 from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
-from pyro_avi.families import DiagonalNormal
+from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guides.factor import Factor
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale
+from pyro_avi.guides.merge import Merged
 from pyro_avi.guides.owned import OwnedGuide
 from pyro_avi.guides.rows import DrawnRows
 from pyro_avi.provenance import Found, Sources
-from pyro_avi.structure import Structure, inspect_model, quiet, row_plate
+from pyro_avi.structure import RowSet, Structure, inspect_model, quiet, row_plate
 
-__all__ = ["LocalGuide"]
+__all__ = ["LocalGuide", "RowFactor", "qualified_name"]
 
 
 class _Hide:
@@ -35,6 +41,22 @@ class _Hide:
             return self.model(*args, **kwargs)
 
 
+class RowFactor(nn.Module):
+    """The factor of one set of rows and the inference function that gives its parameters.
+
+    Attributes:
+        rows: the rows and their latents.
+        factor: what samples the latents from parameters ``[*B, P]``.
+        function: the inference function.
+    """
+
+    def __init__(self, rows: RowSet, family: Family):
+        super().__init__()
+        self.rows = rows
+        self.factor = Factor(f"_{'_'.join(rows.plates)}_latents", rows.latents, rows.frames, family)
+        self.function: nn.Module | None = None
+
+
 class LocalGuide(OwnedGuide):
     r"""A guide with a factor of its own for every row of a plate.
 
@@ -43,10 +65,14 @@ class LocalGuide(OwnedGuide):
     Subclasses are final and give the inference function :math:`f`: :class:`~pyro_avi.ConstantGuide`,
     :class:`~pyro_avi.AmortizedGuide`, :class:`~pyro_avi.FactorizedGuide`.
 
+    Latents in several of the chosen plates get one factor for every combination of their rows; latents of different plates
+    belong to different *row sets*, each with a family and an inference function of its own. A latent's other plates count
+    as dimensions of its row. A model without a plate of rows has global latents only, and a warning says so.
+
     Args:
         model: any Pyro callable.
-        plate: the name of the plate whose rows get factors of their own; by default the one that holds both a latent and
-            an observation.
+        plate: the name of the plate whose rows get factors of their own, or several names; by default the one that holds
+            both a latent and an observation.
         family: the set that each factor is taken from; by default :class:`~pyro_avi.DiagonalNormal`.
         global_guide: the factor :math:`q_0` of the latents outside the plate: a Pyro guide that is a module, or a function
             from the model with the local latents hidden to one. By default :class:`~pyro_avi.MeanFieldNormal`.
@@ -59,8 +85,8 @@ class LocalGuide(OwnedGuide):
         self,
         model: Callable,
         *,
-        plate: str | None = None,
-        family: DiagonalNormal | None = None,
+        plate: str | Sequence[str] | None = None,
+        family: Family | None = None,
         global_guide: nn.Module | Callable[[Callable], nn.Module] | None = None,
         init_loc_fn: Callable = init_to_feasible,
         init_scale: float = 0.1,
@@ -68,29 +94,40 @@ class LocalGuide(OwnedGuide):
     ):
         super().__init__(model, create_plates=create_plates)
         check_init_scale(init_scale)
-        if plate is not None and not isinstance(plate, str):
-            raise TypeError(f"Expected plate= to be the name of one plate, got {plate!r}.")
-        if family is not None and not isinstance(family, DiagonalNormal):
-            raise TypeError(f"Expected family= to be a DiagonalNormal, got {family!r}.")
-        self.family = family or DiagonalNormal()
-        self._plate, self._given_global_guide = plate, global_guide
+        names = plate if isinstance(plate, Sequence) and not isinstance(plate, str) else (plate,)
+        if plate is not None and not (names and all(isinstance(name, str) for name in names)):
+            raise TypeError(f"Expected plate= to be the name of a plate or several names, got {plate!r}.")
+        if family is not None and not isinstance(family, Family):
+            raise TypeError(f"Expected family= to be a Family such as DiagonalNormal(), got {family!r}.")
+        self._plates_asked = None if plate is None else tuple(names)
+        # Hidden from the module: what is trained are the copies, one for each set of rows.
+        self._given_family = (family or DiagonalNormal(),)
+        self._given_global_guide = global_guide
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
         self._structure: Structure | None = None
         self._sources: Sources | None = None
-        self._factor: Factor | None = None
+        self._expected: dict[str, Any] | None = None
         self.global_guide: AutoGuide | None = None
+        self.row_factors = nn.ModuleList()
 
     @abstractmethod
-    def _create_parameters(self, initial: Tensor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> None:
-        """Create the inference function's parameters; ``initial [B, P]`` are to be those of the rows found."""
+    def _create_function(
+        self, of: RowFactor, initial: Tensor, found: Found, args: tuple, kwargs: Mapping[str, Any]
+    ) -> nn.Module:
+        """The inference function of a set of rows; ``initial [*B, P]`` are to be its values at the rows found."""
 
     @abstractmethod
-    def _infer(self, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """The variational parameters ``[B, P]`` of the rows found."""
+    def _infer(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows found."""
 
-    def _sites_read(self, structure: Structure) -> tuple[str, ...]:
-        """The observed sites whose values the inference function needs."""
-        return ()
+    def _find_sources(self, structure: Structure) -> Sources:
+        """What finds the rows of a call and what else the inference functions need to know about it."""
+        return Sources(self.model, tuple(structure.frames), latents=_names(structure))
+
+    def _default_plates(self, trace: Trace) -> Sequence[str]:
+        """The plates whose rows get factors of their own where none were asked for."""
+        plate = row_plate(trace)
+        return () if plate is None else (plate,)
 
     def setup(self, *args, **kwargs) -> "LocalGuide":
         """Look at the model and create all parameters, if that has not been done; return the guide.
@@ -99,37 +136,111 @@ class LocalGuide(OwnedGuide):
             *args, **kwargs: the arguments of the model.
 
         Raises:
-            ValueError: if the model has no plate of rows, not the one asked for, or several that could be meant.
+            ValueError: if the model lacks a plate that was asked for, several could be meant, or nothing is observed.
         """
         if self._structure is not None:
             return self
-        plate = row_plate if self._plate is None else self._plate
-        structure = inspect_model(self.model, args, kwargs, plate=plate, init_loc_fn=self._init_loc_fn)
-        if not structure.local_latents:
-            raise ValueError(
-                "Expected a model with a plate that holds both a latent and an observation, found none.\n"
-                "Try one of the following fixes:\n"
-                "- put the latents and the observations of a row into one `with pyro.plate(name, size):`\n"
-                "- pass the observations to this call: the plate is recognized by them\n"
-                "- name the plate of the local latents: plate=...\n"
-                "- where every latent is shared by all rows, use MeanFieldNormal"
-            )
+        plates = self._default_plates if self._plates_asked is None else self._plates_asked
+        structure = inspect_model(self.model, args, kwargs, plates=plates, init_loc_fn=self._init_loc_fn)
+        self._check_rows(structure)
         self._structure = structure
-        self._factor = Factor(structure.local_latents, self.family, structure.plate.name)
-        self._sources = Sources(self.model, structure.plate.name, self._sites_read(structure))
+        self._sources = self._find_sources(structure)
         try:
             with quiet():
+                self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
                 found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-                self._create_parameters(self._factor.initial(self._init_scale), found, args, kwargs)
+                for of in self.row_factors:
+                    initial = of.factor.initial(self._init_scale)
+                    of.factor.to(initial)
+                    of.function = self._create_function(of, initial, found, args, kwargs)
                 self.global_guide = self._create_global_guide(structure)
                 if self.global_guide is not None:
                     self.plates = self._plates(self._frames(), {})
                     self.global_guide(*args, **kwargs)
+                self._check_expected()
+                self._take_pending_state()
         except BaseException:
             # A call that failed leaves no half-made guide behind.
-            self._structure = self._factor = self._sources = None
+            self._structure = self._sources = None
+            self.row_factors = nn.ModuleList()
             raise
         return self
+
+    @property
+    def _is_set_up(self) -> bool:
+        return self._structure is not None
+
+    def describe(self) -> dict[str, Any]:
+        """What kind of guide this is, as plain data: all that its parameters do not say.
+
+        Raises:
+            ValueError: if the guide has not been set up.
+        """
+        self._require_setup()
+        structure, given = self._structure, self._given_global_guide
+        return {
+            "class": type(self).__name__,
+            "plate": None if self._plates_asked is None else list(self._plates_asked),
+            "family": {"class": type(self.family).__name__, "settings": self.family.settings()},
+            "init_scale": self._init_scale,
+            "dtype": str(self._like.dtype).removeprefix("torch."),
+            "global_guide": None if given is None else qualified_name(self.global_guide),
+            "global_latents": {latent.name: list(latent.initial.shape) for latent in structure.global_latents},
+            "row_sets": [
+                {
+                    "plates": list(of.rows.plates),
+                    "latents": {latent.name: of.factor.row_shape(latent.name) for latent in of.rows.latents},
+                }
+                for of in self.row_factors
+            ],
+        }
+
+    def expect(self, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """Take these parameters when the guide is set up, and refuse a model of another description.
+
+        Args:
+            description: what :meth:`describe` said of the guide that the parameters are of.
+            state: its ``state_dict``.
+        """
+        self._expected = dict(description)
+        self.load_state_dict(state)
+
+    def _check_expected(self) -> None:
+        if self._expected is None:
+            return
+        expected = self._expected
+        self.to(getattr(torch, expected["dtype"]))
+        mine = self.describe()
+        for part in mine:
+            if mine[part] != expected[part]:
+                raise ValueError(
+                    f"Expected a model for which the guide has {part} = {expected[part]}, got {mine[part]}.\n"
+                    "Pass the model, and arguments of the kind, that the guide was made with; for other rows of a "
+                    "FactorizedGuide load it with its own and use avi.refine(model, guide, x_new, num_steps=...)."
+                )
+
+    def _check_rows(self, structure: Structure) -> None:
+        for plate in self._plates_asked or ():
+            if plate not in structure.frames:
+                raise ValueError(f"Expected a latent in plate={plate!r}, found none.")
+        if structure.row_sets:
+            return
+        in_plates = sorted({frame.name for latent in structure.global_latents for frame in latent.frames})
+        if not structure.observations or not structure.global_latents:
+            raise ValueError(
+                "Expected a model with a plate that holds both a latent and an observation, found no "
+                f"{'observation' if structure.global_latents else 'latent'}.\n"
+                "Try one of the following fixes:\n"
+                "- put the latents and the observations of a row into one `with pyro.plate(name, size):`\n"
+                "- pass the observations to this call: the plate is recognized by them\n"
+                f"- name the plate of the local latents{f', one of {in_plates}' if in_plates else ''}: plate=..."
+            )
+        choice = f" The latents' plates are {in_plates}: choose by plate=..." if in_plates else ""
+        warnings.warn(
+            "The model has no plate that holds both a latent and an observation: every latent is global, and the guide is "
+            f"that of the globals.{choice}",
+            stacklevel=3,
+        )
 
     def _create_global_guide(self, structure: Structure) -> AutoGuide | None:
         given = self._given_global_guide
@@ -144,13 +255,21 @@ class LocalGuide(OwnedGuide):
         return guide if isinstance(guide, AutoGuide) else AutoCallable(hidden, guide)
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
-        """Sample every latent of the model, global ones first; return the values by site."""
+        """Sample every latent of the model; return the values by site."""
         self.setup(*args, **kwargs)
         given = self._given_plates(args, kwargs)
-        found, plate = self._find(args, kwargs, given, draw=True)
-        self.plates = self._plates(self._frames(), {plate.name: plate, **given})
-        result = {} if self.global_guide is None else dict(self.global_guide(*args, **kwargs))
-        result.update(self._factor.sample(self._infer(found, args, kwargs), self.plates))
+        found, plates = self._find(args, kwargs, given, draw=True)
+        self.plates = self._plates(self._frames(), {**given, **plates})
+        result, statements = {}, {}
+        if self._given_global_guide is None and self.global_guide is not None:
+            # Its masks and scales were found along with the others.
+            statements.update(self.global_guide.statements(self.plates, found))
+        elif self.global_guide is not None:
+            result.update(self.global_guide(*args, **kwargs))
+        for of in self.row_factors:
+            parameters = self._infer(of, found, args, kwargs)
+            statements.update(of.factor.statements(parameters, self.plates, found.masks, found.scales))
+        result.update((name, statements[name]()) for name in self._structure.order if name in statements)
         return result
 
     def _frames(self):
@@ -159,30 +278,34 @@ class LocalGuide(OwnedGuide):
 
     def _find(
         self, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, pyro.plate], *, draw: bool = False
-    ) -> tuple[Found, pyro.plate]:
-        """The rows of a call and the plate to put them in; where the model draws its rows, draw them or take all."""
-        frame = self._structure.plate
+    ) -> tuple[Found, dict[str, pyro.plate]]:
+        """The rows of a call and the plates to put them in; where the model draws its rows, draw them or take all."""
+        frames = self._structure.frames
         drawn = self._sources.draws_rows(args, kwargs)
-        rows = None
-        if frame.name in given:
-            rows = given[frame.name].indices
-        elif drawn is not None:
-            rows = torch.arange(drawn[0], device=self._device)
-            if draw:
-                depth = max(-frame.dim for frame in self._frames())
-                fn = DrawnRows(*drawn, depth, self._device)
-                rows = pyro.sample(frame.name, fn, infer={"is_auxiliary": True})
+        rows = {name: given[name].indices for name in drawn if name in given}
+        for name, (size, count) in drawn.items():
+            if name not in given:
+                rows[name] = torch.arange(size, device=self._device)
+                if draw:
+                    fn = DrawnRows(size, count, max(-frame.dim for frame in self._frames()), self._device)
+                    rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
         found = self._sources.read(args, kwargs, rows)
-        if frame.name in given:
-            self._check_given(given[frame.name], found, drawn)
-            return found, given[frame.name]
-        # The rows are settled; a statement of the plate's name would stand in the trace a second time.
-        with poutine.block(hide=[frame.name] if drawn else []):
-            return found, pyro.plate(frame.name, found.size, subsample=found.index, dim=frame.dim)
+        plates = {}
+        for name, frame in frames.items():
+            if name in given:
+                self._check_given(given[name], found, drawn)
+                plates[name] = given[name]
+                continue
+            # The rows are settled; a statement of the plate's name would stand in the trace a second time.
+            with poutine.block(hide=[name] if name in drawn else []):
+                of = found.rows[name]
+                plates[name] = pyro.plate(name, of.size, subsample=of.index, dim=frame.dim)
+        return found, plates
 
     def _check_given(self, plate: pyro.plate, found: Found, drawn) -> None:
-        expected = torch.arange(found.size) if found.index is None else found.index
-        if drawn is None and not torch.equal(plate.indices.cpu(), expected.cpu()):
+        rows = found.rows[plate.name]
+        expected = torch.arange(rows.size) if rows.index is None else rows.index
+        if plate.name not in drawn and not torch.equal(plate.indices.cpu(), expected.cpu()):
             raise ValueError(
                 f"Expected plate {plate.name!r} to hold the {len(expected)} rows that the model works on, got "
                 f"{len(plate.indices)} others.\nPass create_plates= a function that returns pyro.plate({plate.name!r}, "
@@ -190,10 +313,15 @@ class LocalGuide(OwnedGuide):
             )
 
     @property
-    def row_plate(self) -> str:
-        """The name of the plate whose rows have factors of their own."""
+    def row_plates(self) -> tuple[str, ...]:
+        """The names of the plates whose rows have factors of their own."""
         self._require_setup()
-        return self._structure.plate.name
+        return tuple(self._structure.frames)
+
+    @property
+    def family(self) -> Family:
+        """The set that each factor is taken from."""
+        return self._given_family[0]
 
     def _require_setup(self):
         if self._structure is None:
@@ -202,6 +330,13 @@ class LocalGuide(OwnedGuide):
                 "Call guide.setup(*args) with the arguments of the model first."
             )
 
+    def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
+        """Something of the row set where there is one, by plates where there are several."""
+        self._require_setup()
+        if len(self.row_factors) == 1:
+            return get(self.row_factors[0])
+        return {of.rows.plates: get(of) for of in self.row_factors}
+
     @property
     def _device(self) -> torch.device:
         return self._like.device
@@ -209,15 +344,18 @@ class LocalGuide(OwnedGuide):
     @property
     def _like(self) -> Tensor:
         """A tensor of the dtype and device of the guide, which may have been moved since it was set up."""
-        return next(iter(self.local_parameters()), self._structure.local_latents[0].initial)
+        initials = [latent.initial for latent in self._structure.local_latents + self._structure.global_latents]
+        own = (tensor for tensor in itertools.chain(self.parameters(), initials) if tensor.is_floating_point())
+        return next(own, torch.zeros((), device=initials[0].device))
 
     def local_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the inference function; all others of the guide belong to the global latents."""
-        of_globals = set() if self.global_guide is None else set(map(id, self.global_guide.parameters()))
-        return [parameter for parameter in self.parameters() if id(parameter) not in of_globals]
+        """The parameters of the inference functions; all others of the guide belong to the global latents."""
+        return list(self.row_factors.parameters())
 
-    def variational_parameters(self, *args, **kwargs) -> Tensor:
+    def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
         """What the inference function gives for the rows of a call: ``[B, P]``.
+
+        Several plates of one row set have a dimension each; several row sets give a dictionary by the names of their plates.
 
         Args:
             *args, **kwargs: the arguments of the model. Where it draws its rows itself, the answer is for all ``N``.
@@ -225,15 +363,78 @@ class LocalGuide(OwnedGuide):
         self.setup(*args, **kwargs)
         with poutine.block():
             found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._infer(found, args, kwargs)
+            return self._by_rows(lambda of: self._infer(of, found, args, kwargs))
 
-    def posterior(self, *args, **kwargs) -> dist.TorchDistribution:
+    def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
+
+        Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary.
 
         Args:
             *args, **kwargs: the arguments of the model.
         """
-        return self.family.distribution(self.variational_parameters(*args, **kwargs))
+        parameters = self.variational_parameters(*args, **kwargs)
+        several = isinstance(parameters, dict)
+        return self._by_rows(lambda of: of.factor.distribution(parameters[of.rows.plates] if several else parameters))
+
+    @torch.no_grad()
+    def posterior_by_row(
+        self, batches: Iterable[tuple], *, sites: Sequence[str] | None = None, num_samples: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draws or means of local latents for all batches of a loader, put together by their rows, in main memory.
+
+        Beyond the answer itself no more is held than one batch needs.
+
+        Args:
+            batches: tuples of the model's arguments. Batches that give the positions of their rows fill these rows, until
+                every row of the plate has been seen; others follow one another, until they end.
+            sites: the latents asked for; by default all local ones.
+            num_samples: the number of independent draws, leftmost in the answer; by default the means. Those of real sites
+                are exact for the normal families, the others the average of 1,000 draws.
+
+        Returns:
+            By site ``shape of the site`` with all ``N`` rows in the place of the batch's, behind ``num_samples``.
+
+        Raises:
+            ValueError: if a site is no local latent in one plate, or a row of the plate is in no batch.
+
+        Example::
+
+            >>> import torch
+            >>> import pyro_avi as avi
+            >>> x = torch.rand(20, 1, 8, 8)
+            >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+            >>> guide = avi.AmortizedGuide(model).setup(x)
+            >>> guide.posterior_by_row(avi.minibatches(x, batch_size=6), num_samples=3)["z"].shape
+            torch.Size([3, 20, 2])
+        """
+        merged: Merged | None = None
+        for call in batches:
+            self.setup(*call)
+            of, names = self._one_row_factor(sites)
+            merged = merged or Merged(of.rows.plates[0], names)
+            with poutine.block():
+                found, _ = self._find(call, {}, self._given_plates(call, {}))
+                parameters = self._infer(of, found, call, {})
+            values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
+            merged.add(
+                found.rows[of.rows.plates[0]],
+                {name: (values[name], values[name].dim() + of.factor.row_dim(name)) for name in names},
+            )
+            if merged.complete:
+                break
+        if merged is None:
+            raise ValueError("Expected at least one batch, got none.")
+        return merged.result()
+
+    def _one_row_factor(self, sites: Sequence[str] | None) -> tuple[RowFactor, list[str]]:
+        """The factor of the sites asked for, and their names."""
+        asked = [latent.name for latent in self._structure.local_latents] if sites is None else list(sites)
+        for of in self.row_factors:
+            if set(asked) <= {latent.name for latent in of.rows.latents} and len(of.rows.plates) == 1:
+                return of, asked
+        known = [[latent.name for latent in of.rows.latents] for of in self.row_factors if len(of.rows.plates) == 1]
+        raise ValueError(f"Expected sites= among the local latents of one plate, one of {known}, got {asked}.")
 
     @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
@@ -242,9 +443,8 @@ class LocalGuide(OwnedGuide):
         Args:
             *args, **kwargs: the arguments of the model.
         """
-        parameters = self.variational_parameters(*args, **kwargs)
-        of_globals = {} if self.global_guide is None else self.global_guide.median(*args, **kwargs)
-        return {**of_globals, **self._factor.quantile(parameters, parameters.new_tensor(0.5))}
+        self.setup(*args, **kwargs)
+        return self._quantiles(0.5, args, kwargs, lambda guide: guide.median(*args, **kwargs))
 
     @torch.no_grad()
     def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
@@ -254,6 +454,24 @@ class LocalGuide(OwnedGuide):
             quantiles: numbers between 0 and 1.
             *args, **kwargs: the arguments of the model.
         """
-        parameters = self.variational_parameters(*args, **kwargs)
-        of_globals = {} if self.global_guide is None else self.global_guide.quantiles(quantiles, *args, **kwargs)
-        return {**of_globals, **self._factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters))}
+        self.setup(*args, **kwargs)
+        return self._quantiles(quantiles, args, kwargs, lambda guide: guide.quantiles(quantiles, *args, **kwargs))
+
+    def _quantiles(self, quantiles, args, kwargs, of_globals) -> dict[str, Tensor]:
+        result = {} if self.global_guide is None else dict(of_globals(self.global_guide))
+        with poutine.block():
+            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            for of in self.row_factors:
+                parameters = self._infer(of, found, args, kwargs)
+                result.update(of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters)))
+        return result
+
+
+def _names(structure: Structure) -> list[str]:
+    return [latent.name for latent in structure.global_latents + structure.local_latents]
+
+
+def qualified_name(value: Any) -> str:
+    """Of a function or of an object's class."""
+    named = value if isinstance(value, FunctionType | type) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"

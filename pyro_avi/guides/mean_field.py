@@ -1,14 +1,15 @@
 """The factor of the global latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import pyro
 import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
-from pyro_avi.families import DiagonalNormal
 from pyro_avi.guides.factor import Factor
 from pyro_avi.guides.owned import OwnedGuide
+from pyro_avi.provenance import Found, Sources
 from pyro_avi.structure import inspect_model, quiet
 
 __all__ = ["MeanFieldNormal"]
@@ -47,12 +48,13 @@ class MeanFieldNormal(OwnedGuide):
         check_init_scale(init_scale)
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
         self._factor: Factor | None = None
+        self._sources: Sources | None = None
 
     def setup(self, *args, **kwargs) -> "MeanFieldNormal":
         """Look at the model and create the parameters, if that has not been done; return the guide."""
         if self._factor is not None:
             return self
-        structure = inspect_model(self.model, args, kwargs, plate=None, init_loc_fn=self._init_loc_fn)
+        structure = inspect_model(self.model, args, kwargs, plates=(), init_loc_fn=self._init_loc_fn)
         for latent in structure.global_latents:
             for frame in latent.frames:
                 if frame.full_size not in (None, frame.size):
@@ -61,18 +63,35 @@ class MeanFieldNormal(OwnedGuide):
                         f"{frame.size} of {frame.full_size} rows.\nA latent with one value a row belongs to plate="
                         f"{frame.name!r} of an amortized, factorized or constant guide."
                     )
-        factor = Factor(structure.global_latents, DiagonalNormal(), plate=None)
+        factor = Factor("", structure.global_latents, ())
         with quiet():
             self.vector = nn.Parameter(factor.initial(self._init_scale))
         self._factor = factor
+        self._sources = Sources(self.model, (), latents=[latent.name for latent in factor.latents])
+        self._take_pending_state()
         return self
+
+    @property
+    def _is_set_up(self) -> bool:
+        return self._factor is not None
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent; return the values by site."""
         self.setup(*args, **kwargs)
         frames = [frame for latent in self._factor.latents for frame in latent.frames]
-        self.plates = self._plates(frames, self._given_plates(args, kwargs))
-        return self._factor.sample(self.vector, self.plates)
+        plates = self._plates(frames, self._given_plates(args, kwargs))
+        statements = self.statements(plates, self._sources.read(args, kwargs))
+        return {latent.name: statements[latent.name]() for latent in self._factor.latents}
+
+    def statements(self, plates: Mapping[str, pyro.plate], found: Found) -> dict[str, Callable[[], Tensor]]:
+        """The sample statements by site, to be run in the order of the model.
+
+        Args:
+            plates: the plates of the latents, by name.
+            found: what masks and scales the latents in the call.
+        """
+        self.plates = dict(plates)
+        return self._factor.statements(self.vector, plates, found.masks, found.scales)
 
     @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:

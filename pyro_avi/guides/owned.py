@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -26,6 +27,7 @@ class OwnedGuide(AutoGuide):
 
     def __init__(self, model, *, create_plates=None):
         super().__init__(model, create_plates=create_plates)
+        self._pending_state: tuple[dict[str, Any], bool, bool] | None = None
         self._take_new_name()
 
     def _take_new_name(self):
@@ -34,10 +36,29 @@ class OwnedGuide(AutoGuide):
             if isinstance(module, PyroModule):
                 module._pyro_name = f"{root}.{path}" if path else root
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As for every module; a guide that has no parameters yet takes them when it is set up."""
+        if self._is_set_up:
+            return super().load_state_dict(state_dict, strict, assign)
+        self._pending_state = (dict(state_dict), strict, assign)
+        return super().load_state_dict({}, strict=False)
+
+    @property
+    @abstractmethod
+    def _is_set_up(self) -> bool:
+        """Whether the parameters have been created."""
+
+    def _take_pending_state(self) -> None:
+        """Load what was to be loaded before there were parameters."""
+        if self._pending_state is not None:
+            (state, strict, assign), self._pending_state = self._pending_state, None
+            super().load_state_dict(state, strict, assign)
+
     def __getstate__(self):
-        # Weak references and the plates of the last call are of this process and this moment.
+        # Weak references, the plates and the rows of the last call are of this process and this moment.
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
+            vars(parameter).pop("_pyro_subsample", None)
         return {**self.__dict__, "master": None, "plates": {}}
 
     def __setstate__(self, state):

@@ -1,33 +1,14 @@
-"""Families: the sets that a row's factor is taken from.
-
-A family maps ``P`` unconstrained parameters a row to a distribution over the row's ``K`` unconstrained local latents,
-whatever inference function produced the parameters.
-"""
+"""The mean-field family."""
 
 import math
-from abc import ABC, abstractmethod
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-__all__ = ["DiagonalNormal", "Family"]
+from pyro_avi.families.family import Family, normal_quantile
 
-
-class Family(ABC):
-    """A set of distributions over ``K`` unconstrained latents, indexed by ``P`` unconstrained parameters."""
-
-    @abstractmethod
-    def num_parameters(self, num_latents: int) -> int:
-        """``P``, the number of parameters of one row with ``K = num_latents`` latents."""
-
-    @abstractmethod
-    def initial(self, loc: Tensor, scale: float) -> Tensor:
-        """Parameters ``[..., P]`` of the member centred at ``loc [..., K]`` with standard deviation ``scale``."""
-
-    @abstractmethod
-    def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
-        """The member with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""
+__all__ = ["DiagonalNormal"]
 
 
 class DiagonalNormal(Family):
@@ -68,3 +49,12 @@ class DiagonalNormal(Family):
     def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
         """The product of the coordinates: batch shape ``[...]``, event shape ``[K]``."""
         return self.coordinates(parameters).to_event(1)
+
+    def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
+        """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``."""
+        normal = self.coordinates(parameters)
+        return normal_quantile(normal.loc, normal.scale, q)
+
+    def settings(self) -> dict[str, int | float | str | list]:
+        """Nothing to set: ``{}``."""
+        return {}

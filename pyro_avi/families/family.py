@@ -1,0 +1,97 @@
+"""What every family is."""
+
+from abc import ABC, abstractmethod
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Family", "check_count", "normal_quantile"]
+
+# Those that quantiles are taken of, and how many numbers of them are held at a time.
+_DRAWS, _NUMBERS = 2000, 2**22
+
+
+class Family(nn.Module, ABC):
+    r"""A set of distributions over ``K`` unconstrained latents, indexed by ``P`` unconstrained parameters a row.
+
+    .. math:: \{ q(z; \lambda) : \lambda \in \mathbb{R}^P \}, \qquad z \in \mathbb{R}^K
+
+    A family knows nothing of rows and of inference functions: any of them may produce the parameters. It is a module, so
+    that weights which all rows share, where a family has any, are trained, moved and kept with the guide. A guide copies
+    the family it is given, once for each set of rows, and calls :meth:`prepare` on the copy before anything else.
+
+    Subclasses are final and give :meth:`num_parameters`, :meth:`initial`, :meth:`distribution` and :meth:`settings`,
+    and :meth:`quantile` where they have a formula.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> families = [avi.DiagonalNormal(), avi.MultivariateNormal(), avi.LowRankNormal(rank=2)]
+        >>> [family.num_parameters(10) for family in families]
+        [20, 65, 40]
+    """
+
+    def prepare(self, num_latents: int) -> None:
+        """Make ready for rows of ``K = num_latents`` latents: create what all rows share, if there is anything.
+
+        Args:
+            num_latents: ``K``.
+
+        Raises:
+            ValueError: if it is not a whole number of at least 1.
+        """
+        check_count("num_latents", num_latents)
+
+    @abstractmethod
+    def num_parameters(self, num_latents: int) -> int:
+        """``P``, the number of parameters of one row with ``K = num_latents`` latents."""
+
+    @abstractmethod
+    def initial(self, loc: Tensor, scale: float) -> Tensor:
+        """Parameters ``[..., P]`` of the member centred at ``loc [..., K]`` with standard deviation ``scale``."""
+
+    @abstractmethod
+    def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
+        """The member with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``, reparameterized."""
+
+    def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
+        """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``.
+
+        Where a family has no formula, those of 2,000 draws under a seed of their own.
+
+        Args:
+            parameters: ``[..., P]``.
+            q: numbers between 0 and 1, of any shape.
+        """
+        devices = [parameters.device] if parameters.is_cuda else []
+        rows = parameters.reshape(-1, parameters.shape[-1])
+        parts = []
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(0)
+            # By pieces: the draws of all rows at once would need a thousand times the memory of the answer.
+            for piece in rows.split(max(1, _NUMBERS // (_DRAWS * rows.shape[-1]))):
+                draws = self.distribution(piece).rsample((_DRAWS,))
+                parts.append(draws.quantile(q.reshape(-1).to(draws), dim=0))
+        result = torch.cat(parts, 1)
+        return result.reshape(*q.shape, *parameters.shape[:-1], result.shape[-1])
+
+    @abstractmethod
+    def settings(self) -> dict[str, int | float | str | list]:
+        """The arguments that make the same family again, as plain data: ``type(family)(**family.settings())``."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+
+
+def normal_quantile(loc: Tensor, scale: Tensor, q: Tensor) -> Tensor:
+    """The ``q``-quantiles ``q.shape + [..., K]`` of normals ``[..., K]``."""
+    return loc + scale * torch.special.ndtri(q.to(loc)).reshape(q.shape + (1,) * loc.dim())
+
+
+def check_count(name: str, value: int, least: int = 1) -> int:
+    """The value, if it is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
+    return value

@@ -1,0 +1,154 @@
+"""Guides in files: weights as safetensors, all else as JSON in the header, so that loading runs no code of the file."""
+
+import json
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pyro_avi import families
+from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
+from pyro_avi.guides.guide import LocalGuide
+
+__all__ = ["load", "save"]
+
+_FORMAT = 1
+_GUIDES: dict[str, type[LocalGuide]] = {cls.__name__: cls for cls in (AmortizedGuide, ConstantGuide, FactorizedGuide)}
+_FAMILIES = {name: getattr(families, name) for name in families.__all__ if name != "Family"}
+
+
+def save(guide: LocalGuide, path: str | PathLike) -> None:
+    """Write a guide to a file, from which :func:`load` makes it again.
+
+    The file holds the guide's parameters in the safetensors format, and in its header as JSON what kind of guide they are
+    of: class, family, encoder, sites and shapes, versions. The model and its parameters are not part of it.
+
+    Args:
+        guide: one of the three guides, set up.
+        path: the file, replaced where it exists, at once or not at all.
+
+    Raises:
+        TypeError: if the guide is none of this package's.
+        ValueError: if it has never been set up.
+
+    Example::
+
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.AmortizedGuide(model, encoder=(32,)).setup(x)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     avi.save(guide, Path(folder) / "guide.safetensors")
+        ...     again = avi.load(Path(folder) / "guide.safetensors", model, x)
+        >>> bool(torch.equal(again.variational_parameters(x), guide.variational_parameters(x)))
+        True
+    """
+    if type(guide) not in _GUIDES.values():
+        raise TypeError(f"Expected one of {', '.join(_GUIDES)}, got {type(guide).__name__}.")
+    header = {"format": _FORMAT, "versions": _versions(), **guide.describe()}
+    # Parameters may share memory or be views, which the format does not know.
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in guide.state_dict().items()}
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    save_file(tensors, part, metadata={"pyro_avi": json.dumps(header)})
+    part.replace(path)
+
+
+def load(
+    path: str | PathLike,
+    model: Callable,
+    *args,
+    encoder: Any = None,
+    inputs: Any = None,
+    global_guide: Any = None,
+    create_plates: Callable | None = None,
+    **kwargs,
+) -> LocalGuide:
+    """Make a guide from a file that :func:`save` wrote.
+
+    Args:
+        path: the file.
+        model: the model that the guide was made for.
+        *args, **kwargs: its arguments. With them the guide is set up and compared with the file at once, without them at its
+            first call.
+        encoder: where the encoder is a module, one of the same kind; its weights are those of the file.
+        inputs: where the guide was made with ``inputs=``, the same function.
+        global_guide: where the globals have another guide than the default, a function to one of the same kind.
+        create_plates: as for every guide.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged or none of ours, an option is missing, or the model is another one: other
+            sites, shapes, plates or numbers of rows.
+    """
+    header, state = _read(Path(path))
+    options: dict[str, Any] = {"plate": header["plate"], "family": _family(path, header["family"])}
+    options |= {"init_scale": header["init_scale"], "create_plates": create_plates}
+    if header["class"] == "AmortizedGuide":
+        options["encoder"] = _given(path, "encoder", encoder, header["encoder"])
+        options["inputs"] = _given(path, "inputs", inputs, header["inputs"])
+    elif header["class"] == "FactorizedGuide":
+        options["same_rows"] = header["same_rows"]
+    options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])
+    guide = _GUIDES[header["class"]](model, **options)
+    guide.expect(header, state)
+    if args or kwargs:
+        guide.setup(*args, **kwargs)
+    return guide
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise FileNotFoundError(f"Expected a file written by avi.save, found none at {path}.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get("pyro_avi")
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
+        header = None if text is None else json.loads(text)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"Expected a whole file written by avi.save at {path}, got a damaged one: {error}.") from error
+    if header is None or header.get("class") not in _GUIDES:
+        raise ValueError(
+            f"Expected a file written by avi.save at {path}, got a safetensors file without a guide's header."
+        )
+    if header["format"] != _FORMAT:
+        raise ValueError(
+            f"Expected format {_FORMAT} at {path}, got {header['format']}, written by pyro_avi "
+            f"{header['versions']['pyro_avi']}.\nInstall that version or a later one."
+        )
+    return header, state
+
+
+def _family(path, described: dict[str, Any]):
+    if described["class"] not in _FAMILIES:
+        raise ValueError(f"Expected a family of {sorted(_FAMILIES)} at {path}, got {described['class']!r}.")
+    return _FAMILIES[described["class"]](**described["settings"])
+
+
+def _given(path, option: str, given: Any, described: Any) -> Any:
+    """The option as given, or as the file describes it where plain data can."""
+    if isinstance(described, str):
+        if given is None:
+            raise ValueError(
+                f"Expected {option}= for the guide at {path}, which was made with {described}, got none.\n"
+                f"Files hold weights and no code: pass the same {option}= that the guide was made with."
+            )
+        return given
+    if given is not None:
+        raise ValueError(f"Expected no {option}= for the guide at {path}, which was made without one, got {given!r}.")
+    return described
+
+
+def _versions() -> dict[str, str]:
+    try:
+        own = version("pyro-avi")
+    except PackageNotFoundError:
+        own = "unknown"
+    return {"pyro_avi": own, "torch": torch.__version__, "pyro": version("pyro-ppl")}
