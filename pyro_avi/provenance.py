@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_avi.replay import CannotReplayError, Recorder, Replay
 from pyro_avi.structure import equal, plate_scale, quiet
@@ -95,7 +95,7 @@ class Sources:
 
     def draws_rows(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
         """``(N, B)`` of each plate of which the model draws ``B`` of ``N`` rows itself (``subsample_size=``)."""
-        return self._slice(args, kwargs).drawn
+        return self.call(args, kwargs).drawn
 
     def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Mapping[str, Tensor] | None = None) -> Found:
         """What a call with these arguments works on.
@@ -107,10 +107,15 @@ class Sources:
         Raises:
             ValueError: if the model gives other rows or values when it is run again, or lacks an observation.
         """
-        return self._slice(args, kwargs).read(args, kwargs, rows or {})
+        return self.call(args, kwargs).read(rows or {})
 
-    def _slice(self, args, kwargs):
-        signature = _signature(args, kwargs)
+    def call(self, args: tuple, kwargs: Mapping[str, Any]) -> "Call":
+        """One call of the model, whose rows can be looked at before it is read."""
+        leaves, structure = _flatten(args, kwargs)
+        return Call(self._slice((structure, *map(_describe, leaves)), args, kwargs), args, kwargs, leaves)
+
+    def _slice(self, signature, args, kwargs):
+        """How calls of this signature are read: everything about the arguments but the content of tensors."""
         if signature not in self._slices:
             if len(self._slices) == self.max_signatures:
                 self._warn_once(
@@ -138,10 +143,35 @@ class _Wanted:
         return f"plate {', '.join(map(repr, self.plates))}"
 
 
-def _signature(args, kwargs) -> tuple:
-    """What decides how a call is analysed: everything about its arguments but the content of tensors."""
+@dataclass(frozen=True)
+class Call:
+    """A call of the model with its arguments."""
+
+    _slice: "_Slice | _Rerun"
+    _args: tuple
+    _kwargs: Mapping[str, Any]
+    _leaves: Sequence[Any]
+
+    @property
+    def drawn(self) -> dict[str, tuple[int, int]]:
+        """As :meth:`Sources.draws_rows`."""
+        return self._slice.drawn
+
+    def read(self, rows: Mapping[str, Tensor]) -> Found:
+        """As :meth:`Sources.read`."""
+        return self._slice.read(self._args, self._kwargs, rows, self._leaves)
+
+
+_PLAIN = (Tensor, bool, int, float, str, type(None))
+
+
+def _flatten(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
+    """The leaves of the arguments, and a key of how they are nested."""
+    # torch's walk through nests takes longer than all else that a guide has to find out about a call.
+    if all(isinstance(x, _PLAIN) for x in args) and all(isinstance(x, _PLAIN) for x in kwargs.values()):
+        return [*args, *kwargs.values()], (len(args), *kwargs)
     leaves, structure = tree_flatten((args, kwargs))
-    return repr(structure), *map(_describe, leaves)
+    return leaves, repr(structure)
 
 
 def _describe(leaf) -> tuple:
@@ -215,10 +245,14 @@ class _Slice:
     def __init__(self, found: Found, drawn: dict[str, tuple[int, int]], plain: dict[str, float], replay: Replay, keep):
         self.drawn, self._found, self._plain, self._replay, self._keep = drawn, found, plain, replay, keep
 
-    def read(self, args, kwargs, rows: Mapping[str, Tensor]) -> Found:
-        index, values, masks, scales = self._replay([*tree_leaves((args, kwargs)), *(rows.get(n) for n in self.drawn)])
-        known = {name: Rows(of.size, index[name]) for name, of in self._found.rows.items()}
-        return Found(known, values, masks, {name: scale / self._plain[name] for name, scale in scales.items()})
+    def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> Found:
+        given, found = iter(self._replay([*leaves, *(rows.get(name) for name in self.drawn)])), self._found
+        return Found(
+            {name: Rows(of.size, next(given)) for name, of in found.rows.items()},
+            {name: next(given) for name in found.values},
+            {name: next(given) for name in found.masks},
+            {name: next(given) / self._plain[name] for name in found.scales},
+        )
 
 
 class _Rerun:
@@ -228,7 +262,7 @@ class _Rerun:
         self._run = lambda args, kwargs, rows: _run(model, wanted, args, kwargs, rows=rows, seed=0)
         self._wanted, self.drawn, self._keep = wanted, drawn, keep
 
-    def read(self, args, kwargs, rows: Mapping[str, Tensor]) -> Found:
+    def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> Found:
         found, given, trace = self._run(args, kwargs, rows)
         if given.drawn != self.drawn:
             raise ValueError(
@@ -244,8 +278,9 @@ def _plain_scales(trace, found: Found) -> dict[str, float]:
     return {name: plate_scale(trace.nodes[name]["cond_indep_stack"]) for name in found.scales}
 
 
-def _targets(found: Found):
-    return {name: rows.index for name, rows in found.rows.items()}, found.values, found.masks, found.scales
+def _targets(found: Found) -> list[Any]:
+    parts = found.values, found.masks, found.scales
+    return [*(rows.index for rows in found.rows.values()), *(value for part in parts for value in part.values())]
 
 
 def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
@@ -259,8 +294,9 @@ def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
         found, again = _repeated(found, again), _repeated(again, found)
     _check_repeats(wanted, found, again)
     # The objects whose identity is part of the signature must outlive it.
-    keep = [leaf for leaf in tree_leaves((args, kwargs)) if not isinstance(leaf, Tensor)]
-    inputs = [*tree_leaves((args, kwargs)), *(given.rows[name] for name in given.drawn)]
+    leaves, _ = _flatten(args, kwargs)
+    keep = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    inputs = [*leaves, *(given.rows[name] for name in given.drawn)]
     plain = _plain_scales(trace, found)
 
     def sliced(found: Found) -> _Slice:
@@ -294,26 +330,27 @@ def _and(sites: Sequence[str]) -> str:
 
 
 def _repeated(found: Found, again: Found) -> Found:
-    values = {name: value for name, value in found.values.items() if _same(value, again.values.get(name))}
+    values = {name: value for name, value in found.values.items() if _same([value], [again.values.get(name)])}
     return replace(found, values=values)
 
 
-def _same(one, two) -> bool:
-    """Whether two nests of tensors and numbers are equal."""
-    ones, twos = tree_flatten(one), tree_flatten(two)
-    return ones[1] == twos[1] and all(
-        a is b or (isinstance(a, Tensor) and isinstance(b, Tensor) and equal(a, b)) or _same_number(a, b)
-        for a, b in zip(ones[0], twos[0], strict=True)
-    )
+def _same(one: Sequence[Any], two: Sequence[Any]) -> bool:
+    """Whether two lists of tensors and numbers are equal."""
+    return len(one) == len(two) and all(_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def _same_number(a, b) -> bool:
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or equal(a, b)
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
 def _check_repeats(wanted: _Wanted, found: Found, again: Found) -> None:
-    sizes = [{name: rows.size for name, rows in each.rows.items()} for each in (found, again)]
-    if sizes[0] != sizes[1] or not _same(_targets(found), _targets(again)):
+    names = [
+        ({name: rows.size for name, rows in each.rows.items()}, *map(list, (each.values, each.masks, each.scales)))
+        for each in (found, again)
+    ]
+    if names[0] != names[1] or not _same(_targets(found), _targets(again)):
         raise ValueError(
             f"Expected the same rows, observed values, masks and scales of {wanted} in two runs of the model on the same "
             "arguments, got different ones.\nA guide cannot know rows or data that the model draws at random. Draw them "

@@ -63,30 +63,35 @@ class Replay:
     Args:
         recorder: what the run did.
         inputs: the tensors and other objects that the run started from.
-        targets: a nest of tensors that the run ended with.
+        targets: the tensors and other objects that the run ended with.
 
     Raises:
         CannotReplayError: if the targets depend on anything else, or on Python values read from tensors.
     """
 
-    def __init__(self, recorder: Recorder, inputs: Sequence[Any], targets: Any):
-        self._targets = targets
+    def __init__(self, recorder: Recorder, inputs: Sequence[Any], targets: Sequence[Any]):
+        self._targets = list(targets)
         self._slots = {id(x): position for position, x in enumerate(inputs) if isinstance(x, Tensor)}
         self._steps = _slice_back(recorder.calls, inputs, _tensors(targets))
+        # Most models observe their arguments as they are.
+        self._direct = None if self._steps else [self._slots.get(id(x)) for x in self._targets]
 
-    @torch.no_grad()
-    def __call__(self, inputs: Sequence[Any]) -> Any:
+    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
         """The targets for other inputs of the same kinds."""
+        if self._direct is not None:
+            pairs = zip(self._direct, self._targets, strict=True)
+            return [target if position is None else inputs[position] for position, target in pairs]
         known = {key: inputs[position] for key, position in self._slots.items()}
 
         def now(x):
             return known.get(id(x), x) if isinstance(x, Tensor) else x
 
-        for call in self._steps:
-            result = call.func(*tree_map(now, call.args), **tree_map(now, call.kwargs))
-            for old, new in zip(tree_leaves(call.out), tree_leaves(result), strict=True):
-                known[id(old)] = new
-        return tree_map(now, self._targets)
+        with torch.no_grad():
+            for call in self._steps:
+                result = call.func(*tree_map(now, call.args), **tree_map(now, call.kwargs))
+                for old, new in zip(tree_leaves(call.out), tree_leaves(result), strict=True):
+                    known[id(old)] = new
+        return [now(x) for x in self._targets]
 
 
 # What turns the content of a tensor into a Python value or into a size, which a replay could not follow.

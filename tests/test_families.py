@@ -1,6 +1,7 @@
 """What every family promises, and each against its closed forms."""
 
 import copy
+import math
 import pickle
 
 import pyro
@@ -79,9 +80,10 @@ def test_shapes(kind, shape, num_latents, dtype):
     assert q.log_prob(torch.zeros(num_latents, dtype=dtype)).shape == shape
 
 
-@pytest.mark.parametrize("num_latents", [1, 3])
-@pytest.mark.parametrize("shape, target", [((), (4,)), ((5,), (4, 5)), ((5, 1), (5, 6)), ((2, 5), (3, 2, 5))])
-def test_expanded_it_is_the_same_many_times(kind, shape, target, num_latents):
+@pytest.mark.parametrize(
+    "num_latents, shape, target", [(3, (), (4,)), (1, (5,), (4, 5)), (3, (5, 1), (5, 6)), (3, (2, 5), (3, 2, 5))]
+)
+def test_expanded_it_is_the_same_many_times(kind, num_latents, shape, target):
     family = prepare(kind, num_latents)
     q = family.distribution(random(family, num_latents, shape))
 
@@ -95,10 +97,9 @@ def test_expanded_it_is_the_same_many_times(kind, shape, target, num_latents):
     torch.testing.assert_close(wide.log_prob(z), q.log_prob(z.clone()))
 
 
-@pytest.mark.parametrize("num_latents", [1, 3])
-def test_a_row_is_a_row_alone(kind, num_latents):
-    family = prepare(kind, num_latents)
-    parameters, z = random(family, num_latents), torch.randn(4, num_latents, dtype=torch.float64)
+def test_a_row_is_a_row_alone(kind):
+    family = prepare(kind, 3)
+    parameters, z = random(family, 3), torch.randn(4, 3, dtype=torch.float64)
 
     together = family.distribution(parameters).log_prob(z)
 
@@ -198,10 +199,9 @@ def test_the_first_step_moves_what_the_rest_waits_for():
     assert moved == {name for name, weight in family.named_parameters() if not weight.any()}
 
 
-@pytest.mark.parametrize("num_latents", [1, 3])
-def test_it_can_be_traced_as_a_graph(kind, num_latents):
-    family = prepare(kind, num_latents)
-    parameters = random(family, num_latents)
+def test_it_can_be_traced_as_a_graph(kind):
+    family = prepare(kind, 2)
+    parameters = random(family, 2)
 
     def draw_and_weigh(parameters):
         q = family.distribution(parameters)
@@ -217,10 +217,28 @@ def test_it_can_be_traced_as_a_graph(kind, num_latents):
     torch.testing.assert_close(graph(parameters + 1), expected)
 
 
-@pytest.mark.parametrize("num_latents", [1, 3])
-def test_every_tensor_is_where_the_parameters_are(kind, num_latents):
-    family = prepare(kind, num_latents, torch.float32).to("meta")
-    parameters = random(family, num_latents, dtype=torch.float32).to("meta")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit.trace:DeprecationWarning")
+def test_it_can_be_traced_by_jit(kind):
+    family = prepare(kind, 2).requires_grad_(False)
+    parameters = random(family, 2)
+
+    def draw_and_weigh(parameters):
+        q = family.distribution(parameters)
+        z = q.rsample()
+        return z.sum() + q.log_prob(z).sum()
+
+    with pyro.validation_enabled(False):
+        traced = torch.jit.trace(draw_and_weigh, (parameters,), check_trace=False)
+
+    torch.manual_seed(1)
+    expected = draw_and_weigh(parameters + 1)
+    torch.manual_seed(1)
+    torch.testing.assert_close(traced(parameters + 1), expected)
+
+
+def test_every_tensor_is_where_the_parameters_are(kind):
+    family = prepare(kind, 3, torch.float32).to("meta")
+    parameters = random(family, 3, dtype=torch.float32).to("meta")
 
     with pyro.validation_enabled(False):
         q = family.distribution(parameters)
@@ -229,7 +247,7 @@ def test_every_tensor_is_where_the_parameters_are(kind, num_latents):
 
     # A tensor left elsewhere would have raised an error.
     assert {x.device.type for x in (z, of_draw, of_other)} == {"meta"}
-    assert family.initial(torch.zeros(4, num_latents, device="meta"), 0.1).shape == parameters.shape
+    assert family.initial(torch.zeros(4, 3, device="meta"), 0.1).shape == parameters.shape
 
 
 def test_settings_make_the_same_family_again(kind):
@@ -277,10 +295,9 @@ def test_weights_are_state(kind):
     torch.testing.assert_close(other.distribution(parameters).log_prob(z), expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("num_latents", [1, 3])
-def test_quantiles_are_those_of_the_draws(kind, num_latents):
-    family = prepare(kind, num_latents)
-    parameters, q = random(family, num_latents, (2, 5)), torch.tensor([[0.1], [0.5], [0.9]])
+def test_quantiles_are_those_of_the_draws(kind):
+    family = prepare(kind, 2)
+    parameters, q = random(family, 2, (2, 3)), torch.tensor([[0.1], [0.5], [0.9]])
     state = torch.get_rng_state()
 
     quantiles = family.quantile(parameters, q)
@@ -288,8 +305,8 @@ def test_quantiles_are_those_of_the_draws(kind, num_latents):
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(1)
     assert torch.equal(family.quantile(parameters, q), quantiles)
-    assert quantiles.shape == (3, 1, 2, 5, num_latents)
-    assert family.quantile(parameters, torch.tensor(0.5)).shape == (2, 5, num_latents)
+    assert quantiles.shape == (3, 1, 2, 3, 2)
+    assert family.quantile(parameters, torch.tensor(0.5)).shape == (2, 3, 2)
     below = (family.distribution(parameters).sample((4000,))[:, None, None] <= quantiles).double().mean(0)
     # Of 4,000 draws, where the quantiles may be those of 2,000 others.
     error = 0.5 * (1 / 4000 + 1 / 2000) ** 0.5
@@ -412,7 +429,7 @@ def inversions(monkeypatch):
     return calls
 
 
-def grid(count, size, width=14.0):
+def grid(count, size, width):
     axis = torch.linspace(-width, width, size, dtype=torch.float64)
     return torch.stack(torch.meshgrid([axis] * count, indexing="ij"), -1), (2 * width / (size - 1)) ** count
 
@@ -551,25 +568,29 @@ def test_weights_come_from_the_random_state_and_once():
     assert torch.equal(torch.cat([p.flatten() for p in one.parameters()]), weights[0])
 
 
-def test_a_flow_comes_closer_to_a_skewed_density_than_any_normal():
+def test_a_flow_comes_closer_to_a_skewed_density_than_any_normal(monkeypatch):
     family = prepared(avi.Flow(transforms=1, hidden=(16,), context=2), 1)
     parameters = family.initial(torch.zeros(1).double(), 1.0).requires_grad_()
     target = dist.Gumbel(torch.zeros(1).double(), 1.0).to_event(1)
-    optimizer = torch.optim.Adam([parameters, *family.parameters()], lr=0.02)
-    for _ in range(250):
+    optimizer = torch.optim.Adam([parameters, *family.parameters()], lr=0.05)
+    # Draws without noise: the quantiles of the normal.
+    eps = torch.special.ndtri((torch.arange(128).double() + 0.5) / 128)[:, None]
+    monkeypatch.setattr(torch, "randn", lambda *args, **kwargs: eps)
+    for _ in range(30):
         q = family.distribution(parameters)
         z = q.rsample((128,))
         optimizer.zero_grad()
         (q.log_prob(z) - target.log_prob(z)).mean().backward()
         optimizer.step()
 
-    points, volume = grid(1, 4001)
+    points, volume = grid(1, 4001, width=14.0)
     with torch.no_grad():
         log_q, log_p = family.distribution(parameters).log_prob(points), target.log_prob(points)
     divergence = float((log_q.exp() * (log_q - log_p).clamp(min=-1e3)).sum() * volume)
-    # The best normal is N(1/2, 1): 3/2 - log(2 pi e) / 2 nats away.
-    assert 1.5 - 0.5 * float(torch.tensor(2 * torch.pi * torch.e).log()) > 0.08
-    assert divergence < 0.02
+    # That of the best normal, N(1/2, 1).
+    of_normal = 1.5 - 0.5 * math.log(2 * math.pi * math.e)
+    assert 0.08 < of_normal < 0.082
+    assert 0 < divergence < 0.05
 
 
 # What is refused.

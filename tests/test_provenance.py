@@ -462,13 +462,14 @@ def test_a_replay_is_a_function_of_its_inputs():
     a, b, constant = torch.tensor(2.0), torch.tensor(3.0), torch.tensor(1.0)
     with Recorder() as recorder:
         (a * 100).exp()
-        total = {"sum": a + b, "same": b}
+        total = [a + b, b, "text"]
 
     replay = Replay(recorder, (a, b), total)
 
-    assert replay((torch.tensor(10.0), torch.tensor(5.0))) == {"sum": torch.tensor(15.0), "same": torch.tensor(5.0)}
+    assert replay((torch.tensor(10.0), torch.tensor(5.0))) == [torch.tensor(15.0), torch.tensor(5.0), "text"]
+    assert Replay(recorder, (a, b), [b, None])((a, constant)) == [constant, None]
     with pytest.raises(CannotReplayError), Recorder() as recorder:
-        Replay(recorder, (a,), constant)
+        Replay(recorder, (a,), [constant])
 
 
 def test_every_guide_is_told_once():

@@ -66,7 +66,8 @@ class LowRankNormal(Family):
 
     def distribution(self, parameters: Tensor) -> dist.LowRankMultivariateNormal:
         """The normal with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""
-        count, rest = divmod(parameters.shape[-1], 2 + self.rank)
+        # Under torch.jit.trace the elements of a shape are tensors.
+        count, rest = divmod(int(parameters.shape[-1]), 2 + self.rank)
         if rest or not count:
             raise ValueError(
                 f"Expected K (2 + rank) = {2 + self.rank} K parameters a row for a whole number K of latents, got "

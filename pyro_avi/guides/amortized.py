@@ -166,7 +166,7 @@ class AmortizedGuide(LocalGuide):
             return self._read_given(given(*args, **kwargs), plates, found, args, kwargs)
         parts = []
         for name, dims in of.rows.observations.items():
-            parts += [part.movedim(dims, tuple(range(len(dims)))) for part in self._observed(of, name, found)]
+            parts += [_rows_first(part, dims) for part in self._observed(of, name, found)]
         if len(parts) == 1:
             return parts[0]
         return torch.cat(
@@ -175,7 +175,7 @@ class AmortizedGuide(LocalGuide):
 
     def _observed(self, of: RowFactor, name: str, found: Found) -> list[Tensor]:
         """The observed value of a site, and its mask where it has one."""
-        value = found.values[name].to(self._like.dtype)
+        value = found.values[name].to(of.function.head.weight.dtype if of.function else self._like.dtype)
         mask = found.masks.get(name)
         if mask is not None and not self._masked[name]:
             raise ValueError(
@@ -209,6 +209,12 @@ def _by_plates(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     return {(key,) if isinstance(key, str) else tuple(key): value for key, value in given.items()}
+
+
+def _rows_first(value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The value with the dimensions of its rows in front."""
+    there = all(value.dim() + dim == position for position, dim in enumerate(dims))
+    return value if there else value.movedim(dims, tuple(range(len(dims))))
 
 
 def _qualified(given: Any) -> Any:

@@ -100,7 +100,7 @@ class Factor(nn.Module):
                 _enter(stack, masks.get(latent.name), scales.get(latent.name))
                 return pyro.sample(latent.name, fn)
 
-        parts = parameters.split(self._split, -1)
+        parts = parameters.split(self._split, -1) if self._discrete else [parameters]
         sites = [(latent, self._categorical(latent, x)) for latent, x in zip(self._discrete, parts[1:], strict=True)]
         if isinstance(self.family, DiagonalNormal):
             sites += [(latent, _on_support(latent, normal)) for latent, normal in self._normals(parts[0])]
@@ -216,7 +216,8 @@ class Factor(nn.Module):
         if not self._continuous:
             return
         normal = self.family.coordinates(parameters)
-        locs, scales = (x.split(self._sizes, -1) for x in (normal.loc, normal.scale))
+        alone = len(self._sizes) == 1
+        locs, scales = ([x] if alone else x.split(self._sizes, -1) for x in (normal.loc, normal.scale))
         for latent, loc, scale in zip(self._continuous, locs, scales, strict=True):
             layout = self._layouts[latent.name]
             yield latent, dist.Normal(layout.from_rows(loc), layout.from_rows(scale))
@@ -265,6 +266,8 @@ class _Layout:
         self._inner = tuple(1 if len(batch) - i in self._rows else size for i, size in enumerate(batch))
         self.size = prod(self._inner) * prod(self._event)
         self.row_shape = [*self._inner, *self._event]
+        # A vector in one plate needs no reshaping, in the most frequent case and the one with the least to do.
+        self._is_rows = self._depth == len(self._frames) == len(self._event) == 1
 
     def to_rows(self, value: Tensor) -> Tensor:
         """``[*B, K]`` of a tensor in the site's shape."""
@@ -274,6 +277,8 @@ class _Layout:
 
     def from_rows(self, rows: Tensor, extra: int | None = None) -> Tensor:
         """The site's shape of ``[..., *B, K]``, or of ``[..., *B, K * extra]`` with ``extra`` elements in each."""
+        if self._is_rows and extra is None:
+            return rows
         lead = rows.dim() - 1 - len(self._frames)
         return self.from_spread(_spread(rows, self._frames, self._depth, lead), extra)
 

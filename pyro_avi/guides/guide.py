@@ -5,6 +5,7 @@ import itertools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from types import FunctionType
 from typing import Any
 
@@ -106,6 +107,7 @@ class LocalGuide(OwnedGuide):
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
         self._structure: Structure | None = None
         self._sources: Sources | None = None
+        self._depth = 0
         self._expected: dict[str, Any] | None = None
         self.global_guide: AutoGuide | None = None
         self.row_factors = nn.ModuleList()
@@ -144,6 +146,7 @@ class LocalGuide(OwnedGuide):
         structure = inspect_model(self.model, args, kwargs, plates=plates, init_loc_fn=self._init_loc_fn)
         self._check_rows(structure)
         self._structure = structure
+        self._depth = max((-frame.dim for frame in self._frames()), default=0)
         self._sources = self._find_sources(structure)
         try:
             with quiet():
@@ -281,24 +284,25 @@ class LocalGuide(OwnedGuide):
     ) -> tuple[Found, dict[str, pyro.plate]]:
         """The rows of a call and the plates to put them in; where the model draws its rows, draw them or take all."""
         frames = self._structure.frames
-        drawn = self._sources.draws_rows(args, kwargs)
+        call = self._sources.call(args, kwargs)
+        drawn = call.drawn
         rows = {name: given[name].indices for name in drawn if name in given}
         for name, (size, count) in drawn.items():
-            if name not in given:
+            if name not in given and draw:
+                fn = DrawnRows(size, count, self._depth, self._device)
+                rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
+            elif name not in given:
                 rows[name] = torch.arange(size, device=self._device)
-                if draw:
-                    fn = DrawnRows(size, count, max(-frame.dim for frame in self._frames()), self._device)
-                    rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
-        found = self._sources.read(args, kwargs, rows)
+        found = call.read(rows)
         plates = {}
         for name, frame in frames.items():
             if name in given:
                 self._check_given(given[name], found, drawn)
                 plates[name] = given[name]
                 continue
+            of = found.rows[name]
             # The rows are settled; a statement of the plate's name would stand in the trace a second time.
-            with poutine.block(hide=[name] if name in drawn else []):
-                of = found.rows[name]
+            with poutine.block(hide=[name]) if name in drawn else nullcontext():
                 plates[name] = pyro.plate(name, of.size, subsample=of.index, dim=frame.dim)
         return found, plates
 

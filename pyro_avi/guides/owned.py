@@ -93,9 +93,10 @@ class OwnedGuide(AutoGuide):
     @staticmethod
     def _plates(frames: Iterable[CondIndepStackFrame], given: Mapping[str, pyro.plate]) -> dict[str, pyro.plate]:
         plates = dict(given)
-        # Hidden, so that a guide written by hand may state plates of the same names.
-        with poutine.block():
-            for frame in frames:
-                if frame.name not in plates:
-                    plates[frame.name] = pyro.plate(frame.name, frame.full_size or frame.size, dim=frame.dim)
+        missing = {frame.name: frame for frame in frames if frame.name not in plates}
+        if missing:
+            # Hidden, so that a guide written by hand may state plates of the same names.
+            with poutine.block():
+                for name, frame in missing.items():
+                    plates[name] = pyro.plate(name, frame.full_size or frame.size, dim=frame.dim)
         return plates
