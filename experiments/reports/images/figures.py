@@ -138,7 +138,7 @@ def reference(axes: Axes, level: float, text: str, dashes: tuple) -> None:
         axes.axhline(level, color=INK, lw=0.9, ls=dashes, zorder=1)
         axes.annotate(
             text, (0.01, level), xycoords=("axes fraction", "data"), xytext=(0, 2), textcoords="offset points",
-            fontsize=7.5, color=INK, va="bottom",
+            fontsize=7.5, color=INK, va="bottom", annotation_clip=True,
         )  # fmt: skip
 
 
@@ -254,12 +254,13 @@ def refinement(section: Section, colours: Colours) -> Figure:
             for rows, shift, face in (("train", -0.19, colours[label]), ("test", 0.19, "white")):
                 gap = arm.mean("refined", rows, "gain")
                 if gap.known:
+                    error = gap.se if np.isfinite(gap.se) else 0.0
                     axes.errorbar(
-                        gap.value, place + shift, xerr=gap.se if np.isfinite(gap.se) else 0.0, color=colours[label],
+                        gap.value, place + shift, xerr=error, color=colours[label],
                         marker="o", ms=6, mfc=face, capsize=3, lw=1.4,
                     )  # fmt: skip
                     axes.annotate(
-                        f"{with_error(gap)} {rows}", (gap.value, place + shift),
+                        f"{with_error(gap)} {rows}", (gap.value + error, place + shift),
                         xytext=(9, 0), textcoords="offset points",
                         fontsize=7.5, va="center", color="#5a626d",
                     )  # fmt: skip
