@@ -15,14 +15,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_avi.replay import CannotReplayError, Recorder, Replay
-from pyro_avi.structure import equal, plate_scale, quiet
+from pyro_avi.structure import equal, is_scaled, plate_scale, quiet, site_mask, untraced
 
 __all__ = ["Found", "Rows", "Sources"]
 
@@ -112,7 +111,9 @@ class Sources:
     def call(self, args: tuple, kwargs: Mapping[str, Any]) -> "Call":
         """One call of the model, whose rows can be looked at before it is read."""
         leaves, structure = _flatten(args, kwargs)
-        return Call(self._slice((structure, *map(_describe, leaves)), args, kwargs), args, kwargs, leaves)
+        with untraced() if torch.jit.is_tracing() else nullcontext():
+            slice_ = self._slice((structure, *map(_describe, leaves)), args, kwargs)
+        return Call(slice_, args, kwargs, leaves)
 
     def _slice(self, signature, args, kwargs):
         """How calls of this signature are read: everything about the arguments but the content of tensors."""
@@ -224,19 +225,12 @@ def _run(model, wanted: _Wanted, args, kwargs, *, rows: Mapping[str, Tensor], se
                 )
         for name in [*values, *(name for name in wanted.latents if name in trace.nodes)]:
             site = trace.nodes[name]
-            mask, plain = _mask(site), plate_scale(site["cond_indep_stack"])
+            mask = site_mask(site)
             if mask is not None:
                 masks[name] = mask
-            if isinstance(site["scale"], Tensor) or abs(site["scale"] - plain) > 1e-6 * plain:
+            if is_scaled(site):
                 scales[name] = site["scale"]
     return Found(given.found, values, masks, scales), given, trace
-
-
-def _mask(site: Mapping[str, Any]) -> Tensor | bool | None:
-    """What masks a site: ``poutine.mask`` around it, ``.mask()`` on its distribution, or both (``None``: nothing)."""
-    masks = [site["mask"], site["fn"]._mask if isinstance(site["fn"], MaskedDistribution) else None]
-    masks = [mask for mask in masks if mask is not None and mask is not True]
-    return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
 class _Slice:
@@ -263,6 +257,13 @@ class _Rerun:
         self._wanted, self.drawn, self._keep = wanted, drawn, keep
 
     def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> Found:
+        if torch.jit.is_tracing():
+            raise ValueError(
+                f"Expected the rows and observed values of {self._wanted} to be traced to the arguments of the model for a "
+                "Jit ELBO, which would otherwise keep those of its first call.\n"
+                "Pass the data as tensor arguments, tell the guide what to read (inputs=lambda *args, **kwargs: ...), or use "
+                "the ELBO without Jit."
+            )
         found, given, trace = self._run(args, kwargs, rows)
         if given.drawn != self.drawn:
             raise ValueError(

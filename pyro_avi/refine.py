@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -94,7 +95,10 @@ def refine(
     for parameter in shared:
         parameter.requires_grad_(False)
     options = {"elbo": elbo, "seed": seed, "progress": progress}
-    fit(model, refined, *args, num_steps=num_steps, lr={"local": rate}, **options, **kwargs)
+    with warnings.catch_warnings():
+        # Global latents that the model states after local ones: frozen, they only add a constant.
+        warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
+        fit(model, refined, *args, num_steps=num_steps, lr={"local": rate}, **options, **kwargs)
     for parameter in shared:
         parameter.requires_grad_(True)
     refined.row_factors.train()

@@ -1,5 +1,6 @@
 """What a model consists of: local and global latents, the plates of its rows, what it observes there."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,7 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -27,11 +29,25 @@ __all__ = [
     "inspect_model",
     "is_latent",
     "is_observation",
+    "is_scaled",
     "plate_scale",
     "quiet",
     "row_plate",
     "row_plates",
+    "site_mask",
+    "untraced",
 ]
+
+
+@contextmanager
+def untraced():
+    """Run something that ``torch.jit.trace`` is not to see, with sizes that are numbers and not tensors."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
 
 
 @contextmanager
@@ -87,6 +103,7 @@ class Latent:
             latent its initial value, ``batch_shape``.
         unconstrained_event_dim: the number of event dimensions of ``initial``.
         num_values: the number of values of a discrete latent, ``None`` for a continuous one.
+        is_weighted: whether it is masked, or scaled beyond its plates.
     """
 
     name: str
@@ -96,6 +113,7 @@ class Latent:
     initial: Tensor
     unconstrained_event_dim: int
     num_values: int | None = None
+    is_weighted: bool = False
 
     @property
     def is_real(self) -> bool:
@@ -234,6 +252,19 @@ def plate_scale(frames: Iterable[CondIndepStackFrame]) -> float:
     return scale
 
 
+def site_mask(site: Mapping[str, Any]) -> Tensor | bool | None:
+    """What masks a site: ``poutine.mask`` around it, ``.mask()`` on its distribution, or both (``None``: nothing)."""
+    masks = [site["mask"], site["fn"]._mask if isinstance(site["fn"], MaskedDistribution) else None]
+    masks = [mask for mask in masks if mask is not None and mask is not True]
+    return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
+
+
+def is_scaled(site: Mapping[str, Any]) -> bool:
+    """Whether a site counts more or less often than its plates say."""
+    plain = plate_scale(site["cond_indep_stack"])
+    return isinstance(site["scale"], Tensor) or abs(site["scale"] - plain) > 1e-6 * plain
+
+
 def inspect_model(
     model: Callable,
     args: tuple,
@@ -277,6 +308,7 @@ def inspect_model(
         members.setdefault(tuple(frame.name for frame in chosen), []).append(latent)
         if chosen:
             _check_fixed(latent, [frame.name for frame in chosen])
+            _check_support(latent, chosen)
     global_latents = members.pop((), [])
     return Structure(
         row_sets=tuple(_row_set([frames[name] for name in names], of, observed) for names, of in members.items()),
@@ -323,22 +355,44 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
                 f"Expected vectorized plates around latent {name!r}, got the sequential plate {frame.name!r}.\n"
                 f"Write `with pyro.plate({frame.name!r}, size):` instead of `for i in pyro.plate(...)`."
             )
-    num_values = _num_values(name, fn)
+    num_values, support = _num_values(name, fn), _alike(fn.support)
     if num_values is not None:
         initial, event_dim = value, fn.event_dim
     else:
         with helpful_support_errors(site):
-            initial = value if _peel(fn.support)[0] is constraints.real else biject_to(fn.support).inv(value)
+            initial = value if _peel(support)[0] is constraints.real else biject_to(support).inv(value)
         event_dim = fn.event_dim + initial.dim() - value.dim()
     return Latent(
         name=name,
         frames=_frames(site),
-        support=fn.support,
+        support=support,
         event_dim=fn.event_dim,
         initial=initial.detach().clone(),
         unconstrained_event_dim=event_dim,
         num_values=num_values,
+        is_weighted=site_mask(site) is not None or is_scaled(site),
     )
+
+
+def _alike(support: constraints.Constraint) -> constraints.Constraint:
+    """The support without dimensions in which its bounds are all equal, so that it is that of any number of rows."""
+    parts = {}
+    for name, part in vars(support).items():
+        if isinstance(part, constraints.Constraint):
+            parts[name] = _alike(part)
+        elif isinstance(part, Tensor):
+            parts[name] = part
+            for dim in range(part.dim()):
+                first = parts[name].narrow(dim, 0, 1)
+                parts[name] = first if torch.equal(parts[name], first.expand_as(parts[name])) else parts[name]
+            while parts[name].dim() and parts[name].shape[0] == 1:
+                parts[name] = parts[name].squeeze(0)
+    if all(part is getattr(support, name) for name, part in parts.items()):
+        # Some supports are known by their identity.
+        return support
+    support = copy.copy(support)
+    vars(support).update(parts)
+    return support
 
 
 def _num_values(name: str, fn) -> int | None:
@@ -368,6 +422,20 @@ def _check_fixed(latent: Latent, plates: Sequence[str]) -> None:
                 f"Expected plate {frame.name!r} of latent {latent.name!r} to have a fixed size inside a row of plate "
                 f"{', '.join(map(repr, plates))}, got {frame.size} of {frame.full_size} rows.\n"
                 f"Give its rows factors of their own: plate={(*plates, frame.name)!r}."
+            )
+
+
+def _check_support(latent: Latent, frames: Sequence[CondIndepStackFrame]) -> None:
+    """Refuse bounds that are those of certain rows: other rows of the plate have others."""
+    support, _ = _peel(latent.support)
+    for bound in vars(support).values():
+        dims = [frame.dim - latent.event_dim for frame in frames]
+        if isinstance(bound, Tensor) and any(-dim <= bound.dim() and bound.shape[dim] > 1 for dim in dims):
+            raise ValueError(
+                f"Expected latent {latent.name!r} with one support for all rows of plate "
+                f"{', '.join(repr(frame.name) for frame in frames)}, got {support!r} with bounds that differ by row.\n"
+                "Sample on a fixed support and move it: u = pyro.sample(name, dist.Uniform(0, 1)); "
+                "pyro.deterministic(other_name, low + (high - low) * u)."
             )
 
 

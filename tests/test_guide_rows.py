@@ -266,6 +266,59 @@ def test_plates_may_be_created_by_the_caller(kind):
     assert all(same_rows(given, guide, args) for args in batches(False))
 
 
+def noisy(x, index=None):
+    # Other values at every run, so that they are not known as data.
+    given(x + 0.1 * torch.randn_like(x), index)
+
+
+def test_with_inputs_and_plates_the_model_is_not_searched():
+    def plates(x, index=None):
+        return pyro.plate("data", N, subsample=index)
+
+    options = {"plate": "data", "inputs": lambda x, index=None: x}
+    guide = avi.AmortizedGuide(noisy, nn.Identity(), create_plates=plates, **options)
+    guide.setup(X[INDEX], INDEX)
+    point_at_rows(guide)
+
+    assert all(same_rows(given, guide, args) for args in batches(False))
+    assert guide(X)["z"].shape == (N, 1)
+
+    guide = avi.AmortizedGuide(noisy, nn.Identity(), create_plates=lambda *args: [], **options)
+    with pytest.raises(ValueError, match=r"create_plates\(\) to return plate 'data', got \[\]"):
+        guide(X)
+
+
+def masked(x, index=None):
+    with poutine.mask(mask=x[:, 0] > 0):
+        given(x, index)
+
+
+def test_masks_are_searched_for_even_then():
+    guide = avi.AmortizedGuide(
+        masked, nn.Identity(), inputs=lambda x: x, create_plates=lambda x: pyro.plate("data", N)
+    ).setup(X)
+
+    assert torch.equal(poutine.trace(guide).get_trace(X).nodes["z"]["mask"], X[:, 0] > 0)
+
+
+@pytest.mark.parametrize("kind", ["ConstantGuide", "FactorizedGuide"])
+def test_without_arguments_the_answer_is_for_all_rows(kind):
+    guide = GUIDES[kind](given).setup(X[INDEX], INDEX)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.normal_()
+
+    expected = guide.median(X, torch.arange(N))["z"]
+
+    assert torch.equal(guide.median()["z"], expected)
+    assert guide.quantiles([0.1, 0.9])["z"].shape == (2, *expected.shape)
+
+
+def test_without_arguments_an_amortized_guide_has_nothing_to_read():
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        avi.AmortizedGuide(given).setup(X).median()
+
+
 def with_loc(x, index=None):
     pyro.sample("loc", dist.Normal(0.0, 1.0))
     given(x, index)

@@ -344,6 +344,10 @@ def moving_support():
     return pyro.sample("z", dist.Uniform(0.0, 1.0 + width))
 
 
+def bounds_of_rows():
+    return pyro.sample("z", dist.Uniform(torch.zeros(6), torch.arange(1.0, 7.0)))
+
+
 def moving_shape():
     count = int(pyro.sample("count", dist.Gamma(2.0, 1.0).expand([6])).sum() * 1000)
     return pyro.sample("z", dist.Normal(torch.zeros(count), 1.0).to_event(1)).sum(-1)
@@ -368,6 +372,7 @@ REFUSED = {
     "a plate that does not exist": (plain, "dota", r"plates \['data'\], got 'dota'"),
     "sequential plate": (sequential, "steps", "latent 'z_0', got the sequential plate 'steps'"),
     "support": (in_rows(moving_support), one_plate, "latent 'z' with one event shape, batch shape and support"),
+    "bounds": (in_rows(bounds_of_rows), one_plate, "latent 'z' with one support for all rows.*differ by row"),
     "shape": (in_rows(moving_shape), one_plate, "latent 'z' with one event shape"),
     "list of sites": (in_rows(moving_list), one_plate, r"same sites in every run.*'step_"),
     "counts": (
@@ -397,3 +402,15 @@ def test_constraints_of_one_kind_are_not_taken_for_a_moving_support():
 
     (latent,) = inspect(model, X).local_latents
     assert isinstance(latent.support, constraints.interval)
+    # Of any number of rows.
+    assert latent.to_support(torch.zeros(3, 1)).tolist() == [[1.0]] * 3
+
+
+def test_bounds_may_differ_inside_a_row():
+    def model(x):
+        with pyro.plate("rows", 6):
+            z = pyro.sample("z", dist.Uniform(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 5.0])).to_event(1))
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    (latent,) = inspect(model, X).local_latents
+    assert latent.to_support(torch.zeros(3, 2)).tolist() == [[1.0, 3.0]] * 3

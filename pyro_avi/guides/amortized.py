@@ -54,6 +54,7 @@ class AmortizedGuide(LocalGuide):
             call, or all ``N`` rows where the model draws its rows itself. By default the values observed in the plate;
             several of them are flattened and joined. Masked values are read as zeros, and their mask beside them. For
             several row sets a dictionary of such functions by the names of their plates, those left out by default.
+            Together with ``create_plates`` the model's rows are not searched for: they are those of the plates given.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
             :class:`~pyro_avi.guides.guide.LocalGuide`.
 
@@ -103,6 +104,11 @@ class AmortizedGuide(LocalGuide):
 
     def _find_sources(self, structure):
         sites: dict[str, None] = {}
+        row_sets = structure.row_sets
+        given = [self._of_rows(self._inputs, rows.plates, "inputs", len(row_sets)) is not None for rows in row_sets]
+        weighted = any(latent.is_weighted for latent in structure.global_latents + structure.local_latents)
+        if row_sets and all(given) and self.create_plates is not None and not weighted:
+            return None
         for rows in structure.row_sets:
             if self._of_rows(self._inputs, rows.plates, "inputs", len(structure.row_sets)) is not None:
                 continue
@@ -122,6 +128,10 @@ class AmortizedGuide(LocalGuide):
             sites.update(dict.fromkeys(rows.observations))
         latents = [latent.name for latent in structure.global_latents + structure.local_latents]
         return Sources(self.model, tuple(structure.frames), tuple(sites), latents)
+
+    def _all_rows(self):
+        # The rows are what it reads.
+        return None
 
     def describe(self):
         """What kind of guide this is, as plain data; of modules and functions their names."""
@@ -191,7 +201,7 @@ class AmortizedGuide(LocalGuide):
         return [torch.where(mask, value, 0.0), mask.to(value.dtype)]
 
     def _read_given(self, inputs: Tensor, plates: tuple[str, ...], found: Found, args, kwargs) -> Tensor:
-        drawn = self._sources.draws_rows(args, kwargs)
+        drawn = {} if self._sources is None else self._sources.draws_rows(args, kwargs)
         for dim, name in enumerate(plates):
             # Where the model draws its rows, the caller cannot know them and gives all.
             if name in drawn:

@@ -134,7 +134,9 @@ class FactorizedGuide(LocalGuide):
             ValueError: if the plates have other sizes, or values without row indices are not those of the first call.
         """
         self.setup(*args, **kwargs)
-        found = self._sources.read(args, kwargs)
+        call = self._sources.call(args, kwargs)
+        # Rows that the model draws are of the table, whichever they are.
+        found = call.read({name: torch.arange(count, device=self._device) for name, (_, count) in call.drawn.items()})
         for of in self.row_factors:
             self._check_sizes(of, found)
         self._check_same_rows(found)

@@ -1,6 +1,7 @@
 """What the three guides share: everything but the inference function."""
 
 import copy
+import inspect
 import itertools
 import warnings
 from abc import abstractmethod
@@ -25,7 +26,7 @@ from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale
 from pyro_avi.guides.merge import Merged
 from pyro_avi.guides.owned import OwnedGuide
 from pyro_avi.guides.rows import DrawnRows
-from pyro_avi.provenance import Found, Sources
+from pyro_avi.provenance import Found, Rows, Sources
 from pyro_avi.structure import RowSet, Structure, inspect_model, quiet, row_plate
 
 __all__ = ["LocalGuide", "RowFactor", "qualified_name"]
@@ -122,8 +123,8 @@ class LocalGuide(OwnedGuide):
     def _infer(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows found."""
 
-    def _find_sources(self, structure: Structure) -> Sources:
-        """What finds the rows of a call and what else the inference functions need to know about it."""
+    def _find_sources(self, structure: Structure) -> Sources | None:
+        """What finds the rows of a call and what else the inference functions need to know; ``None``: the caller does."""
         return Sources(self.model, tuple(structure.frames), latents=_names(structure))
 
     def _default_plates(self, trace: Trace) -> Sequence[str]:
@@ -284,6 +285,10 @@ class LocalGuide(OwnedGuide):
     ) -> tuple[Found, dict[str, pyro.plate]]:
         """The rows of a call and the plates to put them in; where the model draws its rows, draw them or take all."""
         frames = self._structure.frames
+        if self._sources is None:
+            self._require_plates(given)
+            rows = {name: Rows(given[name].size, given[name].indices) for name in frames}
+            return Found(rows, {}, {}, {}), {name: given[name] for name in frames}
         call = self._sources.call(args, kwargs)
         drawn = call.drawn
         rows = {name: given[name].indices for name in drawn if name in given}
@@ -305,6 +310,14 @@ class LocalGuide(OwnedGuide):
             with poutine.block(hide=[name]) if name in drawn else nullcontext():
                 plates[name] = pyro.plate(name, of.size, subsample=of.index, dim=frame.dim)
         return found, plates
+
+    def _require_plates(self, given: Mapping[str, pyro.plate]) -> None:
+        for name in self._structure.frames:
+            if name not in given:
+                raise ValueError(
+                    f"Expected create_plates() to return plate {name!r}, got {sorted(given)}.\n"
+                    "With inputs= and create_plates= the guide knows the rows of a call from these alone."
+                )
 
     def _check_given(self, plate: pyro.plate, found: Found, drawn) -> None:
         rows = found.rows[plate.name]
@@ -440,12 +453,20 @@ class LocalGuide(OwnedGuide):
         known = [[latent.name for latent in of.rows.latents] for of in self.row_factors if len(of.rows.plates) == 1]
         raise ValueError(f"Expected sites= among the local latents of one plate, one of {known}, got {asked}.")
 
+    def _all_rows(self) -> Found | None:
+        """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""
+        if not _needs_arguments(self.model):
+            return None
+        sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}
+        return Found({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
+
     @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
         """The posterior median of each latent, by site.
 
         Args:
-            *args, **kwargs: the arguments of the model.
+            *args, **kwargs: the arguments of the model. Without them, constant and factorized guides answer for all rows
+                that they were set up with.
         """
         self.setup(*args, **kwargs)
         return self._quantiles(0.5, args, kwargs, lambda guide: guide.median(*args, **kwargs))
@@ -456,7 +477,7 @@ class LocalGuide(OwnedGuide):
 
         Args:
             quantiles: numbers between 0 and 1.
-            *args, **kwargs: the arguments of the model.
+            *args, **kwargs: the arguments of the model, as for :meth:`median`.
         """
         self.setup(*args, **kwargs)
         return self._quantiles(quantiles, args, kwargs, lambda guide: guide.quantiles(quantiles, *args, **kwargs))
@@ -464,11 +485,21 @@ class LocalGuide(OwnedGuide):
     def _quantiles(self, quantiles, args, kwargs, of_globals) -> dict[str, Tensor]:
         result = {} if self.global_guide is None else dict(of_globals(self.global_guide))
         with poutine.block():
-            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            found = None if args or kwargs else self._all_rows()
+            if found is None:
+                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
             for of in self.row_factors:
                 parameters = self._infer(of, found, args, kwargs)
                 result.update(of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters)))
         return result
+
+
+def _needs_arguments(model: Callable) -> bool:
+    try:
+        inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind()
+    except TypeError:
+        return True
+    return False
 
 
 def _names(structure: Structure) -> list[str]:

@@ -1,7 +1,9 @@
 """An automatic guide that owns its parameters: what every guide of this package stands on."""
 
 import copy
+import io
 import itertools
+import pickle
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,6 +17,52 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 __all__ = ["OwnedGuide"]
 
 _count = itertools.count()
+
+
+class _LeftOut:
+    """Stands in a guide for a model that could not be pickled with it."""
+
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def __call__(self, *args, **kwargs):
+        raise ValueError(
+            f"Expected a guide with its model, got one whose model {self.__name__} could not be pickled with it.\n"
+            "Make a guide for the model and give it these parameters: new.load_state_dict(guide.state_dict()). To save guides "
+            "for any model, use avi.save and avi.load."
+        )
+
+
+class _Pickler(pickle.Pickler):
+    def __init__(self, file, model):
+        super().__init__(file)
+        self._model = model
+
+    def persistent_id(self, obj):
+        return "model" if obj is self._model else None
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file, model):
+        super().__init__(file)
+        self._model = model
+
+    def persistent_load(self, pid):
+        return self._model
+
+
+def _without_model(cls: type, state: bytes, name: str) -> "OwnedGuide":
+    guide = cls.__new__(cls)
+    guide.__setstate__(_Unpickler(io.BytesIO(state), _LeftOut(name)).load())
+    return guide
+
+
+def _can_be_pickled(model: Any) -> bool:
+    try:
+        pickle.dumps(model)
+    except (AttributeError, TypeError, pickle.PicklingError):
+        return False
+    return True
 
 
 class OwnedGuide(AutoGuide):
@@ -60,6 +108,15 @@ class OwnedGuide(AutoGuide):
             vars(parameter).pop("unconstrained", None)
             vars(parameter).pop("_pyro_subsample", None)
         return {**self.__dict__, "master": None, "plates": {}}
+
+    def __reduce_ex__(self, protocol):
+        if _can_be_pickled(self.model):
+            return super().__reduce_ex__(protocol)
+        # A function inside a function, for one. The guide's parameters are worth keeping.
+        file = io.BytesIO()
+        _Pickler(file, self.model).dump(self.__getstate__())
+        name = getattr(self.model, "__qualname__", type(self.model).__qualname__)
+        return _without_model, (type(self), file.getvalue(), name)
 
     def __setstate__(self, state):
         super().__setstate__(state)

@@ -1,0 +1,17 @@
+"""Other people's models as plain Pyro programs, with the three guides put on each of them.
+
+A module here whose name does not start with an underscore is a model. It has ``data``, ``model`` (a function or a class),
+``guides`` and ``run(*, num_rows, num_steps) -> Table``; nothing is registered anywhere else. ``python -m gallery.NAME``
+trains the guides and prints one table.
+"""
+
+import pkgutil
+
+from gallery._table import Row, Table, compare, correlation
+
+__all__ = ["Row", "Table", "compare", "correlation", "names"]
+
+
+def names() -> tuple[str, ...]:
+    """The models there are, in alphabetical order."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
