@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -171,7 +172,9 @@ def fit(
     _check(num_steps, elbo, precision, compile)
     calls = _calls(args, batches)
     first = _next(calls, 0, num_steps)
-    with own_parameters(), _seeded(seed) if seed is not None else nullcontext():
+    with own_parameters(), warnings.catch_warnings(), _seeded(seed) if seed is not None else nullcontext():
+        # What Pyro warns of at every step, DivergedError says once.
+        warnings.filterwarnings("ignore", "Encountered NaN")
         trained = _Trained(model, guide, elbo, optimizer, lr, compile is True, first, kwargs)
         device = trained.device
         course = Fit(0, 0.0, torch.empty(num_steps, device=device, dtype=torch.float64))

@@ -431,7 +431,6 @@ def test_the_progress_bar_says_where_the_training_is(capsys):
 # --- errors
 
 
-@pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize(("bad", "steps"), [(0, 3), (2, 250), (130, 250), (249, 250)])
 def test_a_loss_that_is_not_finite_is_told_with_its_step(bad, steps):
     model, guide = build()
@@ -458,7 +457,6 @@ def test_validation_sees_the_first_step_and_is_left_as_it_was():
     assert on == 6 * [True] + 6 * [False]
 
 
-@pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_training_that_ends_early_has_finite_losses_too():
     model, guide = build()
     x = data()

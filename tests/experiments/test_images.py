@@ -321,7 +321,6 @@ def test_a_cell_gives_the_same_numbers_wherever_and_after_whatever_it_runs(guide
     assert numbers(json.loads(done.stdout)) == first
 
 
-@pytest.mark.filterwarnings("ignore:Encountered NaN")
 @pytest.mark.parametrize("purpose", ["result", "tuning"])
 @pytest.mark.parametrize("guide", ["constant", "amortized", "factorized"])
 def test_a_cell_that_diverges_says_so_and_where(guide, purpose):
@@ -338,7 +337,6 @@ def test_a_cell_that_diverges_says_so_and_where(guide, purpose):
     assert result["mean_image_mse"]["train"] > 0
 
 
-@pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_training_that_ends_in_nonsense_has_diverged():
     # One step: the loss before it is finite, the parameters after it are useless.
     result = images.run(tiny(purpose="tuning", lr_global=float("1e38"), steps=2), CONTEXT)
