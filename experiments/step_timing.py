@@ -72,11 +72,11 @@ class _ByHand(PyroModule):
             self.head = nn.Linear(width, double)
         if workload.global_dim:
             start = torch.zeros(workload.global_dim)
-            self.theta = nn.Parameter(torch.cat([start, start - 2.0]))
+            self.of_globals = nn.Parameter(torch.cat([start, start - 2.0]))
 
     def forward(self, x: Tensor, index: Tensor | None = None) -> None:
         if self.workload.global_dim:
-            loc, log_scale = self.theta.chunk(2)
+            loc, log_scale = self.of_globals.chunk(2)
             pyro.sample("theta", dist.Normal(loc, log_scale.exp()).to_event(1))
         with self.workload.plate(index) as rows:
             if self.kind == "constant":

@@ -69,7 +69,8 @@ class Sources:
         plates: the names of the plates.
         sites: the observed sites to read.
         latents: the latent sites whose masks and scales are to be known.
-        optional: whether a call may lack the observed sites, or hide where they come from: they are left out then.
+        optional: whether the observed sites are only to recognize a call by: they are left out where it lacks them, hides
+            where they come from, or draws its rows.
     """
 
     # More signatures than that come from a Python number that changes every step.
@@ -293,6 +294,8 @@ def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
     if wanted.optional:
         # A value that the model draws or computes is no data.
         found, again = _repeated(found, again), _repeated(again, found)
+        if given.drawn:
+            found, again = replace(found, values={}), replace(again, values={})
     _check_repeats(wanted, found, again)
     # The objects whose identity is part of the signature must outlive it.
     leaves, _ = _flatten(args, kwargs)

@@ -31,10 +31,12 @@ def test_every_guide_is_timed_on_every_workload():
     assert {cell.settings["workload"] for cell in overhead.plan(options("--workloads", "tiny"), {})} == {"tiny"}
 
 
-@pytest.mark.parametrize("rows", ["given", "drawn"])
-@pytest.mark.parametrize("guide", ["constant", "amortized", "factorized"])
-def test_a_pair_is_timed(guide, rows):
-    settings = {"workload": "tiny", "guide": guide, "rows": rows, "rounds": 3, "steps": 1, "seed": 0}
+PAIRS = [("tiny", rows, guide) for rows in ("given", "drawn") for guide in ("constant", "amortized", "factorized")]
+
+
+@pytest.mark.parametrize("workload, rows, guide", [*PAIRS, ("image", "given", "amortized")])
+def test_a_pair_is_timed(workload, rows, guide):
+    settings = {"workload": workload, "guide": guide, "rows": rows, "rounds": 3, "steps": 1, "seed": 0}
 
     result = time_steps(settings, context())
 
