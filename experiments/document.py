@@ -118,3 +118,19 @@ def csv_text(lines: Sequence[Mapping[str, Value]]) -> str:
     writer.writeheader()
     writer.writerows(lines)
     return buffer.getvalue()
+
+
+def made_by(records: Mapping[str, Mapping]) -> Table:
+    """By what the records were made: every commit, machine, version of torch and command once.
+
+    Raises:
+        KeyError: if a record does not say it.
+    """
+
+    def line(provenance: Mapping) -> tuple[str, str, str, str]:
+        machine = provenance["machine"]
+        described = f"{machine['processor']}, {machine['cores']} cores"
+        return str(provenance["commit"])[:7], described, provenance["versions"]["torch"], provenance["command"]
+
+    lines = sorted({line(record["provenance"]) for record in records.values()})
+    return Table("Made by", ["commit", "machine", "torch", "command"], lines)

@@ -4,26 +4,21 @@ import itertools
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.infer import ELBO, Trace_ELBO
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_avi.compiled import CompiledGradient
-from pyro_avi.gradient import Gradient
 from pyro_avi.parameters import own_parameters
-from pyro_avi.rowwise import RowwiseAdam
+from pyro_avi.precision import PRECISIONS
+from pyro_avi.steps import LearningRate, Trained, seeded
 
-__all__ = ["DivergedError", "Fit", "HasLocalParameters", "HasRowTables", "LearningRate", "fit"]
-
-LearningRate = float | Callable[[int], float]
+__all__ = ["DivergedError", "Fit", "HasDifferentiableLoss", "LearningRate", "fit"]
 
 
 class DivergedError(ArithmeticError):
@@ -42,41 +37,11 @@ class DivergedError(ArithmeticError):
 
 
 @runtime_checkable
-class HasLocalParameters(Protocol):
-    """A guide that tells the parameters of its inference function from those of the global latents."""
-
-    def local_parameters(self) -> list[nn.Parameter]:
-        """The parameters of the inference function."""
-        ...
-
-
-@runtime_checkable
 class HasDifferentiableLoss(Protocol):
     """An ELBO that gives its loss as a tensor; some of Pyro's take their gradients themselves."""
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
         """The loss of one step."""
-        ...
-
-
-@runtime_checkable
-class HasRowTables(Protocol):
-    """A guide with parameters for each row, which move only when their row is in the batch."""
-
-    def row_tables(self) -> Mapping[str, nn.Parameter]:
-        """The tables ``[N, P]`` by name."""
-        ...
-
-    def check_rows(self, *args, **kwargs) -> None:
-        """Refuse a call that is about other rows than those of the tables."""
-        ...
-
-    def touched_rows(self) -> Any:
-        """A context that gives a list, filled by every call of the guide with ``(name, index, rows)``.
-
-        ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table of that name, ``None`` for
-        all in order.
-        """
         ...
 
 
@@ -87,12 +52,14 @@ class Fit:
     Attributes:
         steps: the number of steps taken.
         seconds: the time they took, device synchronized, callbacks excluded.
+        compile_seconds: the part of it in which steps were compiled.
         losses: ``[steps]`` the loss of every step, an estimate of the negative ELBO in nats for the whole data set.
     """
 
     steps: int
     seconds: float
     _buffer: Tensor
+    compile_seconds: float = 0.0
 
     @property
     def losses(self) -> Tensor:
@@ -114,6 +81,7 @@ def fit(
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     elbo: ELBO | None = None,
     seed: int = 0,
+    clip_norm: float | None = None,
     precision: str = "float32",
     compile: str | bool = "auto",
     progress: bool = True,
@@ -142,11 +110,16 @@ def fit(
             ``torch.optim.AdamW``. By default Adam, row by row for tables.
         elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``.
         seed: of the draws, ``None`` for those of the surrounding program. The global random state is left as it was.
-        precision: ``"float32"``, that of the tensors given.
-        compile: ``True`` to evaluate loss and gradient by one compiled graph for each shape of the arguments, about twice as
-            fast after some ten seconds to a minute of compiling; it needs a C++ compiler, a reparameterized guide and one
-            of ``Trace_ELBO`` and ``TraceMeanField_ELBO``, and falls back to eager steps with a warning that says why.
-            ``False`` and, so far, ``"auto"``: steps are taken eagerly.
+        clip_norm: the largest norm of the gradient of all parameters together; by default it is not clipped.
+        precision: of matrix products and convolutions: ``"float32"``, that of the tensors given; ``"bfloat16"`` rounds
+            their factors to 8 significant bits and leaves sums, activations, densities and parameters as they are;
+            ``"tf32"`` rounds to 11 bits, on CUDA only.
+        compile: ``True`` to take every step as one compiled graph for each shape of the arguments: loss, gradient and Adam.
+            It takes about half the time of eager steps, after some ten seconds to a minute of compiling. It needs a C++
+            compiler, parameters that belong to modules, and one of ``Trace_ELBO`` and ``TraceMeanField_ELBO``; what cannot
+            be traced, or gives another gradient than the eager step, is taken eagerly, with a warning that says why.
+            ``"auto"`` compiles where that is possible and the steps to go, by a count of their operations, save more time
+            than it takes. ``False``: steps are taken eagerly. Sums are rounded differently.
         progress: whether to show a progress bar.
         callbacks: called after every step with the :class:`Fit` so far, off the clock; ``True`` ends the training.
 
@@ -169,13 +142,25 @@ def fit(
         torch.Size([8])
     """
     elbo = Trace_ELBO() if elbo is None else elbo
-    _check(num_steps, elbo, precision, compile)
+    _check(num_steps, elbo, clip_norm, precision, compile)
     calls = _calls(args, batches)
     first = _next(calls, 0, num_steps)
-    with own_parameters(), warnings.catch_warnings(), _seeded(seed) if seed is not None else nullcontext():
+    with own_parameters(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
         # What Pyro warns of at every step, DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        trained = _Trained(model, guide, elbo, optimizer, lr, compile is True, first, kwargs)
+        trained = Trained(
+            model,
+            guide,
+            elbo,
+            optimizer=optimizer,
+            lr=lr,
+            clip_norm=clip_norm,
+            precision=precision,
+            compile=compile,
+            num_steps=num_steps,
+            call=first,
+            kwargs=kwargs,
+        )
         device = trained.device
         course = Fit(0, 0.0, torch.empty(num_steps, device=device, dtype=torch.float64))
         with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
@@ -186,6 +171,8 @@ def fit(
                 with pyro.validation_enabled(False):
                     course._buffer[step] = trained.step(step, call, kwargs)
                 course.steps = step + 1
+                if trained.compiled is not None:
+                    course.compile_seconds = trained.compiled.seconds
                 if course.steps % _CHECK_EVERY == 0 or course.steps == num_steps:
                     _check_finite(course)
                     bar.set_postfix(loss=f"{course._buffer[step].item():.4g}", refresh=False)
@@ -201,90 +188,7 @@ def fit(
     return course
 
 
-class _Trained:
-    """The parameters of one training and how a step moves them."""
-
-    def __init__(self, model, guide, elbo, optimizer, lr, compiled, call, kwargs):
-        def loss(*args, **kwargs):
-            return elbo.differentiable_loss(model, guide, *args, **kwargs)
-
-        parameters = _find_parameters(loss, call, kwargs)
-        self.device = parameters[0].device
-        groups = _split(parameters, guide, lr)
-        self._tables = {}
-        if optimizer is None and isinstance(guide, HasRowTables):
-            for name, table in guide.row_tables().items():
-                for group, rate in groups:
-                    if any(parameter is table for parameter in group):
-                        self._tables[name] = RowwiseAdam(table), rate
-            of_tables = {id(table) for table in guide.row_tables().values()}
-            groups = [([p for p in group if id(p) not in of_tables], rate) for group, rate in groups]
-        groups = [(group, rate) for group, rate in groups if group]
-        self._parameters = [parameter for group, _ in groups for parameter in group]
-        self._rates = [rate for _, rate in groups]
-        self._optimizer = None
-        if groups:
-            make = partial(torch.optim.Adam, fused=True) if optimizer is None else optimizer
-            self._optimizer = make(
-                [{"params": group, "lr": _at(rate, 0)} for group, rate in groups], lr=_at(self._rates[0], 0)
-            )
-        self._check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
-        touched_rows = guide.touched_rows if self._tables else lambda: nullcontext([])
-        self._gradient = Gradient(loss, self._parameters, touched_rows)
-        if compiled:
-            self._gradient = CompiledGradient(self._gradient, model, guide, elbo)
-
-    def step(self, step: int, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """Move the parameters; return the loss before."""
-        self._check_rows(*call, **kwargs)
-        slope = self._gradient(call, kwargs)
-        if self._optimizer is not None:
-            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = _at(rate, step)
-            for parameter, grad in zip(self._parameters, slope.grads, strict=True):
-                parameter.grad = grad
-            self._optimizer.step()
-            for parameter in self._parameters:
-                parameter.grad = None
-        for name, index, grad in slope.rows:
-            table, rate = self._tables[name]
-            if grad is not None:
-                table.step(index, grad, _at(rate, step))
-        return slope.loss
-
-
-def _find_parameters(loss: Callable, call: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
-    with _seeded(None), poutine.trace(param_only=True) as capture:
-        loss(*call, **kwargs)
-    found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
-    parameters = list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
-    if not parameters:
-        raise ValueError("Expected a model or a guide with parameters to train, found none.")
-    return parameters
-
-
-def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:
-    if not isinstance(lr, Mapping):
-        return [(parameters, lr)]
-    if not lr or set(lr) - {"local", "global"}:
-        raise ValueError(f'Expected learning rates for "local", "global" or both, got {sorted(lr)}.')
-    if not isinstance(guide, HasLocalParameters):
-        raise ValueError(
-            f"Expected one learning rate for a {type(guide).__name__}, which does not tell local from global parameters, "
-            f"got {sorted(lr)}."
-        )
-    local = {id(parameter) for parameter in guide.local_parameters()}
-    groups = [([p for p in parameters if (id(p) in local) is (name == "local")], rate) for name, rate in lr.items()]
-    if not any(group for group, _ in groups):
-        raise ValueError(f"Expected parameters for the learning rates {sorted(lr)}, found none.")
-    return groups
-
-
-def _at(rate: LearningRate, step: int) -> float:
-    return rate(step) if callable(rate) else rate
-
-
-def _check(num_steps: int, elbo: ELBO, precision: str, compile: str | bool) -> None:
+def _check(num_steps: int, elbo: ELBO, clip_norm: float | None, precision: str, compile: str | bool) -> None:
     if not isinstance(elbo, HasDifferentiableLoss):
         raise TypeError(
             f"Expected an ELBO with a differentiable_loss, as Trace_ELBO or TraceMeanField_ELBO, got {type(elbo).__name__}.\n"
@@ -292,8 +196,10 @@ def _check(num_steps: int, elbo: ELBO, precision: str, compile: str | bool) -> N
         )
     if num_steps < 1:
         raise ValueError(f"Expected num_steps of at least 1, got {num_steps}.")
-    if precision != "float32":
-        raise ValueError(f"Expected precision='float32', the only one there is, got {precision!r}.")
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"Expected clip_norm > 0, got {clip_norm}.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"Expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if compile not in ("auto", True, False):
         raise ValueError(f"Expected compile to be 'auto', True or False, got {compile!r}.")
 
@@ -324,15 +230,6 @@ def _check_finite(course: Fit) -> None:
     if not losses.isfinite().all():
         step = int((~losses.isfinite()).nonzero()[0])
         raise DivergedError(step, losses[step].item())
-
-
-@contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
 
 
 def _now(device: torch.device) -> float:

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Gradient", "Slope"]
+from pyro_avi.precision import products_in
+
+__all__ = ["Gradient", "Slope", "clipped"]
 
 
 @dataclass(frozen=True)
@@ -17,12 +19,13 @@ class Slope:
 
     Attributes:
         loss: an estimate of the negative ELBO, ``[]``.
-        grads: its gradient in each parameter, ``None`` in one that it does not depend on.
+        grads: its gradient in each parameter, ``None`` in one that it does not depend on. In place of all of them
+            ``None`` where the parameters have been moved already.
         rows: for each table that was read the name, the index ``[B]`` (``None`` for all rows) and the gradient ``[B, P]``.
     """
 
     loss: Tensor
-    grads: Sequence[Tensor | None]
+    grads: Sequence[Tensor | None] | None
     rows: list[tuple[str, Tensor | None, Tensor | None]]
 
 
@@ -33,6 +36,7 @@ class Gradient:
         loss: the differentiable loss of a call.
         parameters: what is trained, tables aside.
         touched_rows: a context that gives the rows of the tables that a call reads, as leaves of the graph.
+        precision: of matrix products, see :func:`~pyro_avi.precision.products_in`.
     """
 
     def __init__(
@@ -40,8 +44,10 @@ class Gradient:
         loss: Callable[..., Tensor],
         parameters: Sequence[Tensor],
         touched_rows: Callable[[], AbstractContextManager[list]],
+        precision: str = "float32",
     ):
         self.loss, self.parameters, self.touched_rows = loss, list(parameters), touched_rows
+        self.precision = precision
 
     def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> Slope:
         """The loss and gradient of one call."""
@@ -51,9 +57,33 @@ class Gradient:
         self, loss: Callable[..., Tensor], parameters: Sequence[Tensor], call: tuple, kwargs: Mapping[str, Any]
     ) -> Slope:
         """The same for a loss and parameters that stand in for the own ones."""
-        with self.touched_rows() as touched:
-            value = loss(*call, **kwargs)
-        grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
+        with products_in(self.precision):
+            with self.touched_rows() as touched:
+                value = loss(*call, **kwargs)
+            grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
         of_rows = grads[len(parameters) :]
         rows = [(name, index, grad) for (name, index, _), grad in zip(touched, of_rows, strict=True)]
         return Slope(value.detach(), grads[: len(parameters)], rows)
+
+
+def clipped(slope: Slope, norm: float | None) -> Slope:
+    """The slope with its gradient shortened to a norm, that of all parameters and rows together.
+
+    Args:
+        slope: a loss and its gradient.
+        norm: the largest norm, ``None`` for any.
+
+    References:
+        Pascanu, Mikolov and Bengio, "On the Difficulty of Training Recurrent Neural Networks", 2013,
+        https://arxiv.org/abs/1211.5063.
+    """
+    if norm is None:
+        return slope
+    grads = [grad for grad in (*slope.grads, *(grad for _, _, grad in slope.rows)) if grad is not None]
+    length = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
+    factor = (norm / length).clamp(max=1.0)
+    return replace(
+        slope,
+        grads=[None if grad is None else grad * factor for grad in slope.grads],
+        rows=[(name, index, None if grad is None else grad * factor) for name, index, grad in slope.rows],
+    )

@@ -40,16 +40,16 @@ RULES = {
     "models": Rule(),
     "batches": Rule(packages=frozenset({"torch"})),
     "guides": Rule(FOUNDATION),
-    "gradient": Rule(packages=frozenset({"torch"})),
-    "compiled": Rule(frozenset({"gradient"})),
-    "fit": Rule(
-        frozenset({"structure", "provenance", "parameters", "rowwise", "gradient", "compiled"}), TENSORS | {"tqdm"}
-    ),
-    "rowwise": Rule(frozenset({"structure", "provenance", "parameters"})),
+    "adam": Rule(packages=frozenset({"torch"})),
+    "precision": Rule(packages=frozenset({"torch"})),
+    "gradient": Rule(frozenset({"precision"}), frozenset({"torch"})),
+    "compiled": Rule(frozenset({"adam", "gradient"})),
+    "steps": Rule(frozenset({"adam", "gradient", "compiled"})),
+    "fit": Rule(frozenset({"parameters", "precision", "steps"}), TENSORS | {"tqdm"}),
     "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy"})),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
-    "refine": Rule(FOUNDATION | {"guides", "models", "fit", "rowwise", "weights", "estimators"}),
+    "refine": Rule(FOUNDATION | {"guides", "models", "fit", "weights", "estimators"}),
 }
 
 
@@ -186,7 +186,8 @@ def dependency_violations(root: Path) -> Iterator[str]:
     """Imports of packages that ``setup.cfg`` does not ask for."""
     config = configparser.ConfigParser()
     config.read(root / "setup.cfg", encoding="utf-8")
-    required = config["options"]["install_requires"] + config["options.extras_require"]["vision"]
+    extras = config["options.extras_require"]
+    required = config["options"]["install_requires"] + extras["vision"] + extras.get("bench", "")
     names = {"pillow": "PIL", "pyro-ppl": "pyro", "scikit-learn": "sklearn"}
     declared = {names.get(name, name) for name in re.findall(r"^[\w-]+", required, re.MULTILINE)}
     known = declared | sys.stdlib_module_names | {"pyro_avi", "experiments", "gallery"}
@@ -237,8 +238,8 @@ OBEDIENT = {
     "pyro_avi/models/vae.py": "from __future__ import annotations\nimport pyro\n",
     "pyro_avi/guides/__init__.py": "from pyro_avi.guides.guide import Guide\n",
     "pyro_avi/guides/guide.py": "from ..structure import inspect\nfrom .. import encoders, families\n",
-    "pyro_avi/fit.py": "import tqdm\nfrom pyro_avi.rowwise import step\n",
-    "pyro_avi/rowwise.py": "from pyro_avi.structure import inspect\n",
+    "pyro_avi/fit.py": "import tqdm\nfrom pyro_avi.steps import step\n",
+    "pyro_avi/steps.py": "from pyro_avi.adam import Adam\n",
     "pyro_avi/weights.py": "from pyro_avi import provenance\n",
     "pyro_avi/estimators/elbo.py": "import numpy as np\n",
     "pyro_avi/refine.py": "from pyro_avi.guides import Guide\nfrom pyro_avi.fit import fit\n",
@@ -261,7 +262,7 @@ VIOLATIONS = [
     (library_violations, "pyro_avi/guides/guide.py", "import importlib\nimportlib.import_module('pyro_avi.fit')"),
     (library_violations, "pyro_avi/fit.py", "if TYPE_CHECKING:\n    from .guides import Guide"),
     (library_violations, "pyro_avi/fit.py", "from pyro_avi import Guide"),
-    (library_violations, "pyro_avi/rowwise.py", "from pyro_avi.models import VAE"),
+    (library_violations, "pyro_avi/steps.py", "from pyro_avi.models import VAE"),
     (library_violations, "pyro_avi/weights.py", "from pyro_avi.guides.guide import Guide"),
     (library_violations, "pyro_avi/estimators/elbo.py", "import pyro"),
     (library_violations, "pyro_avi/estimators/elbo.py", "from ..weights import LogWeights"),

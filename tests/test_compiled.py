@@ -1,4 +1,4 @@
-"""The compiled gradient is the eager one, and what cannot be compiled is evaluated eagerly with a reason."""
+"""The compiled step is the eager one, and what cannot be compiled is taken eagerly with a reason."""
 
 import shutil
 import warnings
@@ -27,10 +27,16 @@ def train(guide_class, *, compile, elbo=TraceMeanField_ELBO, model_class=avi.mod
     decoder = avi.models.DenseDecoder(2, (5,), (1, 4, 4)).double()
     likelihood = avi.models.GaussianLikelihood(0.5, learned=True)
     model = model_class(decoder, size=12, likelihood=likelihood).double()
-    guide = guide_class(model, **({"encoder": (6,)} if guide_class is avi.AmortizedGuide else {}))
+    given = {"family": options.pop("family", None), **({"encoder": (6,)} if guide_class is avi.AmortizedGuide else {})}
+    guide = guide_class(model, **given)
     batches = options.pop("batches", None) or avi.minibatches(rows(), batch_size=5)
     course = avi.fit(
-        model, guide, batches=batches, num_steps=9, elbo=elbo(), compile=compile, progress=False, lr=0.01, **options
+        model,
+        guide,
+        batches=batches,
+        **{"num_steps": 9, "lr": 0.01, "progress": False, **options},
+        elbo=elbo(),
+        compile=compile,
     )
     return course.losses, torch.cat([p.detach().flatten() for m in (model, guide) for p in m.parameters()])
 
@@ -57,6 +63,76 @@ def test_a_table_moves_row_by_row_as_in_eager_steps():
 @pytest.mark.parametrize("name", GUIDES)
 def test_same_losses_and_parameters_as_eager(name, elbo, model_class):
     assert_same_training(GUIDES[name], elbo=elbo, model_class=model_class)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_rates_that_change_and_clipping_are_part_of_the_graph():
+    schedule = {"local": lambda step: 0.02 / (1 + step), "global": lambda step: 0.001 * min(step, 4)}
+    assert_same_training(avi.FactorizedGuide, lr=schedule, clip_norm=0.7)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [avi.MultivariateNormal(), avi.LowRankNormal(rank=1)])
+def test_joint_families(family):
+    assert_same_training(avi.AmortizedGuide, elbo=Trace_ELBO, family=family)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_buffers_of_the_model_are_read_at_every_step():
+    class Annealed(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("weight", torch.zeros(()))
+
+        def forward(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+                pyro.factor("prior", self.weight * z**2)
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def losses(compile):
+        model = Annealed()
+
+        def anneal(course):
+            model.weight.fill_(course.steps)
+
+        guide = avi.ConstantGuide(model).setup(torch.ones(3))
+        options = {"num_steps": 4, "compile": compile, "progress": False, "callbacks": [anneal]}
+        return avi.fit(model, guide, torch.ones(3), **options).losses
+
+    torch.testing.assert_close(losses(True), losses(False), rtol=1e-5, atol=1e-5)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_compiling_is_timed_apart():
+    x = rows().float()
+    model = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 4, 4)), size=12)
+    course = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, compile=True, progress=False)
+    assert 0 < course.compile_seconds < course.seconds
+    course = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, compile=False, progress=False)
+    assert course.compile_seconds == 0
+
+
+def test_short_trainings_are_not_compiled_unasked():
+    x = rows().float()
+    model = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 4, 4)), size=12)
+    course = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, progress=False)
+    assert course.compile_seconds == 0
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_long_trainings_are_compiled_unasked():
+    x = rows().float()
+    model = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 4, 4)), size=12)
+    options = {"num_steps": 20_000, "progress": False, "callbacks": [lambda course: course.steps == 3]}
+    assert avi.fit(model, avi.AmortizedGuide(model), x, **options).compile_seconds > 0
+    # Nothing was asked for, so nothing is warned of.
+    assert avi.fit(model, avi.AmortizedGuide(model), x, elbo=OtherELBO(), **options).compile_seconds == 0
 
 
 @needs_compiler

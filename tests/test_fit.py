@@ -483,7 +483,8 @@ def two_batches():
 
 REFUSED = {
     "no steps": ({"num_steps": 0}, ValueError, "num_steps of at least 1, got 0"),
-    "precision": ({"precision": "bfloat16"}, ValueError, "precision='float32', the only one there is, got 'bfloat16'"),
+    "precision": ({"precision": "float16"}, ValueError, "one of float32, tf32, bfloat16, got .float16"),
+    "clip_norm": ({"clip_norm": 0.0}, ValueError, "clip_norm > 0, got 0.0"),
     "compile": ({"compile": "yes"}, ValueError, "compile to be 'auto', True or False, got 'yes'"),
     "unknown part": ({"lr": {"encoder": 0.1}}, ValueError, r'"local", "global" or both, got \[\'encoder\'\]'),
     "no part": ({"lr": {}}, ValueError, r'"local", "global" or both, got \[\]'),

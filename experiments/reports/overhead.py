@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from experiments.document import Document, Finding, ReportError, Section, Table
+from experiments.document import Document, Finding, ReportError, Section, Table, made_by
 
 __all__ = ["document"]
 
@@ -19,7 +19,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
     """
     try:
         lines = sorted((_line(record) for record in records.values()), key=lambda line: list(map(str, line.values())))
-        made = sorted({_made_by(record["provenance"]) for record in records.values()})
+        made = made_by(records)
     except KeyError as error:
         raise ReportError(f"Expected records of the sweep overhead, got one without {error}.") from error
     rows = [[str(value) for value in line.values()] for line in lines]
@@ -38,7 +38,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
             "Tiny: 200 rows of 4 numbers, 2 latents, 20 rows a step; an encoder of 16 units. Image: a Bayesian decoder of "
             "64-256-256-784, 1,000 rows a step; an encoder of 64 units.",
         ],
-        provenance=Table("Made by", ["commit", "machine", "torch", "command"], [list(each) for each in made]),
+        provenance=made,
         glossary={"rows given": "the call says which rows", "rows drawn": "the model draws them (subsample_size)"},
         data={"overhead.csv": lines},
     )
@@ -72,13 +72,3 @@ def _finding(lines: list[dict], workload: str, limit: float) -> Finding:
     held = f"All of them keep to {limit:.2f}." if not above else f"Above {limit:.2f}: {', '.join(above)}."
     text = f"{min(ratios.values()):.2f} to {max(ratios.values()):.2f} of a step by hand. {held}"
     return Finding("warning" if above else "check", f"The {workload} model", text)
-
-
-def _made_by(provenance: Mapping) -> tuple[str, str, str, str]:
-    machine = provenance["machine"]
-    return (
-        str(provenance["commit"])[:7],
-        f"{machine['processor']}, {machine['cores']} cores",
-        provenance["versions"]["torch"],
-        provenance["command"],
-    )

@@ -53,6 +53,7 @@ class BayesianDecoder(LatentDecoder):
         # A copy on the meta device has the weights' shapes, neither memory nor values; in a tuple, it is no submodule.
         self._network = (copy.deepcopy(decoder).to("meta"),)
 
+        self._shapes = {name: tuple(weight.shape) for name, weight in decoder.named_parameters()}
         self._sizes = [weight.numel() for weight in decoder.parameters()]
 
     def _decode(self) -> Callable[[Tensor], Tensor]:
@@ -60,8 +61,5 @@ class BayesianDecoder(LatentDecoder):
         # One site for all weights: Pyro's cost is by site, and there is one prior.
         theta = pyro.sample("theta", dist.Normal(self.zero.expand(sum(self._sizes)), 1.0).to_event(1))
         parts = theta.split(self._sizes)
-        weights = {
-            name: part.view(weight.shape)
-            for (name, weight), part in zip(network.named_parameters(), parts, strict=True)
-        }
+        weights = {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
         return partial(functional_call, network, weights)

@@ -1,9 +1,9 @@
-"""Adam row by row, against ``torch.optim.Adam`` and against itself on a table of one row."""
+"""Adam, as a whole and row by row, against ``torch.optim.Adam`` and against itself on a table of one row."""
 
 import pytest
 import torch
 
-from pyro_avi.rowwise import RowwiseAdam
+from pyro_avi.adam import Adam
 
 N, P, STEPS = 7, 3, 40
 
@@ -11,7 +11,7 @@ N, P, STEPS = 7, 3, 40
 @pytest.fixture
 def draw():
     generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, dtype=torch.float64, generator=generator)
+    return lambda *shape: torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
 @pytest.mark.parametrize("order", ["none", "in order", "any order"])
@@ -20,7 +20,7 @@ def test_with_every_row_in_every_batch_it_is_adam(draw, order, options):
     ours = draw(N, P)
     theirs = torch.nn.Parameter(ours.clone())
     adam = torch.optim.Adam([theirs], **options)
-    rowwise = RowwiseAdam(ours, **options)
+    rowwise = Adam(ours, rows=True, **options)
     for step in range(STEPS):
         # Rates that change, gradients of any size.
         lr, grad = 0.1 / (1 + step), draw(N, P) * 10.0 ** (step % 5 - 2)
@@ -32,11 +32,25 @@ def test_with_every_row_in_every_batch_it_is_adam(draw, order, options):
         torch.testing.assert_close(ours, theirs.detach(), rtol=0.0, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(), (P,), (2, 3, P)])
+def test_as_a_whole_it_is_adam(draw, shape):
+    ours = draw(*shape)
+    theirs = torch.nn.Parameter(ours.clone())
+    adam, mine = torch.optim.Adam([theirs], lr=0.05), Adam(ours)
+    for _ in range(STEPS):
+        grad = draw(*shape)
+        theirs.grad = grad
+        mine.step(None, grad, 0.05)
+        adam.step()
+    torch.testing.assert_close(ours, theirs.detach(), rtol=0.0, atol=1e-12)
+    assert mine.visits == STEPS
+
+
 def test_a_row_moves_as_if_it_were_alone(draw):
     start = draw(N, P)
     table = start.clone()
-    rowwise = RowwiseAdam(table)
-    alone = [RowwiseAdam(row.clone()[None]) for row in start]
+    rowwise = Adam(table, rows=True)
+    alone = [Adam(row.clone()[None], rows=True) for row in start]
     for step in range(STEPS):
         # Row 0 is in every batch, row 6 in none, the others now and then.
         index = torch.tensor([n for n in torch.randperm(N - 1).tolist() if n == 0 or step % (n + 1) == 0])
@@ -46,7 +60,7 @@ def test_a_row_moves_as_if_it_were_alone(draw):
             alone[n].step(None, row_grad[None], lr=0.05)
         others = torch.ones(N, dtype=torch.bool).index_fill(0, index, False)
         assert torch.equal(table[others], before[others]) and (table[index] != before[index]).all()
-    assert torch.equal(table, torch.cat([each.table for each in alone]))
+    assert torch.equal(table, torch.cat([each.parameter for each in alone]))
     assert torch.equal(table[6], start[6])
 
 
@@ -64,14 +78,14 @@ def test_dense_adam_on_the_same_batches_moves_other_rows(draw):
 def test_a_parameter_is_changed_in_place_without_a_graph(draw):
     table = torch.nn.Parameter(draw(N, P))
     view, before = table.data, table.detach().clone()
-    RowwiseAdam(table).step(torch.tensor([2]), draw(1, P), lr=0.1)
+    Adam(table, rows=True).step(torch.tensor([2]), draw(1, P), lr=0.1)
     assert table.grad is None and table.requires_grad and table.is_leaf
     assert view.data_ptr() == table.data_ptr() and (table[2] != before[2]).all()
 
 
 def test_the_first_step_of_a_row_is_the_learning_rate_whenever_it_comes():
     table = torch.zeros(2, 1, dtype=torch.float64)
-    rowwise = RowwiseAdam(table)
+    rowwise = Adam(table, rows=True)
     for _ in range(100):
         rowwise.step(torch.tensor([0]), torch.ones(1, 1, dtype=torch.float64), lr=1e-3)
     rowwise.step(torch.tensor([1]), -5 * torch.ones(1, 1, dtype=torch.float64), lr=1e-3)

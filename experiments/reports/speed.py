@@ -1,0 +1,122 @@
+"""The report of the sweep `speed`: step times of all ways, and what the library's steps are to keep to."""
+
+import math
+import statistics
+from collections.abc import Mapping
+
+from experiments.document import Document, Finding, ReportError, Section, Table, made_by
+
+__all__ = ["document"]
+
+# What is compared, by which way, over which workloads, and at most what ratio; of several workloads the largest ratio counts.
+_LIMITS = [
+    ("a hand-written eager step, batch 256", "compiled", "hand", ("A-VI k=64, batch 256", "F-VI, batch 256"), 0.65),
+    ("the same, full batch", "compiled", "hand", ("A-VI k=256, full batch", "F-VI, full batch"), 0.80),
+    ("a hand-written step compiled whole, every workload", "compiled", "hand compiled", None, 1.05),
+    ("NumPyro's step, every workload", "compiled", "numpyro", None, 0.78),
+    ("Pyro's SVI step, batch 256", "compiled", "svi", ("A-VI k=64, batch 256", "F-VI, batch 256"), 0.27),
+    ("the same, full batch", "compiled", "svi", ("A-VI k=256, full batch", "F-VI, full batch"), 0.56),
+    ("with bfloat16 products / NumPyro, full batch", "bfloat16", "numpyro", ("A-VI k=256, full batch",), 0.20),
+    ("its matrix products, full batch", "compiled", "products", ("A-VI k=256, full batch", "F-VI, full batch"), 1.20),
+]
+_GROWTH = ("F-VI, batch 256, 10^4 rows", "F-VI, batch 256, 10^6 rows", 1.15)
+
+
+def document(records: Mapping[str, Mapping]) -> Document:
+    """The report of these records, by key.
+
+    Raises:
+        ReportError: if a record lacks a field of this sweep.
+    """
+    try:
+        results = {record["settings"]["workload"]: record["result"] for record in records.values()}
+        lines = [_line(name, result) for name, result in sorted(results.items())]
+        made = made_by(records)
+    except KeyError as error:
+        raise ReportError(f"Expected records of the sweep speed, got one without {error}.") from error
+    limits = [limit for limit in (_limit(results, *each) for each in _LIMITS) if limit is not None]
+    growth = _growth(results)
+    limits += [] if growth is None else [growth]
+    ways = [way for way in _order(results) if any(way in line for line in lines)]
+    table = Table(
+        "Milliseconds of a step",
+        ["workload", *ways],
+        [[line["workload"], *(f"{line[way]:.2f}" if way in line else "–" for way in ways)] for line in lines],
+        note="Processor time of one thread, medians over the rounds.",
+    )
+    ready = Table(
+        "Seconds from start to first round",
+        ["workload", *ways],
+        [
+            [name, *(f"{results[name]['seconds_until_ready'].get(way, math.nan):.0f}" for way in ways)]
+            for name in sorted(results)
+        ],
+        note="Imports, data and compiling included, three steps too.",
+    )
+    return Document(
+        title="Speed",
+        lead="A training step of the library against other ways of taking the same step, in turns, one thread each.",
+        findings=[_finding(limit) for limit in limits],
+        overview=Table(
+            "Compiled step against", ["what", "ratio", "at most"], [[w, f"{r:.2f}", f"{m:.2f}"] for w, r, m in limits]
+        ),
+        sections=[
+            Section("steps", "Steps", "", tables=[table]),
+            Section("start", "Before the first step", "", tables=[ready]),
+        ],
+        method=[
+            "Every way runs in a process of its own. Rounds of steps of all of them follow one another; ratios are taken "
+            "within a round, and the median over rounds is shown, of several workloads the largest.",
+            "Images: a Bayesian decoder of 64-256-256-784 and 10,000 images of uniform noise, encoders of k units. Tiny: "
+            "200 rows of 4 numbers.",
+        ],
+        provenance=made,
+        glossary={
+            "compiled, eager": "avi.fit(compile=True), avi.fit(compile=False)",
+            "bfloat16": 'avi.fit(compile=True, precision="bfloat16")',
+            "hand, hand compiled": "PyTorch written for this model, Adam fused; the whole step as one inductor graph",
+            "svi, jit": "Pyro's SVI with Trace_ELBO and with JitTrace_ELBO and our guide, validation off",
+            "numpyro": "model and guide in NumPyro, steps in one lax.scan",
+            "products": "the matrix products of the step, forward and backward, and nothing else",
+        },
+        data={"speed.csv": lines},
+    )
+
+
+def _order(results: Mapping[str, Mapping]) -> list[str]:
+    return list(dict.fromkeys(way for result in results.values() for way in result["median_ms"]))
+
+
+def _line(name: str, result: Mapping) -> dict[str, str | float]:
+    return {"workload": name, **{way: round(ms, 4) for way, ms in result["median_ms"].items()}}
+
+
+def _ratio(result: Mapping, way: str, other: str) -> float | None:
+    if way not in result["ms"] or other not in result["ms"]:
+        return None
+    return statistics.median(one / two for one, two in zip(result["ms"][way], result["ms"][other], strict=True))
+
+
+def _limit(results, what, way, other, workloads, limit) -> tuple[str, float, float] | None:
+    # The tiny model and the growing tables are no images.
+    names = [name for name in results if "tiny" not in name and "rows" not in name] if workloads is None else workloads
+    ratios = [ratio for ratio in (_ratio(results[n], way, other) for n in names if n in results) if ratio is not None]
+    return (what, max(ratios), limit) if ratios else None
+
+
+def _growth(results) -> tuple[str, float, float] | None:
+    few, many, limit = _GROWTH
+    if few not in results or many not in results:
+        return None
+    ratio = results[many]["median_ms"]["compiled"] / results[few]["median_ms"]["compiled"]
+    return "itself, F-VI of 10^6 rows / of 10^4 rows", ratio, limit
+
+
+def _finding(limit: tuple[str, float, float]) -> Finding:
+    what, ratio, most = limit
+    kept = ratio <= most
+    return Finding(
+        "check" if kept else "warning",
+        f"Against {what}",
+        f"{ratio:.2f} of it, {'within' if kept else 'above'} {most:.2f}.",
+    )

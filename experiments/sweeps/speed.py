@@ -1,0 +1,97 @@
+"""How long a training step takes: the library's steps, and the ways in which others take the same step.
+
+Every way runs in a process of its own on one thread. They take turns, a round of steps each, so that what else the machine
+does falls on all of them. Times are of the machine and the moment: a cell run again gives other ones.
+"""
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.cell import Cell
+from experiments.run import Context
+from experiments.store import Record
+
+__all__ = ["add_arguments", "count", "describe", "estimate", "plan", "run", "summary"]
+
+summary = "a training step of the library against hand-written PyTorch, Pyro's SVI and NumPyro"
+
+# Rows, rows a step, guide, width of the encoder, roughly the seconds of a hand-written step.
+_IMAGES = {
+    "A-VI k=64, batch 256": (10_000, 256, "amortized", 64, 0.015),
+    "A-VI k=256, batch 1,000": (10_000, 1_000, "amortized", 256, 0.06),
+    "A-VI k=256, full batch": (10_000, 10_000, "amortized", 256, 0.4),
+    "F-VI, batch 256": (10_000, 256, "factorized", 0, 0.02),
+    "F-VI, full batch": (10_000, 10_000, "factorized", 0, 0.4),
+    "constant, batch 256": (10_000, 256, "constant", 0, 0.012),
+}
+_WAYS = ("compiled", "bfloat16", "eager", "hand", "hand compiled", "svi", "jit", "numpyro", "products")
+# Growth in the number of rows, whose data are made as they are needed.
+_ROWS = {
+    "F-VI, batch 256, 10^4 rows": (10_000, 256, "factorized", 0, 0.02),
+    "F-VI, batch 256, 10^6 rows": (1_000_000, 256, "factorized", 0, 0.02),
+}
+_TINY = {"tiny, A-VI k=16, batch 20": (200, 20, "amortized", 16, 0.001)}
+_PRESETS = {"quick": (5, 0.5), "paper": (15, 2.0)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this sweep."""
+    parser.add_argument("--preset", choices=sorted(_PRESETS), default="quick", help="the number of rounds and steps")
+    parser.add_argument(
+        "--workloads", nargs="+", choices=list(_workloads()), default=list(_workloads()), help="what to train"
+    )
+    parser.add_argument("--ways", nargs="+", choices=_WAYS, default=list(_WAYS), help="how to take a step")
+
+
+def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cell]:
+    """All cells: none depends on another."""
+    rounds, seconds = _PRESETS[options.preset]
+    cells = []
+    for name in options.workloads:
+        ways, (num_rows, batch, guide, width, step) = _workloads()[name]
+        settings = {"workload": name, "num_rows": num_rows, "batch_size": batch, "guide": guide, "width": width}
+        # As many steps a round for every way: rounds are compared.
+        settings |= {"rounds": rounds, "steps": max(1, round(seconds / step)), "seed": 0}
+        chosen = [way for way in options.ways if way in ways]
+        if chosen:
+            cells.append(Cell("speed", {**settings, "ways": chosen, "tiny": name in _TINY, "made": name in _ROWS}))
+    return cells
+
+
+def _workloads() -> dict[str, tuple[tuple[str, ...], tuple]]:
+    """By name the ways that apply, and what is trained."""
+    without_images = ("compiled", "eager", "hand", "hand compiled", "svi", "jit", "numpyro")
+    return {
+        **{name: (_WAYS, of) for name, of in _IMAGES.items()},
+        **{name: (("compiled", "eager"), of) for name, of in _ROWS.items()},
+        **{name: (without_images, of) for name, of in _TINY.items()},
+    }
+
+
+def count(options: argparse.Namespace) -> int:
+    """The number of cells."""
+    return len(plan(options, {}))
+
+
+def describe(cell: Cell) -> str:
+    """A short label."""
+    return cell.settings["workload"]
+
+
+def estimate(cell: Cell, *, device: str) -> float:
+    """Seconds, roughly."""
+    s = cell.settings
+    step = _workloads()[s["workload"]][1][-1]
+    # A process takes some seconds to start, and those that compile half a minute.
+    return sum((20 if "compiled" in way or way in ("bfloat16", "jit") else 6) for way in s["ways"]) + 1.2 * step * s[
+        "rounds"
+    ] * s["steps"] * len(s["ways"])
+
+
+def run(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Time all ways of taking the steps of one workload."""
+    # The process that plans has no use for torch's and Pyro's seconds of import.
+    from experiments.turns import time_ways
+
+    return time_ways(settings, context)

@@ -1,0 +1,78 @@
+"""Adam for a parameter as one thing, or with a state for every row of it; the same code eagerly and inside a graph."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["Adam"]
+
+
+class Adam:
+    r"""Adam that moves a parameter in place, all of it or the rows of a batch.
+
+    .. math:: \lambda_n \leftarrow \lambda_n - \alpha \, \hat m_n / (\sqrt{\hat v_n} + \epsilon)
+              \qquad \text{for the rows } n \text{ of the batch}
+
+    By rows, moments and bias corrections count a row's own visits. Dense Adam moves every row at every step, by the
+    momentum of batches that are long gone, at a cost that grows with the table. When every row is in every batch the two
+    are the same.
+
+    Args:
+        parameter: of any shape; by rows ``[N, P]``. It is changed in place.
+        rows: whether every row has a state and a step count of its own.
+        betas: the decay rates of the two moments.
+        eps: the :math:`\epsilon` of the formula.
+
+    References:
+        Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, https://arxiv.org/abs/1412.6980.
+
+    Example::
+
+        >>> import torch
+        >>> table = torch.zeros(5, 2)
+        >>> optimizer = Adam(table, rows=True)
+        >>> optimizer.step(torch.tensor([1, 3]), torch.ones(2, 2), lr=0.1)
+        >>> [round(value, 4) for value in table[:, 0].tolist()]
+        [0.0, -0.1, 0.0, -0.1, 0.0]
+    """
+
+    def __init__(
+        self, parameter: Tensor, *, rows: bool = False, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ):
+        self.parameter, self.betas, self.eps = parameter, betas, eps
+        counts = (len(parameter), *(1 for _ in parameter.shape[1:])) if rows else (1,)
+        # Of one dimension at least: torch.compile takes a 0-dimensional double for a Python number, and loses what is
+        # written to it.
+        values = torch.atleast_1d(parameter.detach())
+        self.states = [values, torch.zeros_like(values), torch.zeros_like(values), values.new_zeros(counts)]
+
+    @property
+    def visits(self) -> Tensor:
+        """How often each row was in a batch ``[N, 1]``, or the whole parameter ``[1]``."""
+        return self.states[3]
+
+    @torch.no_grad()
+    def step(self, index: Tensor | None, grad: Tensor, lr: float) -> None:
+        """Move the parameter, or the rows of one batch.
+
+        Args:
+            index: ``[B]`` different rows, ``None`` for all in order.
+            grad: ``[B, P]`` the gradient of the loss in their parameters.
+            lr: the learning rate :math:`\\alpha`.
+        """
+        self.move(self.states, index, grad, lr)
+
+    def move(self, states: Sequence[Tensor], index: Tensor | None, grad: Tensor, lr: float | Tensor) -> None:
+        """The same on states that stand in for the own ones, as when a graph is traced: parameter, moments, visits."""
+        values, first, second, visits = states if index is None else [state[index] for state in states]
+        beta1, beta2 = self.betas
+        grad = torch.atleast_1d(grad)
+        visits.add_(1)
+        first.lerp_(grad, 1 - beta1)
+        second.lerp_(grad * grad, 1 - beta2)
+        scale = (second / (1 - beta2**visits)).sqrt_().add_(self.eps)
+        values.sub_(first / (1 - beta1**visits) / scale * lr)
+        if index is not None:
+            for state, new in zip(states, (values, first, second, visits), strict=True):
+                state.index_copy_(0, index, new)

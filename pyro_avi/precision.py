@@ -1,0 +1,66 @@
+"""In which precision matrix products are taken; everything else stays as it is."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["PRECISIONS", "products_in"]
+
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+_aten = torch.ops.aten
+# What multiplies matrices, forward and backward, below autograd.
+_PRODUCTS = {
+    _aten.mm.default,
+    _aten.bmm.default,
+    _aten.convolution.default,
+    _aten.convolution_backward.default,
+}
+_SUMS = {_aten.addmm.default: _aten.mm.default, _aten.baddbmm.default: _aten.bmm.default}
+
+
+class _BFloat16Products(TorchDispatchMode):
+    """Round the factors of single-precision products to bfloat16; give the products back in single precision."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func in _SUMS and set(kwargs) <= {"alpha", "beta"}:
+            product = self._product(_SUMS[func], args[1:], {})
+            return args[0] * kwargs.get("beta", 1) + product * kwargs.get("alpha", 1)
+        if func in _PRODUCTS:
+            return self._product(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    @staticmethod
+    def _product(func, args, kwargs):
+        single = [x.dtype == torch.float32 for x in args if isinstance(x, Tensor)]
+        if not all(single):
+            return func(*args, **kwargs)
+        out = func(*(x.bfloat16() if isinstance(x, Tensor) else x for x in args), **kwargs)
+        if isinstance(out, Tensor):
+            return out.float()
+        return tuple(x.float() if isinstance(x, Tensor) else x for x in out)
+
+
+@contextmanager
+def products_in(precision: str) -> Iterator[None]:
+    """Take matrix products and convolutions in this precision.
+
+    Args:
+        precision: ``"float32"`` as they are; ``"tf32"`` rounds the factors to 10 bits on CUDA; ``"bfloat16"`` to 7 bits.
+    """
+    if precision == "bfloat16":
+        with _BFloat16Products():
+            yield
+    elif precision == "tf32":
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        try:
+            yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    else:
+        yield

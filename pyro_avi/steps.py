@@ -1,0 +1,190 @@
+"""How a training step moves parameters: gradient, clipping, Adam; eagerly, or as one compiled graph."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_avi.adam import Adam
+from pyro_avi.compiled import CompiledStep, Update, can_be_compiled
+from pyro_avi.gradient import Gradient, Slope, clipped
+
+__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained", "seeded"]
+
+LearningRate = float | Callable[[int], float]
+
+# What compiling saves of a step, in seconds: what Pyro's handlers take, and a share of the arithmetic; what it costs at
+# first. Roughly those of one core. Counted and not timed, so that a training is decided by its settings alone.
+_SAVED_OF_HANDLERS, _SAVED_PER_FLOP, _COST_OF_COMPILING = 2e-3, 1e-11, 30.0
+
+
+@runtime_checkable
+class HasLocalParameters(Protocol):
+    """A guide that tells the parameters of its inference function from those of the global latents."""
+
+    def local_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the inference function."""
+        ...
+
+
+@runtime_checkable
+class HasRowTables(Protocol):
+    """A guide with parameters for each row, which move only when their row is in the batch."""
+
+    def row_tables(self) -> Mapping[str, nn.Parameter]:
+        """The tables ``[N, P]`` by name."""
+        ...
+
+    def check_rows(self, *args, **kwargs) -> None:
+        """Refuse a call that is about other rows than those of the tables."""
+        ...
+
+    def touched_rows(self) -> Any:
+        """A context that gives a list, filled by every call of the guide with ``(name, index, rows)``.
+
+        ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table of that name, ``None`` for
+        all in order.
+        """
+        ...
+
+
+class Trained:
+    """The parameters of one training and how a step moves them.
+
+    Args:
+        model, guide, elbo: what is trained, and by which loss.
+        optimizer: makes the optimizer of all parameters; by default Adam, row by row for tables.
+        lr: the learning rate, or one for each part.
+        clip_norm: the largest norm of the gradient of all parameters together, ``None`` for any.
+        precision: of matrix products.
+        compile: whether a step is one graph; ``"auto"`` where that pays.
+        num_steps: the number of steps to go.
+        call, kwargs: the arguments of the first step.
+    """
+
+    def __init__(
+        self, model, guide, elbo: ELBO, *, optimizer, lr, clip_norm, precision, compile, num_steps, call, kwargs
+    ):
+        def loss(*args, **kwargs):
+            return elbo.differentiable_loss(model, guide, *args, **kwargs)
+
+        parameters = _find_parameters(loss, call, kwargs)
+        self.device = parameters[0].device
+        self._clip_norm = clip_norm
+        groups = _split(parameters, guide, lr)
+        self._rates = [rate for _, rate in groups]
+        by_row = optimizer is None and isinstance(guide, HasRowTables)
+        tables = guide.row_tables() if by_row else {}
+        trained = {id(p): (p, group) for group, (members, _) in enumerate(groups) for p in members}
+        self._tables = {
+            name: Update(Adam(table, rows=True), trained.pop(id(table))[1])
+            for name, table in tables.items()
+            if id(table) in trained
+        }
+        self._parameters = [parameter for parameter, _ in trained.values()]
+        self._check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
+        touched_rows = guide.touched_rows if self._tables else lambda: nullcontext([])
+        gradient = Gradient(loss, self._parameters, touched_rows, precision)
+        self.compiled: CompiledStep | None = None
+        self._gradient: Callable[..., Slope] = gradient
+        self._updates, self._optimizer = None, None
+        if compile == "auto":
+            compile = can_be_compiled(elbo, self._parameters, (model, guide)) and _pays(
+                gradient, call, kwargs, num_steps
+            )
+        if compile and optimizer is None:
+            self._updates = [Update(Adam(parameter), group) for parameter, group in trained.values()]
+        elif self._parameters:
+            make = partial(torch.optim.Adam, fused=True) if optimizer is None else optimizer
+            members = [[p for p, of in trained.values() if of == group] for group in range(len(groups))]
+            self._groups = [group for group, of in enumerate(members) if of]
+            self._optimizer = make(
+                [{"params": members[group], "lr": _at(self._rates[group], 0)} for group in self._groups],
+                lr=_at(self._rates[self._groups[0]], 0),
+            )
+        if compile:
+            self.compiled = CompiledStep(gradient, model, guide, elbo, self._updates, self._tables, clip_norm)
+            self._gradient = self.compiled
+
+    def step(self, step: int, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """Move the parameters; return the loss before."""
+        self._check_rows(*call, **kwargs)
+        rates = [_at(rate, step) for rate in self._rates]
+        if self.compiled is not None:
+            self.compiled.rates = rates
+        slope = self._gradient(call, kwargs)
+        # A graph has moved the parameters itself.
+        if slope.grads is not None:
+            self._move(clipped(slope, self._clip_norm), rates)
+        return slope.loss
+
+    def _move(self, slope: Slope, rates: Sequence[float]) -> None:
+        if self._optimizer is not None:
+            for group, of in zip(self._optimizer.param_groups, self._groups, strict=True):
+                group["lr"] = rates[of]
+            for parameter, grad in zip(self._parameters, slope.grads, strict=True):
+                parameter.grad = grad
+            self._optimizer.step()
+            for parameter in self._parameters:
+                parameter.grad = None
+        for update, grad in zip(self._updates or (), slope.grads, strict=self._updates is not None):
+            if grad is not None:
+                update.adam.step(None, grad, rates[update.group])
+        for name, index, grad in slope.rows:
+            if grad is not None:
+                self._tables[name].adam.step(index, grad, rates[self._tables[name].group])
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a seed, or on from the program's state, which is left as it was."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices):
+        if seed is not None:
+            torch.manual_seed(seed)
+        yield
+
+
+def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
+    """Whether the steps to go save more time than compiling takes."""
+    with seeded(None), FlopCounterMode(display=False) as counter:
+        gradient(call, kwargs)
+    saved = _SAVED_OF_HANDLERS + _SAVED_PER_FLOP * counter.get_total_flops()
+    return num_steps * saved > _COST_OF_COMPILING
+
+
+def _find_parameters(loss: Callable, call: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+    with seeded(None), poutine.trace(param_only=True) as capture:
+        loss(*call, **kwargs)
+    found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
+    parameters = list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
+    if not parameters:
+        raise ValueError("Expected a model or a guide with parameters to train, found none.")
+    return parameters
+
+
+def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:
+    if not isinstance(lr, Mapping):
+        return [(parameters, lr)]
+    if not lr or set(lr) - {"local", "global"}:
+        raise ValueError(f'Expected learning rates for "local", "global" or both, got {sorted(lr)}.')
+    if not isinstance(guide, HasLocalParameters):
+        raise ValueError(
+            f"Expected one learning rate for a {type(guide).__name__}, which does not tell local from global parameters, "
+            f"got {sorted(lr)}."
+        )
+    local = {id(parameter) for parameter in guide.local_parameters()}
+    groups = [([p for p in parameters if (id(p) in local) is (name == "local")], rate) for name, rate in lr.items()]
+    if not any(group for group, _ in groups):
+        raise ValueError(f"Expected parameters for the learning rates {sorted(lr)}, found none.")
+    return groups
+
+
+def _at(rate: LearningRate, step: int) -> float:
+    return rate(step) if callable(rate) else rate

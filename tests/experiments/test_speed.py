@@ -1,0 +1,130 @@
+"""The sweep `speed`: what it times, how turns are taken, and what its report says."""
+
+import argparse
+
+import pyro
+import pytest
+import torch
+
+from experiments import ways
+from experiments.document import ReportError
+from experiments.reports import speed as report
+from experiments.run import Context
+from experiments.sweeps import speed
+from experiments.turns import Rounds, time_ways
+
+
+def cells(*argv):
+    parser = argparse.ArgumentParser()
+    speed.add_arguments(parser)
+    return speed.plan(parser.parse_args(argv), {})
+
+
+def test_every_workload_is_a_cell():
+    found = cells()
+
+    assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 9
+    assert all(speed.estimate(cell, device="cpu") > 0 for cell in found)
+    assert cells("--ways", "products", "--workloads", "tiny, A-VI k=16, batch 20") == []
+
+
+class Turns:
+    """Gives two rounds of three steps."""
+
+    def __init__(self):
+        self.sent, self.left = [], 2
+
+    def send(self, value):
+        self.sent.append(value)
+
+    def recv(self):
+        self.left -= 1
+        return 3 if self.left >= 0 else None
+
+
+@pytest.mark.parametrize("kind", ["constant", "amortized", "factorized"])
+@pytest.mark.parametrize("way", ["eager", "hand", "svi"])
+def test_a_way_takes_its_turns(way, kind):
+    settings = {"num_rows": 24, "batch_size": 8, "guide": kind, "width": 4, "seed": 0, "tiny": True, "made": False}
+    turns = Turns()
+
+    ways.take(way, settings, Rounds(turns))
+
+    # One message when it is ready, one for each round.
+    assert len(turns.sent) == 3 and all(seconds > 0 for seconds in turns.sent)
+    pyro.clear_param_store()
+
+
+def test_the_step_by_hand_is_the_librarys():
+    settings = {
+        "num_rows": 24,
+        "batch_size": 8,
+        "guide": "factorized",
+        "width": 0,
+        "seed": 0,
+        "tiny": True,
+        "made": False,
+    }
+    workload = ways._Workload(settings)
+    by_hand = ways._ByHand(workload)
+    model, guide = workload.model_and_guide()
+    x, index = workload.x[:8], torch.arange(8)
+    guide.setup(x, index)
+    # Nothing is random where the scales are all but zero.
+    half = len(by_hand.theta) // 2
+    with torch.no_grad():
+        by_hand.theta[half:], by_hand.vector[:, 2:] = -30.0, -30.0
+        guide.table[:, 2:], guide.global_guide.vector[half:] = -30.0, -30.0
+        guide.table[:, :2], guide.global_guide.vector[:half] = by_hand.vector[:, :2], by_hand.theta[:half]
+    import pyro_avi as avi
+
+    found = -avi.elbo(avi.log_weights(model, guide, x, index, num_samples=2)).value
+    assert by_hand(x, index).item() == pytest.approx(found, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_processes_take_turns():
+    cell = next(cell for cell in cells("--ways", "eager", "hand") if cell.settings["tiny"])
+    settings = {**cell.settings, "rounds": 2, "steps": 2}
+
+    result = time_ways(settings, Context("cpu", None, False))
+
+    assert set(result["ms"]) == {"eager", "hand"} and not result["not_installed"]
+    assert all(len(times) == 2 and min(times) > 0 for times in result["ms"].values())
+
+
+def record(workload, **ms):
+    result = {
+        "ms": {way: [value, value] for way, value in ms.items()},
+        "median_ms": ms,
+        "seconds_until_ready": dict.fromkeys(ms, 1.0),
+        "not_installed": [],
+    }
+    provenance = {
+        "commit": "a" * 40,
+        "machine": {"processor": "P", "cores": 2},
+        "versions": {"torch": "2"},
+        "command": "c",
+    }
+    return {"settings": {"workload": workload}, "result": result, "provenance": provenance}
+
+
+def test_the_report_says_what_lies_above_the_limit():
+    records = {
+        "a": record("A-VI k=64, batch 256", compiled=0.6, hand=1.0, svi=4.0),
+        "b": record("F-VI, batch 256", compiled=0.8, hand=1.0, svi=4.0),
+        "c": record("F-VI, batch 256, 10^4 rows", compiled=1.0),
+        "d": record("F-VI, batch 256, 10^6 rows", compiled=1.1),
+    }
+
+    found = {finding.title: (finding.kind, finding.text) for finding in report.document(records).findings}
+
+    assert found["Against a hand-written eager step, batch 256"] == ("warning", "0.80 of it, above 0.65.")
+    assert found["Against Pyro's SVI step, batch 256"] == ("check", "0.20 of it, within 0.27.")
+    assert found["Against itself, F-VI of 10^6 rows / of 10^4 rows"] == ("check", "1.10 of it, within 1.15.")
+    assert not any("NumPyro" in title for title in found)
+
+
+def test_records_of_another_sweep_are_refused():
+    with pytest.raises(ReportError, match="speed"):
+        report.document({"a": {"settings": {}}})
