@@ -1,8 +1,9 @@
 """Amortized, factorized and constant variational inference for any Pyro model with a plate of rows."""
 
 from pyro_avi import encoders, models
+from pyro_avi.annealed import ais
 from pyro_avi.batches import minibatches
-from pyro_avi.estimators import Estimate, elbo
+from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.families import DiagonalNormal, Family, Flow, LowRankNormal, MultivariateNormal
 from pyro_avi.fit import DivergedError, Fit, fit
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
@@ -24,9 +25,14 @@ __all__ = [
     "LowRankNormal",
     "MeanFieldNormal",
     "MultivariateNormal",
+    "TailIndex",
+    "ais",
     "elbo",
     "encoders",
+    "ess",
     "fit",
+    "iwelbo",
+    "khat",
     "load",
     "log_weights",
     "minibatches",

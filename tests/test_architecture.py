@@ -48,6 +48,9 @@ RULES = {
     "rowwise": Rule(frozenset({"structure", "provenance", "parameters"})),
     "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy"})),
+    "joint": Rule(frozenset({"structure", "parameters", "weights"})),
+    "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
+    "annealed": Rule(frozenset({"parameters", "guides", "weights", "estimators", "joint", "conditional"})),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(FOUNDATION | {"guides", "models", "fit", "rowwise", "weights", "estimators"}),
 }
