@@ -6,6 +6,8 @@ from pyro_avi.batches import minibatches
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.families import DiagonalNormal, Family, Flow, LowRankNormal, MultivariateNormal
 from pyro_avi.fit import DivergedError, Fit, fit
+from pyro_avi.gap_results import Gaps
+from pyro_avi.gaps import measure_gaps
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
 from pyro_avi.refine import refine
 from pyro_avi.storage import load, save
@@ -21,6 +23,7 @@ __all__ = [
     "Family",
     "Fit",
     "Flow",
+    "Gaps",
     "LogWeights",
     "LowRankNormal",
     "MeanFieldNormal",
@@ -35,6 +38,7 @@ __all__ = [
     "khat",
     "load",
     "log_weights",
+    "measure_gaps",
     "minibatches",
     "models",
     "refine",

@@ -17,7 +17,7 @@ from pyro_avi.joint import LocalJoint
 from pyro_avi.parameters import own_parameters
 from pyro_avi.weights import LogWeights
 
-__all__ = ["ais", "annealed_weights", "chunks", "posterior_of", "sampling"]
+__all__ = ["ais", "annealed_weights", "posterior_of", "row_plate_of", "sampling"]
 
 # Chains of the pilot run that a row's step sizes are found by.
 _PILOT_CHAINS = 16
@@ -97,7 +97,7 @@ def ais(
     held = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     with sampling(seed):
         weights = annealed_weights(
-            LocalJoint(held, args, kwargs, plate=_plate(guide)),
+            LocalJoint(held, args, kwargs, plate=row_plate_of(guide)),
             posterior_of(guide, args, kwargs),
             num_chains=num_chains,
             num_temperatures=num_temperatures,
@@ -147,11 +147,12 @@ def annealed_weights(
         prior, likelihood = joint(u)
         return posterior.log_prob(u).double() if start == "guide" else prior, prior + likelihood
 
+    @torch.no_grad()
     def draws(count: int) -> Tensor:
-        return posterior.sample((count,)) if start == "guide" else joint.prior_draws(count)
+        return posterior.rsample((count,)) if start == "guide" else joint.prior_draws(count)
 
     beta = temperatures(num_temperatures)
-    sizes = list(chunks(joint, num_chains, max_memory))
+    sizes = joint.chunks(num_chains, max_memory)
     step_sizes = pilot(path, draws(min(_PILOT_CHAINS, max(4, sizes[0]))), beta=beta, num_leapfrog=num_leapfrog)
     exact = None if reverse is None else joint.coordinates(reverse, num_chains).split(sizes)
     local = [
@@ -174,19 +175,11 @@ def posterior_of(guide: LocalGuide, args: tuple, kwargs: Mapping):
         return guide.posterior(*args, **kwargs)
 
 
-def _plate(guide: LocalGuide) -> str:
+def row_plate_of(guide: LocalGuide) -> str:
+    """The plate of a guide's rows, if there is one only."""
     if len(guide.row_plates) > 1:
         raise ValueError(f"Expected rows of one plate, got those of {guide.row_plates}: rows that cross share data.")
     return guide.row_plates[0]
-
-
-def chunks(joint: LocalJoint, count: int, max_memory: int):
-    """The sizes of the pieces that points are evaluated in."""
-    # Twice: the gradient is made while its graph is held.
-    size = max(1, int(max_memory // (2 * joint.memory()))) if joint.at_once else 1
-    while count > 0:
-        yield min(size, count)
-        count -= size
 
 
 @contextmanager

@@ -7,13 +7,14 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import init_to_feasible
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_avi.structure import Latent, inspect_model
-from pyro_avi.weights import row_log_probs
+from pyro_avi.weights import LogWeights, row_log_probs
 
 __all__ = ["LocalJoint"]
 
@@ -117,6 +118,29 @@ class LocalJoint:
             counts.append(sum(kept.values()))
             del graph
         return max(counts[1] - counts[0], 16 * self.initial.numel() * self.initial.element_size())
+
+    def chunks(self, count: int, max_memory: int) -> list[int]:
+        """The sizes of the pieces in which ``count`` points are evaluated within ``max_memory`` bytes, at least one a piece."""
+        # Twice: the gradient is made while its graph is held.
+        size = max(1, int(max_memory // (2 * self.memory()))) if self.at_once else 1
+        return [size] * (count // size) + ([count % size] if count % size else [])
+
+    @torch.no_grad()
+    def log_weights(self, posterior: TorchDistribution, *, num_samples: int, max_memory: int) -> LogWeights:
+        """The log weights ``[S, B]`` of draws from a factor of the rows.
+
+        Args:
+            posterior: batch shape ``[B]``, event shape ``[K]``. Two of one family give the same draws, moved and
+                stretched, from the same random state.
+            num_samples: ``S``.
+            max_memory: in bytes, what the draws that are evaluated at a time may take.
+        """
+        local = []
+        for count in self.chunks(num_samples, max_memory):
+            u = posterior.rsample((count,))
+            prior, likelihood = self(u)
+            local.append(prior + likelihood - posterior.log_prob(u).double())
+        return LogWeights(torch.cat(local), torch.zeros(num_samples).to(local[0]), self.scale, has_globals=False)
 
     def _runs_at_once(self) -> bool:
         with torch.no_grad(), torch.random.fork_rng([]):

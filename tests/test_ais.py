@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 
 import pyro_avi as avi
-from pyro_avi.annealed import annealed_weights, chunks, posterior_of, sampling
+from pyro_avi.annealed import annealed_weights, posterior_of, sampling
 from pyro_avi.estimators import ais as arrays
 from pyro_avi.joint import LocalJoint
 
@@ -140,7 +140,7 @@ def test_the_evidence_lies_between_the_two_bounds(start):
     # Of twelve rows together, within a nat: the budget that the documentation states.
     assert exact - 1 < lower.value < exact + 5 * lower.se
     assert exact - 5 * upper.se < upper.value < exact + 1
-    assert lower.se < 0.2 and upper.se < 0.2
+    assert lower.se < 0.3 and upper.se < 0.3
     assert (lower.rows - evidence).abs().max() < 5 * lower.rows_se.max() < 1
     # Without annealing the same draws leave more to wish for.
     plain = avi.ais(factors, guide, x, **{**budget, "num_temperatures": 1})
@@ -265,7 +265,7 @@ def test_memory_is_bounded_by_running_fewer_chains_at_a_time():
     cost = joint.memory()
     # At least the coordinates and what the likelihood keeps, in double precision.
     assert cost > 8 * x.numel()
-    assert list(chunks(joint, 10, 2 * cost * 4)) == [4, 4, 2] and list(chunks(joint, 3, 1)) == [1, 1, 1]
+    assert joint.chunks(10, 2 * cost * 4) == [4, 4, 2] and joint.chunks(3, 1) == [1, 1, 1]
     guide = avi.ConstantGuide(factors, init_scale=0.8).setup(x)
     budget = {"num_chains": 5, "num_temperatures": 3, "num_leapfrog": 1}
     assert avi.ais(factors, guide, x, max_memory=1, **budget).rows.isfinite().all()

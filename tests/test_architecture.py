@@ -51,6 +51,13 @@ RULES = {
     "joint": Rule(frozenset({"structure", "parameters", "weights"})),
     "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
     "annealed": Rule(frozenset({"parameters", "guides", "weights", "estimators", "joint", "conditional"})),
+    "evidence": Rule(frozenset({"weights", "estimators"})),
+    "gap_figure": Rule(packages=frozenset({"torch", "numpy", "matplotlib"})),
+    "gap_results": Rule(frozenset({"estimators", "gap_figure"}), frozenset({"torch", "pandas"})),
+    "gaps": Rule(
+        FOUNDATION
+        | {"guides", "weights", "estimators", "refine", "joint", "conditional", "annealed", "evidence", "gap_results"}
+    ),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(FOUNDATION | {"guides", "models", "fit", "rowwise", "weights", "estimators"}),
 }
