@@ -27,7 +27,7 @@ class Evidence:
 
     Args:
         exact: ``[N]`` log evidences, if they are known.
-        weights: of the best factors.
+        weights: of the best factors, each draw followed by its mirror image.
         chains: of annealed importance sampling, if it ran.
     """
 
@@ -50,7 +50,10 @@ class Evidence:
             self._bias = torch.where(better, annealed.rows_bias, self._bias)
             self._influence = torch.where(better, 0.0, self._influence)
             self._variance = torch.where(better, annealed.rows_se.square(), 0.0)
-            self.unreliable = torch.where(better, khat(chains).unreliable, self.unreliable)
+            # One tail without doubt is enough, where both bounds say the same.
+            apart = (annealed.rows - estimate.rows).abs() > 5 * torch.hypot(annealed.rows_se, estimate.rows_se)
+            flags = [self.unreliable, khat(chains).unreliable]
+            self.unreliable = torch.where(better, flags[1], flags[0]) & (flags[0] & flags[1] | apart)
 
     def above(self, local: Tensor) -> Estimate:
         """How far it lies above the mean of log weights ``[S, N]`` of the same draws."""
@@ -58,28 +61,30 @@ class Evidence:
         return _estimate(self._rows - mean, self._influence - (local - mean), self._scale, self._variance)
 
     def slack(self, upper: LogWeights | None) -> Estimate:
-        """How far the log evidence may lie above it."""
+        """How far the log evidence may lie above it; the total is that of the rows where this is known."""
         rows, error = torch.where(self.unreliable, torch.inf, -self._bias), torch.zeros_like(self._bias)
         if upper is not None:
             inverse = iwelbo(replace(upper, local=-upper.local))
             rows, error = (-inverse.rows - self._rows).clamp(min=0.0), inverse.rows_se
-        return Estimate(self._scale * rows.sum().item(), self._scale * error.norm().item(), rows, error)
+        known = rows[rows.isfinite()]
+        return Estimate(self._scale * known.sum().item(), self._scale * error.norm().item(), rows, error)
 
 
 def mean_of(values: Tensor, scale: float) -> Estimate:
-    """The mean over draws of ``values [S, N]``, by row and in total."""
+    """The mean over draws of ``values [S, N]``, each followed by that of its mirror image, by row and in total."""
     mean = values.mean(0)
     return _estimate(mean, values - mean, scale, torch.zeros_like(mean))
 
 
 def _estimate(rows: Tensor, influence: Tensor, scale: float, variance: Tensor) -> Estimate:
     """An estimate whose error is the mean of what each draw adds ``[S, N]``, and an independent part of each row."""
-    count = len(influence)
+    # A draw and its mirror image are one.
+    pairs = influence.unflatten(0, (-1, 2)).mean(1)
     return Estimate(
         value=scale * rows.sum().item(),
-        se=scale * (influence.sum(1).var() / count + variance.sum()).sqrt().item(),
+        se=scale * (pairs.sum(1).var() / len(pairs) + variance.sum()).sqrt().item(),
         rows=rows,
-        rows_se=(influence.var(0) / count + variance).sqrt(),
+        rows_se=(pairs.var(0) / len(pairs) + variance).sqrt(),
     )
 
 

@@ -57,14 +57,12 @@ def _bars(axes, gaps) -> None:
     for position, of in enumerate(gaps.values()):
         bottom, count = 0.0, len(of.elbo.rows) * of.scale
         for label, color, height in _parts(of):
-            axes.bar(position, height, bottom=bottom, color=color, width=0.6, label=label if position == 0 else None)
+            axes.bar(position, height, bottom=bottom, color=color, width=0.6, label=label)
             bottom += height
-            if label == "amortization":
-                break
         slack = of.slack.value / count
-        if np.isfinite(slack) and slack > 0:
-            label = "evidence above its bound" if position == 0 else None
-            axes.bar(position, slack, bottom=bottom, color="none", edgecolor=_SLACK, hatch="//", width=0.6, label=label)
+        if slack > 0:
+            style = {"color": "none", "edgecolor": _SLACK, "hatch": "//", "width": 0.6}
+            axes.bar(position, slack, bottom=bottom, label="evidence above its bound", **style)
         # Side by side, so that one does not hide the other.
         split = (of.inference.value - of.amortization.value) / count
         axes.errorbar(position - 0.1, split, 2 * of.approximation.se / count, color="black", capsize=4)
@@ -74,7 +72,9 @@ def _bars(axes, gaps) -> None:
     axes.margins(y=0.3)
     axes.set_ylabel("nats a row")
     axes.set_title("Inference gap: mean, two standard errors")
-    axes.legend(frameon=False, fontsize="small", loc="upper right")
+    # Once, however many guides have it.
+    labels = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    axes.legend(labels.values(), labels.keys(), frameon=False, fontsize="small", loc="upper right")
 
 
 def _distribution(axes, gaps) -> None:
@@ -102,15 +102,15 @@ def _worst(axes, of, images, worst: int) -> None:
     axes.set_yticks(range(len(rows)), [f"{row}{flag}" for row, flag in zip(rows.tolist(), flags, strict=True)])
     axes.invert_yaxis()
     axes.set_xlabel("nats")
-    axes.set_ylabel(
-        "row" + " (* not converged)" * any("*" in f for f in flags) + " (? unreliable)" * any("?" in f for f in flags)
-    )
+    meanings = {"*": "not converged", "?": "unreliable"}
+    meanings = [f"{flag} {text}" for flag, text in meanings.items() if any(flag in flags_of for flags_of in flags)]
+    axes.set_ylabel(f"row ({', '.join(meanings)})" if meanings else "row")
     axes.set_title("Rows that lose most")
     if images is not None:
         axes.margins(x=0.25)
         for position, row in enumerate(rows.tolist()):
             image = images[row].detach().cpu().numpy()
-            box = OffsetImage(image, zoom=14 / max(image.shape), cmap="gray_r")
+            box = OffsetImage(image, zoom=18 / max(image.shape), cmap="gray_r")
             axes.add_artist(
                 AnnotationBbox(box, (left[position], position), xybox=(12, 0), boxcoords="offset points", frameon=False)
             )

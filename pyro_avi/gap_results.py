@@ -32,7 +32,8 @@ class Gaps:
         elbo: :math:`\mathrm{ELBO}_n(q)`.
         evidence: :math:`\log p(x_n)`, or a bound on it from below.
         slack: how far the evidence may lie above ``evidence``: 0 where it is exact; by a reverse run from exact latents,
-            a bound in expectation; else an estimate, the bias to first order, and infinite for unreliable rows.
+            a bound in expectation; else an estimate, the bias to first order, and infinite for unreliable rows. Its
+            ``value`` is that of the other rows.
         exact: whether the evidence is exact.
         converged: ``[N]`` whether a row's :math:`q^*_n`, and its best factor of the richer family, had stopped to improve.
             What refinement gains of others is a lower bound.
@@ -149,7 +150,8 @@ class Gaps:
         notes = [f"{rows} rows", f"{late} of them not converged" if late else "all converged"]
         if not self.exact:
             doubtful = int(self.unreliable.sum())
-            notes.append(f"evidence of {doubtful} unreliable" if doubtful else "evidence reliable")
+            without = "" if self.slack.rows.isfinite().all() else " and no end known"
+            notes.append(f"evidence of {doubtful} unreliable{without}" if doubtful else "evidence reliable")
         heavy, share = int(self.khat.unreliable.sum()), (self.khat.ess / self.khat.num_samples).median().item()
         notes.append(f"k-hat of the guide above {self.khat.threshold:.2f} in {heavy}, median ESS {share:.0%}")
         return ", ".join(notes) + "."

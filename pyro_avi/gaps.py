@@ -23,6 +23,8 @@ __all__ = ["measure_gaps"]
 
 # Between the seeds of draws that have to be independent.
 _JUDGE, _STEPS, _CHAINS = 10_007, 20_011, 30_011
+# Draws by which one factor is told from another, the same for both: to choose asks for less precision than to report.
+_JUDGE_DRAWS = 500
 
 
 def measure_gaps(
@@ -54,7 +56,7 @@ def measure_gaps(
     output, from the mean of its outputs and from a standard normal, and the best of the four (the own output included) is
     taken row by row. It is refined in further rounds until a round gains less than ``tolerance``; rows that still gain
     after ``max_rounds`` are reported. All bounds are then measured by the same fresh draws, moved and stretched by the
-    factors, so that most of their noise cancels in the differences.
+    factors, and by their mirror images, so that most of their noise cancels in the differences.
 
     The evidence is the model's, if it has a ``log_evidence`` and no global latents, or what is given; else the best of the
     importance-weighted bound from the best factor and, with ``annealing=``, of :func:`~pyro_avi.ais`. Then the gaps are
@@ -65,9 +67,10 @@ def measure_gaps(
         guide: any of the three guides. On held-out rows a factorized guide has to be refined first.
         *args, **kwargs: the arguments of the model for the rows to measure, all rows of a data set: for held-out rows the
             model must take another number of rows than it was trained on.
-        num_samples: ``S``, the draws that bounds and the importance-weighted bound are measured by, at least 25.
+        num_samples: ``S``, the draws that bounds and the importance-weighted bound are measured by, at least 25, rounded up
+            to an even number.
         num_steps: the steps of one round of refinement.
-        lr: its learning rate, see :func:`~pyro_avi.refine`.
+        lr: its learning rate, see :func:`~pyro_avi.refine`; half of that in every further round.
         max_rounds: the rounds after which refinement ends.
         tolerance: the gain of a round, in nats, below which a row has converged.
         starts: further variational parameters ``[N, P]`` or ``[P]`` to start from.
@@ -177,15 +180,18 @@ class _Rows:
             guide.table.copy_(given)
         return guide
 
-    def weights(self, guide: FactorizedGuide, seed: int = 0) -> LogWeights:
-        """The log weights of a table's factors, by the same draws for all of one family and seed."""
-        with sampling(self._seed + seed):
+    def weights(self, guide: FactorizedGuide) -> LogWeights:
+        """The log weights of a table's factors, by the same draws for all of one family."""
+        return self._weights(guide, self._seed, self._num_samples)
+
+    def _weights(self, guide: FactorizedGuide, seed: int, num_samples: int) -> LogWeights:
+        with sampling(seed):
             factors = posterior_of(guide, self._args, self._kwargs)
-            return self._joint.log_weights(factors, num_samples=self._num_samples, max_memory=self._max_memory)
+            return self._joint.log_weights(factors, num_samples=num_samples, max_memory=self._max_memory)
 
     def _judge(self, guide: FactorizedGuide) -> Tensor:
         """``[N]`` bounds by draws of their own: those that a factor was chosen by flatter it."""
-        return self.weights(guide, _JUDGE).local.mean(0)
+        return self._weights(guide, self._seed + _JUDGE, min(_JUDGE_DRAWS, self._num_samples)).local.mean(0)
 
     def refined(
         self, guide: FactorizedGuide, starts: Sequence[Tensor], *, num_steps, lr, max_rounds, tolerance, seed
@@ -195,7 +201,8 @@ class _Rows:
         for turn in range(max_rounds):
             before = value
             for start in starts if turn == 0 else [table]:
-                options = {"num_steps": num_steps, "lr": lr, "start": start, "seed": seed + turn}
+                # Smaller steps from round to round: what is left in the end is the noise of a step.
+                options = {"num_steps": num_steps, "lr": lr * 0.5**turn, "start": start, "seed": seed + turn}
                 steps = refine(self._model, guide, *self._args, **options, **self._kwargs)
                 bound = self._judge(steps)
                 better = bound > value

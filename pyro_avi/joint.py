@@ -127,20 +127,29 @@ class LocalJoint:
 
     @torch.no_grad()
     def log_weights(self, posterior: TorchDistribution, *, num_samples: int, max_memory: int) -> LogWeights:
-        """The log weights ``[S, B]`` of draws from a factor of the rows.
+        """The log weights ``[S, B]`` of draws from a factor of the rows, each followed by its mirror image.
+
+        What a shift of the factor does to a log weight is mostly odd around the mean, and cancels in such a pair.
 
         Args:
             posterior: batch shape ``[B]``, event shape ``[K]``. Two of one family give the same draws, moved and
-                stretched, from the same random state.
-            num_samples: ``S``.
+                stretched, from the same random state. One without a known mean gives independent draws.
+            num_samples: ``S``, rounded up to an even number.
             max_memory: in bytes, what the draws that are evaluated at a time may take.
         """
-        local = []
-        for count in self.chunks(num_samples, max_memory):
+        center, local = _center(posterior), []
+        for count in self.chunks((num_samples + 1) // 2, max_memory):
             u = posterior.rsample((count,))
-            prior, likelihood = self(u)
-            local.append(prior + likelihood - posterior.log_prob(u).double())
-        return LogWeights(torch.cat(local), torch.zeros(num_samples).to(local[0]), self.scale, has_globals=False)
+            pair = [self._log_weight(posterior, u)]
+            u = posterior.rsample((count,)) if center is None else 2 * center - u
+            pair.append(self._log_weight(posterior, u))
+            local.append(torch.stack(pair, 1).flatten(0, 1))
+        local = torch.cat(local)
+        return LogWeights(local, local.new_zeros(len(local)), self.scale, has_globals=False)
+
+    def _log_weight(self, posterior: TorchDistribution, u: Tensor) -> Tensor:
+        prior, likelihood = self(u)
+        return prior + likelihood - posterior.log_prob(u).double()
 
     def _runs_at_once(self) -> bool:
         with torch.no_grad(), torch.random.fork_rng([]):
@@ -219,6 +228,14 @@ class LocalJoint:
         del others[dim]
         value = rows.reshape(len(rows), shape[dim], *others).movedim(1, dim)
         return value.reshape(len(rows), *(1,) * (self._depth - self._batch_dim(latent)), *shape)
+
+
+def _center(posterior: TorchDistribution) -> Tensor | None:
+    """``[B, K]`` what normals are symmetric around."""
+    try:
+        return posterior.mean
+    except NotImplementedError:
+        return None
 
 
 def _check(structure, plate: str) -> None:

@@ -19,7 +19,7 @@ WEIGHT = torch.tensor([[1.0, 0.7], [0.6, 1.0], [0.5, 0.5]], dtype=torch.float64)
 PRECISION = torch.eye(2, dtype=torch.float64) + WEIGHT.T @ WEIGHT / SIGMA**2
 # What independent normals lose, for every row: (sum_i log M_ii - log |M|) / 2.
 DIAGONAL_LOSS = 0.5 * (PRECISION.diagonal().log().sum() - PRECISION.logdet()).item()
-SHORT = {"num_samples": 400, "num_steps": 100, "max_rounds": 2}
+SHORT = {"num_samples": 400, "num_steps": 100, "max_rounds": 4}
 AS_IT_IS = {"num_samples": 50, "num_steps": 1, "max_rounds": 1, "lr": 0.0}
 
 
@@ -106,14 +106,23 @@ def test_a_guide_at_its_best_has_no_amortization_gap():
     assert agrees(gaps.inference, DIAGONAL_LOSS, at_most=0.4)
     # Twin: a guide that is a little off.
     model, guide, loss = off_by(x, torch.full((ROWS, 2), 0.3), torch.zeros(ROWS, 2))
-    gaps = avi.measure_gaps(model, guide, x, **SHORT)
+    gaps = avi.measure_gaps(model, guide, x, **{**SHORT, "max_rounds": 1})
     assert gaps.amortization.value > 0.7 * loss.sum() > 5 * gaps.amortization.se
+
+
+def test_mirrored_draws_cancel_a_shift():
+    # Draws of normals are symmetric: a shift changes no pair but by what it costs.
+    x = data()
+    model, guide, loss = off_by(x, torch.full((ROWS, 2), 0.3), torch.zeros(ROWS, 2))
+    gaps = avi.measure_gaps(model, guide, x, starts=[best_table(x)], **AS_IT_IS)
+    torch.testing.assert_close(gaps.amortization.rows, loss, rtol=0.0, atol=1e-9)
+    assert gaps.amortization.se < 1e-9 < 0.01 < gaps.elbo.se
 
 
 def test_a_richer_family_closes_what_is_its_own():
     x = data()
     model, guide, loss = off_by(x, torch.zeros(ROWS, 2), torch.zeros(ROWS, 2))
-    options = {"num_samples": 2000, "num_steps": 120, "max_rounds": 5, "tolerance": 0.02}
+    options = {"num_samples": 2000, "num_steps": 200, "max_rounds": 4, "tolerance": 0.02}
     gaps = avi.measure_gaps(model, guide, x, richer=avi.MultivariateNormal(), **options)
     # All normals hold the posterior.
     assert gaps.converged.all()
@@ -251,8 +260,8 @@ def test_a_row_without_a_reliable_evidence_is_flagged():
     guide = avi.ConstantGuide(heavy, init_scale=0.5).setup(x)
     gaps = avi.measure_gaps(heavy, guide, x, **{**AS_IT_IS, "num_samples": 1000})
     assert gaps.unreliable.any() and gaps.khat.unreliable.any()
-    assert (gaps.slack.rows[gaps.unreliable] == math.inf).all() and gaps.slack.value == math.inf
-    assert f"evidence of {int(gaps.unreliable.sum())} unreliable" in gaps.table() and "inf" in gaps.table()
+    assert (gaps.slack.rows[gaps.unreliable] == math.inf).all() and gaps.slack.value < math.inf
+    assert f"evidence of {int(gaps.unreliable.sum())} unreliable and no end known" in gaps.table()
     gaps.plot().canvas.draw()
 
 
