@@ -4,6 +4,7 @@ from pyro_avi import encoders, models
 from pyro_avi.annealed import ais
 from pyro_avi.batches import minibatches
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
+from pyro_avi.export import to_arviz
 from pyro_avi.families import DiagonalNormal, Family, Flow, LowRankNormal, MultivariateNormal
 from pyro_avi.fit import DivergedError, Fit, fit
 from pyro_avi.gap_results import Gaps
@@ -43,4 +44,5 @@ __all__ = [
     "models",
     "refine",
     "save",
+    "to_arviz",
 ]

@@ -1,7 +1,8 @@
 """Log weights of draws from a guide: the only place where traces are evaluated."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from pyro_avi.parameters import own_parameters
 from pyro_avi.structure import is_latent, row_plate
 
-__all__ = ["LogWeights", "log_weights", "row_log_probs"]
+__all__ = ["LogWeights", "draw_traces", "log_weights", "row_log_probs", "weigh"]
 
 
 @dataclass(frozen=True)
@@ -69,19 +70,31 @@ def log_weights(
         >>> weights.local.shape, weights.global_.shape
         (torch.Size([3, 20]), torch.Size([3]))
     """
-    if num_samples < 1:
-        raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
     local, global_, scale, has_globals = [], [], 1.0, False
     with own_parameters():
-        for _ in range(num_samples):
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-            if plate is None:
-                plate = _find_plate(model_trace)
-            of_rows, rest, scale, has_globals = _split(model_trace, guide_trace, plate)
+        for model_trace, guide_trace in draw_traces(model, guide, args, kwargs, num_samples):
+            of_rows, rest, scale, has_globals, plate = weigh(model_trace, guide_trace, plate)
             local.append(of_rows)
             global_.append(rest)
     return LogWeights(torch.stack(local), torch.stack(global_), scale, has_globals)
+
+
+def draw_traces(
+    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], num_samples: int
+) -> Iterator[tuple[Trace, Trace]]:
+    """Traces of model and guide with the same latents, drawn from the guide.
+
+    Args:
+        model, guide, args, kwargs, num_samples: as in :func:`log_weights`.
+
+    Raises:
+        ValueError: if ``num_samples`` is not positive.
+    """
+    if num_samples < 1:
+        raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
+    for _ in range(num_samples):
+        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        yield poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs), guide_trace
 
 
 def _find_plate(model_trace: Trace) -> str:
@@ -94,8 +107,14 @@ def _find_plate(model_trace: Trace) -> str:
     return plate
 
 
-def _split(model_trace: Trace, guide_trace: Trace, plate: str) -> tuple[Tensor, Tensor, float, bool]:
-    """The log weight of one draw: by row ``[B]``, the rest ``[]``, the plate's scale, and whether there are globals."""
+def weigh(model_trace: Trace, guide_trace: Trace, plate: str | None) -> tuple[Tensor, Tensor, float, bool, str]:
+    """The log weight of one draw: by row ``[B]``, the rest ``[]``, the plate's scale, whether there are globals; the plate.
+
+    Args:
+        model_trace, guide_trace: with the same latents.
+        plate: the name of the plate of the rows; by default the one that holds both a latent and an observation.
+    """
+    plate = _find_plate(model_trace) if plate is None else plate
     traces = [prune_subsample_sites(trace) for trace in (model_trace, guide_trace)]
     _check_sites(*traces)
     by_row, rest, scale, has_globals = [], [], None, False
@@ -110,7 +129,7 @@ def _split(model_trace: Trace, guide_trace: Trace, plate: str) -> tuple[Tensor, 
     if scale is None:
         raise ValueError(f"Expected sites in plate {plate!r}, found none.")
     rest = sum(rest, torch.zeros((), dtype=torch.double, device=by_row[0].device))
-    return sum(by_row), rest, scale, has_globals
+    return sum(by_row), rest, scale, has_globals, plate
 
 
 def row_log_probs(

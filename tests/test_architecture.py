@@ -52,6 +52,7 @@ RULES = {
     "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
     "annealed": Rule(frozenset({"parameters", "guides", "weights", "estimators", "joint", "conditional"})),
     "evidence": Rule(frozenset({"weights", "estimators"})),
+    "export": Rule(frozenset({"structure", "weights"}), TENSORS | {"arviz"}),
     "gap_figure": Rule(packages=frozenset({"torch", "numpy", "matplotlib"})),
     "gap_results": Rule(frozenset({"estimators", "gap_figure"}), frozenset({"torch", "pandas"})),
     "gaps": Rule(
