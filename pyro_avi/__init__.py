@@ -1,10 +1,14 @@
 """Amortized, factorized and constant variational inference for any Pyro model with a plate of rows."""
 
 from pyro_avi import encoders, models
+from pyro_avi.annealed import ais
 from pyro_avi.batches import minibatches
-from pyro_avi.estimators import Estimate, elbo
+from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
+from pyro_avi.export import to_arviz
 from pyro_avi.families import DiagonalNormal, Family, Flow, LowRankNormal, MultivariateNormal
 from pyro_avi.fit import DivergedError, Fit, fit
+from pyro_avi.gap_results import Gaps
+from pyro_avi.gaps import measure_gaps
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
 from pyro_avi.refine import refine
 from pyro_avi.storage import load, save
@@ -20,17 +24,25 @@ __all__ = [
     "Family",
     "Fit",
     "Flow",
+    "Gaps",
     "LogWeights",
     "LowRankNormal",
     "MeanFieldNormal",
     "MultivariateNormal",
+    "TailIndex",
+    "ais",
     "elbo",
     "encoders",
+    "ess",
     "fit",
+    "iwelbo",
+    "khat",
     "load",
     "log_weights",
+    "measure_gaps",
     "minibatches",
     "models",
     "refine",
     "save",
+    "to_arviz",
 ]

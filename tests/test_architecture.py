@@ -48,6 +48,17 @@ RULES = {
     "fit": Rule(frozenset({"parameters", "precision", "steps"}), TENSORS | {"tqdm"}),
     "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy"})),
+    "joint": Rule(frozenset({"structure", "parameters", "weights"})),
+    "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
+    "annealed": Rule(frozenset({"parameters", "guides", "weights", "estimators", "joint", "conditional"})),
+    "evidence": Rule(frozenset({"weights", "estimators"})),
+    "export": Rule(frozenset({"structure", "weights"}), TENSORS | {"arviz"}),
+    "gap_figure": Rule(packages=frozenset({"torch", "numpy", "matplotlib"})),
+    "gap_results": Rule(frozenset({"estimators", "gap_figure"}), frozenset({"torch", "pandas"})),
+    "gaps": Rule(
+        FOUNDATION
+        | {"guides", "weights", "estimators", "refine", "joint", "conditional", "annealed", "evidence", "gap_results"}
+    ),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(FOUNDATION | {"guides", "models", "fit", "weights", "estimators"}),
 }

@@ -27,9 +27,11 @@ def elbo(weights) -> Estimate:
         >>> estimate.value, round(estimate.se, 4), estimate.rows.tolist()
         (4.0, 1.0, [2.0, 2.0])
     """
-    total = weights.total
+    total, local = weights.total, weights.local
+    several = len(total) > 1
     return Estimate(
         value=total.mean().item(),
-        se=total.std().item() / len(total) ** 0.5 if len(total) > 1 else float("nan"),
-        rows=weights.local.mean(0),
+        se=total.std().item() / len(total) ** 0.5 if several else float("nan"),
+        rows=local.mean(0),
+        rows_se=local.std(0) / len(local) ** 0.5 if several else local.new_full(local.shape[1:], float("nan")),
     )

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-__all__ = ["Estimate"]
+__all__ = ["Estimate", "checked"]
 
 
 @dataclass(frozen=True)
@@ -15,8 +16,42 @@ class Estimate:
         value: the estimate, for the whole data set.
         se: its standard error over the draws; ``nan`` for a single draw.
         rows: ``[B]`` the local part of each row, unscaled.
+        rows_se: ``[B]`` their standard errors.
+        bias: an estimate of how far the expectation of ``value`` lies from what it estimates; 0 where it is unbiased.
+        rows_bias: ``[B]`` the same for the rows; ``None`` where they are unbiased.
     """
 
     value: float
     se: float
     rows: Tensor
+    rows_se: Tensor | None = None
+    bias: float = 0.0
+    rows_bias: Tensor | None = None
+
+
+def checked(weights) -> Tensor:
+    """The local log weights ``[S, B]`` in double precision, if every row's can be reduced.
+
+    Args:
+        weights: from :func:`~pyro_avi.log_weights`. A weight of zero, ``-inf``, is a weight like any other.
+
+    Raises:
+        ValueError: if there is no draw, a weight is ``nan`` or infinite, or no draw of a row has a weight above zero.
+    """
+    local = weights.local.double()
+    if local.dim() != 2 or not len(local):
+        raise ValueError(f"Expected log weights of shape [S, B] with S of at least 1, got {tuple(local.shape)}.")
+    wrong = (
+        (local.isnan() | (local == torch.inf)).any(0),
+        "nan or infinite: the density of the model is no number there",
+    )
+    empty = ((local == -torch.inf).all(0), "zero for every draw: the guide's draws lie outside of the model's support")
+    for rows, what in (wrong, empty):
+        if rows.any():
+            raise ValueError(
+                f"Expected finite log weights, got rows {rows.nonzero().flatten()[:5].tolist()} ({int(rows.sum())} of "
+                f"{len(rows)}) whose weights are {what}.\n"
+                "Look at these rows for missing values, or at the scale of the likelihood; train the guide with a smaller "
+                "learning rate if they were finite before."
+            )
+    return local

@@ -336,6 +336,12 @@ class LocalGuide(OwnedGuide):
         return tuple(self._structure.frames)
 
     @property
+    def global_latents(self) -> tuple[str, ...]:
+        """The names of the latents outside these plates."""
+        self._require_setup()
+        return tuple(latent.name for latent in self._structure.global_latents)
+
+    @property
     def family(self) -> Family:
         """The set that each factor is taken from."""
         return self._given_family[0]

@@ -1,0 +1,98 @@
+"""Posterior draws and their log likelihoods for ArviZ."""
+
+from collections.abc import Callable
+
+import torch
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_avi.structure import is_latent, is_observation, quiet
+from pyro_avi.weights import draw_traces, weigh
+
+__all__ = ["to_arviz"]
+
+
+def to_arviz(
+    model: Callable, guide: Callable, *args, num_samples: int, plate: str | None = None, seed: int = 0, **kwargs
+):
+    r"""Draws from a guide as ArviZ takes them, one chain of them.
+
+    Args:
+        model: any Pyro callable.
+        guide: any Pyro guide.
+        *args, **kwargs: the arguments of both.
+        num_samples: ``S``, the number of draws.
+        plate: the name of the plate of the rows; by default the one that holds both a latent and an observation.
+        seed: of the draws.
+
+    Returns:
+        An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with the groups ``posterior`` (latents
+        by site, those of rows along a dimension of the plate's name), ``log_likelihood`` (of every observation, unscaled),
+        ``observed_data`` and ``sample_stats``: ``log_weight``, the log weight of the draw, and ``local_log_weight``, those
+        of its rows, from which :func:`~pyro_avi.khat` and ArviZ's smoothing correct the guide.
+
+    Raises:
+        ValueError: if the guide lacks a latent of the model, there are no draws, or the model draws other rows every time.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.AmortizedGuide(model).setup(x)
+        >>> data = avi.to_arviz(model, guide, x, num_samples=10)
+        >>> dict(data["posterior"]["z"].sizes)
+        {'chain': 1, 'draw': 10, 'data': 20, 'z_dim_0': 2}
+    """
+    import arviz
+
+    groups: dict[str, dict[str, list[Tensor]]] = {"posterior": {}, "log_likelihood": {}, "sample_stats": {}}
+    observed, dims, coords = {}, {}, {}
+    with quiet(seed):
+        for model_trace, guide_trace in draw_traces(model, guide, args, kwargs, num_samples):
+            rows = _rows(model_trace)
+            if coords and rows != coords:
+                raise ValueError("Expected the same rows in every draw, got a model that draws its rows: pass them.")
+            coords = rows
+            local, rest, scale, _, plate = weigh(model_trace, guide_trace, plate)
+            _add(groups["sample_stats"], "log_weight", rest + scale * local.sum())
+            _add(groups["sample_stats"], "local_log_weight", local)
+            for name, site in model_trace.nodes.items():
+                if is_latent(site):
+                    _add(groups["posterior"], name, site["value"])
+                elif is_observation(site):
+                    _add(groups["log_likelihood"], name, site["fn"].log_prob(site["value"]))
+                    observed[name] = site["value"].cpu().numpy()
+                else:
+                    continue
+                dims[name] = _dims(name, site)
+    dims["local_log_weight"] = [plate]
+    arrays = {
+        group: {name: torch.stack(values).unsqueeze(0).cpu().numpy() for name, values in sites.items()}
+        for group, sites in groups.items()
+    }
+    arrays["observed_data"] = observed
+    if int(arviz.__version__.partition(".")[0]) >= 1:
+        return arviz.from_dict(arrays, coords=coords, dims=dims)
+    return arviz.from_dict(**arrays, coords=coords, dims=dims)
+
+
+def _add(group: dict[str, list[Tensor]], name: str, value: Tensor) -> None:
+    group.setdefault(name, []).append(value.detach())
+
+
+def _rows(trace: Trace) -> dict[str, list[int]]:
+    """The positions of the rows of every plate, by its name."""
+    sizes = {frame.name: frame.size for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())}
+    rows = {name: list(range(size)) for name, size in sizes.items()}
+    drawn = {name: site["value"].tolist() for name, site in trace.nodes.items() if site_is_subsample(site)}
+    return {**rows, **{name: index for name, index in drawn.items() if name in rows}}
+
+
+def _dims(name: str, site) -> list[str]:
+    """The names of a value's dimensions: those of plates by their plate, others by the site."""
+    fn, plates = site["fn"], {frame.dim: frame.name for frame in site["cond_indep_stack"]}
+    batch = [plates.get(dim, f"{name}_batch_{-dim}") for dim in range(-len(fn.batch_shape), 0)]
+    return batch + [f"{name}_dim_{i}" for i in range(fn.event_dim)]

@@ -1,0 +1,264 @@
+"""The inference gap of a guide, split into what its family and what its inference function costs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_avi.annealed import annealed_weights, posterior_of, row_plate_of, sampling
+from pyro_avi.conditional import Theta, hold_globals
+from pyro_avi.estimators import khat
+from pyro_avi.evidence import Evidence, exact_evidence, mean_of
+from pyro_avi.families import Family
+from pyro_avi.gap_results import Gaps
+from pyro_avi.guides import FactorizedGuide
+from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.joint import LocalJoint
+from pyro_avi.refine import refine
+from pyro_avi.weights import LogWeights
+
+__all__ = ["measure_gaps"]
+
+# Between the seeds of draws that have to be independent.
+_JUDGE, _STEPS, _CHAINS = 10_007, 20_011, 30_011
+# Draws by which one factor is told from another, the same for both: to choose asks for less precision than to report.
+_JUDGE_DRAWS = 500
+
+
+def measure_gaps(
+    model: Callable,
+    guide: LocalGuide,
+    *args,
+    num_samples: int,
+    num_steps: int,
+    lr: float = 0.05,
+    max_rounds: int = 5,
+    tolerance: float = 0.01,
+    starts: Sequence[Tensor] = (),
+    richer: Family | None = None,
+    evidence: Tensor | None = None,
+    annealing: Mapping[str, Any] | None = None,
+    reverse: Mapping[str, Tensor] | None = None,
+    theta: Theta = "mean",
+    seed: int = 0,
+    max_memory: int = 2**30,
+    **kwargs,
+) -> Gaps:
+    r"""Measure how much a guide's bound loses for every row, and why.
+
+    .. math:: \underbrace{\log p(x_n) - \mathrm{ELBO}_n(q)}_{\text{inference}}
+              = \underbrace{\log p(x_n) - \mathrm{ELBO}_n(q^*_n)}_{\text{approximation}}
+              + \underbrace{\mathrm{ELBO}_n(q^*_n) - \mathrm{ELBO}_n(q)}_{\text{amortization}}
+
+    all at fixed model and :math:`\theta`. :math:`q^*_n` is looked for by :func:`~pyro_avi.refine` from the guide's own
+    output, from the mean of its outputs and from a standard normal, and the best of the four (the own output included) is
+    taken row by row. It is refined in further rounds until a round gains less than ``tolerance``; rows that still gain
+    after ``max_rounds`` are reported. All bounds are then measured by the same fresh draws, moved and stretched by the
+    factors, and by their mirror images, so that most of their noise cancels in the differences.
+
+    The evidence is the model's, if it has a ``log_evidence`` and no global latents, or what is given; else the best of the
+    importance-weighted bound from the best factor and, with ``annealing=``, of :func:`~pyro_avi.ais`. Then the gaps are
+    intervals: see :class:`~pyro_avi.Gaps`.
+
+    Args:
+        model: the model that the guide was made for.
+        guide: any of the three guides. On held-out rows a factorized guide has to be refined first.
+        *args, **kwargs: the arguments of the model for the rows to measure, all rows of a data set: for held-out rows the
+            model must take another number of rows than it was trained on.
+        num_samples: ``S``, the draws that bounds and the importance-weighted bound are measured by, at least 25, rounded up
+            to an even number.
+        num_steps: the steps of one round of refinement.
+        lr: its learning rate, see :func:`~pyro_avi.refine`; half of that in every further round.
+        max_rounds: the rounds after which refinement ends.
+        tolerance: the gain of a round, in nats, below which a row has converged.
+        starts: further variational parameters ``[N, P]`` or ``[P]`` to start from.
+        richer: a family that contains the guide's, for example :class:`~pyro_avi.MultivariateNormal`, that splits the
+            approximation gap further: what its best member gains is reported, and serves the evidence.
+        evidence: ``[N]`` exact log evidences, given :math:`\theta`.
+        annealing: ``num_chains``, ``num_temperatures``, ``num_leapfrog`` and ``start`` of :func:`~pyro_avi.ais`.
+        reverse: exact latents of simulated data, for a bound from above with the budget of ``annealing``.
+        theta: what the global latents are held at: ``"mean"`` of the guide's factor in unconstrained coordinates,
+            ``"draw"`` for one from it, or values by site.
+        seed: of all draws.
+        max_memory: in bytes, what the draws that are evaluated at a time may take. The results themselves are up to
+            eight tables of ``S`` times ``N`` numbers beside.
+
+    Returns:
+        The gaps with their standard errors, by row and in total.
+
+    Raises:
+        ValueError: if a density is no number, the rows are not all of a data set, the latents are not continuous ones in
+            one plate, or the richer family has weights that rows share.
+        TypeError: if the guide is none of the three.
+
+    References:
+        Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders", 2018,
+        https://arxiv.org/abs/1801.03558.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.AmortizedGuide(model).setup(x)
+        >>> gaps = avi.measure_gaps(model, guide, x, num_samples=50, num_steps=20, max_rounds=2)
+        >>> gaps.amortization.rows.shape
+        torch.Size([20])
+    """
+    _check(num_samples, num_steps, max_rounds, annealing, reverse)
+    held = hold_globals(model, guide, theta, args, kwargs, seed=seed)
+    rows = _Rows(held, row_plate_of(guide), args, kwargs, num_samples, seed, max_memory)
+    own = rows.table_of(guide.family, guide)
+    exact = exact_evidence(held, args, evidence, len(own.table))
+    weights = rows.weights(own)
+    # Rows whose density is no number are named here, before the work.
+    tails = khat(weights)
+    steps = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
+    with torch.no_grad():
+        initial = own.row_factors[0].factor.initial(1.0)
+        first = [own.table.detach().clone(), own.table.detach().mean(0), initial, *starts]
+    best, converged = rows.refined(own, first, **steps)
+    of_best = of_bound = rows.weights(best)
+    if richer is not None:
+        of_bound, settled = rows.richer_weights(richer, best, of_best, **steps)
+        converged = converged & settled
+    chains = None if annealing is None else rows.chains(best, annealing)
+    known = Evidence(exact, of_bound, chains)
+    upper = None if reverse is None else rows.chains(best, annealing, reverse)
+    one, two, three = weights.local, of_best.local, of_bound.local
+    return Gaps(
+        inference=known.above(one),
+        approximation=known.above(two),
+        amortization=mean_of(two - one, weights.scale),
+        richer=None if richer is None else mean_of(three - two, weights.scale),
+        elbo=mean_of(one, weights.scale),
+        evidence=known.above(torch.zeros_like(one)),
+        slack=known.slack(upper),
+        exact=exact is not None,
+        converged=converged,
+        unreliable=known.unreliable,
+        khat=tails,
+        scale=weights.scale,
+    )
+
+
+class _Rows:
+    """The rows of a call: factors with a table for them, and how well these do.
+
+    Args:
+        model: without global latents.
+        plate: of the rows.
+        args, kwargs: of the model.
+        num_samples: the draws by which a factor is measured.
+        seed: of these draws.
+        max_memory: as in :func:`measure_gaps`.
+    """
+
+    def __init__(self, model, plate, args, kwargs, num_samples, seed, max_memory):
+        self._model, self._plate, self._args, self._kwargs = model, plate, args, kwargs
+        self._num_samples, self._seed, self._max_memory = num_samples, seed, max_memory
+        with sampling(seed):
+            self._joint = LocalJoint(model, args, kwargs, plate=plate)
+
+    def table_of(self, family: Family, like: LocalGuide | None = None) -> FactorizedGuide:
+        """A guide with a table for the rows, and the outputs of another guide of the family in it."""
+        guide = FactorizedGuide(self._model, plate=self._plate, family=family, same_rows=True)
+        guide.setup(*self._args, **self._kwargs)
+        if like is None:
+            return guide
+        with torch.no_grad():
+            given = like.variational_parameters(*self._args, **self._kwargs)
+            if given.shape != guide.table.shape:
+                raise ValueError(
+                    f"Expected all rows of a data set, got {len(given)} of {len(guide.table)}.\n"
+                    "Pass them as a data set of their own, without positions."
+                )
+            guide.row_factors[0].factor.load_state_dict(like.row_factors[0].factor.state_dict())
+            guide.table.copy_(given)
+        return guide
+
+    def weights(self, guide: FactorizedGuide) -> LogWeights:
+        """The log weights of a table's factors, by the same draws for all of one family."""
+        return self._weights(guide, self._seed, self._num_samples)
+
+    def _weights(self, guide: FactorizedGuide, seed: int, num_samples: int) -> LogWeights:
+        with sampling(seed):
+            factors = posterior_of(guide, self._args, self._kwargs)
+            return self._joint.log_weights(factors, num_samples=num_samples, max_memory=self._max_memory)
+
+    def _judge(self, guide: FactorizedGuide) -> Tensor:
+        """``[N]`` bounds by draws of their own: those that a factor was chosen by flatter it."""
+        return self._weights(guide, self._seed + _JUDGE, min(_JUDGE_DRAWS, self._num_samples)).local.mean(0)
+
+    def refined(
+        self, guide: FactorizedGuide, starts: Sequence[Tensor], *, num_steps, lr, max_rounds, tolerance, seed
+    ) -> tuple[FactorizedGuide, Tensor]:
+        """The best factor of every row that refinement finds, the guide's own among them, and which rows have converged."""
+        table, value = guide.table.detach().clone(), self._judge(guide)
+        for turn in range(max_rounds):
+            before = value
+            for start in starts if turn == 0 else [table]:
+                # Smaller steps from round to round: what is left in the end is the noise of a step.
+                options = {"num_steps": num_steps, "lr": lr * 0.5**turn, "start": start, "seed": seed + turn}
+                steps = refine(self._model, guide, *self._args, **options, **self._kwargs)
+                bound = self._judge(steps)
+                better = bound > value
+                table = torch.where(better.unsqueeze(-1), steps.table.detach(), table)
+                value = torch.where(better, bound, value)
+            converged = value - before < tolerance
+            if converged.all():
+                break
+        best = self.table_of(guide.family, guide)
+        with torch.no_grad():
+            best.table.copy_(table)
+        return best, converged
+
+    def richer_weights(
+        self, family: Family, best: FactorizedGuide, of_best: LogWeights, **steps
+    ) -> tuple[LogWeights, Tensor]:
+        """The weights of a richer family's best factors, of the best so far in rows where they are no better; converged."""
+        guide = self.table_of(family)
+        if list(guide.row_factors[0].factor.parameters()):
+            raise ValueError(
+                f"Expected richer= to be a family of rows alone, got {type(family).__name__}, whose weights rows share.\n"
+                "Train a guide with it, and measure the gaps of that."
+            )
+        with sampling(self._seed + _JUDGE):
+            draws = posterior_of(best, self._args, self._kwargs).rsample((200,)).detach()
+            start = family.initial(draws.mean(0), draws.std(0).mean().item())
+        richer, converged = self.refined(guide, [start], **steps)
+        better = self._judge(richer) > self._judge(best)
+        return replace(of_best, local=torch.where(better, self.weights(richer).local, of_best.local)), converged
+
+    def chains(self, guide: FactorizedGuide, annealing: Mapping[str, Any], reverse=None) -> LogWeights:
+        """The weights of annealed importance sampling that starts from a table's factors."""
+        with sampling(self._seed + _CHAINS):
+            return annealed_weights(
+                self._joint,
+                posterior_of(guide, self._args, self._kwargs),
+                **annealing,
+                reverse=reverse,
+                max_memory=self._max_memory,
+            )
+
+
+def _check(num_samples: int, num_steps: int, max_rounds: int, annealing, reverse) -> None:
+    for name, number, least in (
+        ("num_samples", num_samples, 25),
+        ("num_steps", num_steps, 1),
+        ("max_rounds", max_rounds, 1),
+    ):
+        if number < least:
+            raise ValueError(f"Expected {name} of at least {least}, got {number}.")
+    needed = {"num_chains", "num_temperatures", "num_leapfrog"}
+    if annealing is not None and not needed <= set(annealing) <= needed | {"start"}:
+        raise ValueError(f"Expected annealing= with {sorted(needed)} and perhaps start, got {sorted(annealing)}.")
+    if annealing is not None and annealing["num_chains"] < 25:
+        raise ValueError(
+            f"Expected num_chains of at least 25, by which rows are judged, got {annealing['num_chains']}."
+        )
+    if reverse is not None and annealing is None:
+        raise ValueError("Expected annealing= with the budget of the reverse run, got none.")

@@ -1,0 +1,254 @@
+"""The log joint of every row as a function of its latents, for many points at once."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites, site_is_subsample
+from torch import Tensor
+
+from pyro_avi.structure import Latent, inspect_model
+from pyro_avi.weights import LogWeights, row_log_probs
+
+__all__ = ["LocalJoint"]
+
+# What a model that cannot run in one more plate fails with.
+_SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
+
+
+class LocalJoint:
+    r"""The log prior and the log likelihood of every row in unconstrained coordinates of its latents.
+
+    .. math:: \log p(z_n) + \log \left| \frac{\partial z_n}{\partial u_n} \right|, \qquad \log p(x_n \mid z_n),
+              \qquad z_n = t(u_n)
+
+    Points are evaluated in a plate of their own around the model; where the model does not run in one, or gives other
+    numbers, one after the other. The traces are read by :func:`~pyro_avi.weights.row_log_probs`, as for log weights.
+
+    Args:
+        model: any Pyro callable without global latents, reparameterizable and continuous in the local ones.
+        args, kwargs: its arguments; rows that the model draws are drawn once.
+        plate: the name of the plate of the rows.
+
+    Raises:
+        ValueError: if the model has other latents, or masked or scaled ones.
+    """
+
+    def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, plate: str):
+        self._model, self._args, self._kwargs, self._plate = model, args, kwargs, plate
+        structure = inspect_model(model, args, kwargs, plates=(plate,), init_loc_fn=init_to_feasible)
+        _check(structure, plate)
+        self._latents = structure.local_latents
+        with torch.no_grad():
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+        frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
+        self._depth = max(-frame.dim for frame in frames)
+        self._frame = structure.frames[plate]
+        self._rows = {name: site for name, site in trace.nodes.items() if site_is_subsample(site)}
+        self._shapes = {latent.name: tuple(latent.initial.shape) for latent in self._latents}
+        initial = [self._to_rows(latent, latent.initial.unsqueeze(0)) for latent in self._latents]
+        self._sizes = [part.shape[-1] for part in initial]
+        self.num_rows, self.num_latents = self._frame.size, sum(self._sizes)
+        self.scale = (self._frame.full_size or self._frame.size) / self._frame.size
+        self.initial = torch.cat(initial, -1)
+        self.at_once = self._runs_at_once()
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The log prior and the log likelihood ``[C, B]``, in double precision.
+
+        Args:
+            u: ``[C, B, K]``, the coordinates of the latents in the order of the model.
+        """
+        if self.at_once:
+            return self._evaluate(u)
+        both = [self._evaluate(point.unsqueeze(0), alone=True) for point in u]
+        return torch.cat([prior for prior, _ in both]), torch.cat([likelihood for _, likelihood in both])
+
+    def prior_draws(self, count: int) -> Tensor:
+        """``[C, B, K]`` coordinates of draws from the prior, ``C = count``."""
+        if not self.at_once:
+            return torch.cat([self._prior_draws(1, alone=True) for _ in range(count)])
+        return self._prior_draws(count)
+
+    def coordinates(self, values: Mapping[str, Tensor], count: int) -> Tensor:
+        """``[C, B, K]`` coordinates of given values, ``C = count``.
+
+        Args:
+            values: by site, in the site's shape, with or without ``count`` values leftmost.
+
+        Raises:
+            ValueError: if a latent has no value, or one of another shape.
+        """
+        names = [latent.name for latent in self._latents]
+        if set(values) != set(names):
+            raise ValueError(f"Expected values of the latents {names}, got {sorted(values)}.")
+        parts = []
+        for latent in self._latents:
+            value = torch.as_tensor(values[latent.name]).to(latent.initial)
+            shape = tuple(latent.to_support(latent.initial).shape)
+            if value.shape not in (shape, (count, *shape)):
+                raise ValueError(
+                    f"Expected values of latent {latent.name!r} of shape {shape} or {(count, *shape)}, got "
+                    f"{tuple(value.shape)}."
+                )
+            value = value.expand(count, *shape)
+            parts.append(self._to_rows(latent, value if latent.is_real else latent.transform.inv(value)))
+        return torch.cat(parts, -1)
+
+    def memory(self) -> int:
+        """About how many bytes the graph of the gradient at one more point takes."""
+        counts = []
+        for count in (1, 2):
+            kept: dict[int, int] = {}
+
+            def keep(tensor, kept=kept):
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                point = self.initial.expand(count, -1, -1).clone().requires_grad_()
+                # Held until counted: memory that is given back would be used, and counted, once for several tensors.
+                graph = self(point)
+            counts.append(sum(kept.values()))
+            del graph
+        return max(counts[1] - counts[0], 16 * self.initial.numel() * self.initial.element_size())
+
+    def chunks(self, count: int, max_memory: int) -> list[int]:
+        """The sizes of the pieces in which ``count`` points are evaluated within ``max_memory`` bytes, at least one a piece."""
+        # Twice: the gradient is made while its graph is held.
+        size = max(1, int(max_memory // (2 * self.memory()))) if self.at_once else 1
+        return [size] * (count // size) + ([count % size] if count % size else [])
+
+    @torch.no_grad()
+    def log_weights(self, posterior: TorchDistribution, *, num_samples: int, max_memory: int) -> LogWeights:
+        """The log weights ``[S, B]`` of draws from a factor of the rows, each followed by its mirror image.
+
+        What a shift of the factor does to a log weight is mostly odd around the mean, and cancels in such a pair.
+
+        Args:
+            posterior: batch shape ``[B]``, event shape ``[K]``. Two of one family give the same draws, moved and
+                stretched, from the same random state. One without a known mean gives independent draws.
+            num_samples: ``S``, rounded up to an even number.
+            max_memory: in bytes, what the draws that are evaluated at a time may take.
+        """
+        center, local = _center(posterior), []
+        for count in self.chunks((num_samples + 1) // 2, max_memory):
+            u = posterior.rsample((count,))
+            pair = [self._log_weight(posterior, u)]
+            u = posterior.rsample((count,)) if center is None else 2 * center - u
+            pair.append(self._log_weight(posterior, u))
+            local.append(torch.stack(pair, 1).flatten(0, 1))
+        local = torch.cat(local)
+        return LogWeights(local, local.new_zeros(len(local)), self.scale, has_globals=False)
+
+    def _log_weight(self, posterior: TorchDistribution, u: Tensor) -> Tensor:
+        prior, likelihood = self(u)
+        return prior + likelihood - posterior.log_prob(u).double()
+
+    def _runs_at_once(self) -> bool:
+        with torch.no_grad(), torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            u = self.initial + 0.1 * torch.randn(2, *self.initial.shape[1:]).to(self.initial)
+            apart = [torch.cat(x) for x in zip(*(self._evaluate(point[None], alone=True) for point in u), strict=True)]
+            try:
+                together = self._evaluate(u)
+            except _SHAPE_ERRORS:
+                return False
+        return all(
+            torch.allclose(one, two, rtol=1e-4, atol=1e-4, equal_nan=True)
+            for one, two in zip(together, apart, strict=True)
+        )
+
+    def _evaluate(self, u: Tensor, *, alone: bool = False) -> tuple[Tensor, Tensor]:
+        count = len(u)
+        given = Trace()
+        for name, site in self._rows.items():
+            given.add_node(name, **site)
+        slope = u.new_zeros((), dtype=torch.double)
+        for latent, rows in zip(self._latents, u.split(self._sizes, -1), strict=True):
+            point = self._from_rows(latent, rows)
+            value = latent.to_support(point)
+            if not latent.is_real:
+                ladj = latent.transform.log_abs_det_jacobian(point, value).double()
+                slope = slope + ladj.movedim(1 + self._depth + self._frame.dim, 1).reshape(
+                    count, self.num_rows, -1
+                ).sum(-1)
+            if alone:
+                value = value.reshape(value.shape[1 + self._depth - self._batch_dim(latent) :])
+            given.add_node(latent.name, type="sample", is_observed=False, value=value, infer={})
+        outer = self._outer(count)
+        with nullcontext() if alone else outer:
+            trace = poutine.trace(poutine.replay(self._model, trace=given)).get_trace(*self._args, **self._kwargs)
+        frame = None if alone else outer
+        prior, likelihood = slope, u.new_zeros((), dtype=torch.double)
+        for site, value, scale in row_log_probs(prune_subsample_sites(trace), self._plate, outer=frame):
+            if scale is None:
+                continue
+            if site["name"] in self._shapes:
+                prior = prior + value
+            else:
+                likelihood = likelihood + value
+        shape = (count, self.num_rows)
+        return prior.expand(shape), likelihood.expand(shape)
+
+    def _prior_draws(self, count: int, *, alone: bool = False) -> Tensor:
+        given = Trace()
+        for name, site in self._rows.items():
+            given.add_node(name, **site)
+        with torch.no_grad(), nullcontext() if alone else self._outer(count):
+            trace = poutine.trace(poutine.replay(self._model, trace=given)).get_trace(*self._args, **self._kwargs)
+        values = {}
+        for latent in self._latents:
+            value = trace.nodes[latent.name]["value"]
+            values[latent.name] = value.reshape(count, *latent.to_support(latent.initial).shape)
+        return self.coordinates(values, count)
+
+    def _outer(self, count: int) -> pyro.plate:
+        return pyro.plate("_points", count, dim=-self._depth - 1)
+
+    @staticmethod
+    def _batch_dim(latent: Latent) -> int:
+        return latent.initial.dim() - latent.unconstrained_event_dim
+
+    def _to_rows(self, latent: Latent, value: Tensor) -> Tensor:
+        """``[C, B, k]`` of unconstrained values in the shape of the site behind ``C``."""
+        value = value.movedim(self._frame.dim - latent.unconstrained_event_dim, 1)
+        return value.reshape(*value.shape[:2], -1)
+
+    def _from_rows(self, latent: Latent, rows: Tensor) -> Tensor:
+        """The shape of the site behind ``C`` and behind ones for the plates that do not hold it."""
+        shape, dim = self._shapes[latent.name], self._frame.dim - latent.unconstrained_event_dim
+        others = list(shape)
+        del others[dim]
+        value = rows.reshape(len(rows), shape[dim], *others).movedim(1, dim)
+        return value.reshape(len(rows), *(1,) * (self._depth - self._batch_dim(latent)), *shape)
+
+
+def _center(posterior: TorchDistribution) -> Tensor | None:
+    """``[B, K]`` what normals are symmetric around."""
+    try:
+        return posterior.mean
+    except NotImplementedError:
+        return None
+
+
+def _check(structure, plate: str) -> None:
+    if structure.global_latents or [rows.plates for rows in structure.row_sets] != [(plate,)]:
+        outside = [latent.name for latent in structure.global_latents]
+        raise ValueError(f"Expected local latents in plate {plate!r} and no others, got {outside} besides.")
+    for latent in structure.local_latents:
+        if latent.num_values is not None:
+            raise ValueError(
+                f"Expected continuous latents, got the discrete latent {latent.name!r}.\nSum it out in the model."
+            )
+        if latent.is_weighted:
+            raise ValueError(
+                f"Expected latents with a density, got latent {latent.name!r} under a mask or a scale: its prior does not "
+                "integrate to 1, and there is no evidence."
+            )
