@@ -75,7 +75,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
             "compiled, eager": "avi.fit(compile=True), avi.fit(compile=False)",
             "bfloat16": 'avi.fit(compile=True, precision="bfloat16")',
             "hand, hand compiled": "PyTorch written for this model, Adam fused; the whole step as one inductor graph",
-            "svi, jit": "Pyro's SVI with Trace_ELBO and with JitTrace_ELBO and our guide, validation off",
+            "svi": "Pyro's SVI with Trace_ELBO and our guide, validation off",
             "numpyro": "model and guide in NumPyro, steps in one lax.scan",
             "products": "the matrix products of the step, forward and backward, and nothing else",
         },

@@ -25,7 +25,7 @@ _IMAGES = {
     "F-VI, full batch": (10_000, 10_000, "factorized", 0, 0.4),
     "constant, batch 256": (10_000, 256, "constant", 0, 0.012),
 }
-_WAYS = ("compiled", "bfloat16", "eager", "hand", "hand compiled", "svi", "jit", "numpyro", "products")
+_WAYS = ("compiled", "bfloat16", "eager", "hand", "hand compiled", "svi", "numpyro", "products")
 # Growth in the number of rows, whose data are made as they are needed.
 _ROWS = {
     "F-VI, batch 256, 10^4 rows": (10_000, 256, "factorized", 0, 0.02),
@@ -61,7 +61,7 @@ def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cel
 
 def _workloads() -> dict[str, tuple[tuple[str, ...], tuple]]:
     """By name the ways that apply, and what is trained."""
-    without_images = ("compiled", "eager", "hand", "hand compiled", "svi", "jit", "numpyro")
+    without_images = ("compiled", "eager", "hand", "hand compiled", "svi", "numpyro")
     return {
         **{name: (_WAYS, of) for name, of in _IMAGES.items()},
         **{name: (("compiled", "eager"), of) for name, of in _ROWS.items()},
@@ -84,7 +84,7 @@ def estimate(cell: Cell, *, device: str) -> float:
     s = cell.settings
     step = _workloads()[s["workload"]][1][-1]
     # A process takes some seconds to start, and those that compile half a minute.
-    return sum((20 if "compiled" in way or way in ("bfloat16", "jit") else 6) for way in s["ways"]) + 1.2 * step * s[
+    return sum((20 if "compiled" in way or way == "bfloat16" else 6) for way in s["ways"]) + 1.2 * step * s[
         "rounds"
     ] * s["steps"] * len(s["ways"])
 
