@@ -366,3 +366,50 @@ def test_without_observations_constant_and_factorized_guides_answer():
         model = module()
         guide = guide(model).setup(X)
         assert guide(None)["z"].shape == guide.median()["z"].shape == (N, 2)
+
+
+# --- rows that come later
+
+
+class Growing:
+    """A data set whose size the model knows."""
+
+    size = N
+
+    def __call__(self, x, index=None):
+        with pyro.plate("data", self.size, subsample=index):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 0.5).to_event(1), obs=x)
+
+
+def test_rows_are_appended_and_trained_without_the_others():
+    model, x = Growing(), torch.randn(N + 3, 2)
+    guide = avi.FactorizedGuide(model)
+    avi.fit(model, guide, x[:N], num_steps=20, lr=0.1, progress=False)
+    before, name = guide.table.detach().clone(), guide._pyro_name
+
+    model.size = N + 3
+    guide.append_rows(3)
+    assert torch.equal(guide.table[:N], before) and torch.equal(guide.table[N:], before.mean(0).expand(3, -1))
+    assert guide._pyro_name != name
+    new = torch.arange(N, N + 3)
+    avi.fit(model, guide, x[N:], new, num_steps=200, lr={"local": 0.1}, progress=False)
+
+    assert torch.equal(guide.table[:N], before)
+    # The exact posterior means are 0.8 x.
+    assert (guide.posterior(x[N:], new).mean - 0.8 * x[N:]).abs().max() < 0.2
+    assert guide.posterior(x).batch_shape == (N + 3,) and guide.median()["z"].shape == (N + 3, 2)
+
+
+def test_appended_rows_may_start_anywhere():
+    model = Growing()
+    guide = avi.FactorizedGuide(model).setup(torch.randn(N, 2))
+    start = torch.randn(2, 4)
+    guide.append_rows(2, start)
+    assert torch.equal(guide.table[N:], start)
+    with pytest.raises(ValueError, match=r"start of shape \(2, 4\) or \(4,\), got 2 rows and \(3, 4\)"):
+        guide.append_rows(2, torch.randn(3, 4))
+    with pytest.raises(ValueError, match="at least one row"):
+        guide.append_rows(0)
+    with pytest.raises(ValueError, match="setup"):
+        avi.FactorizedGuide(model).append_rows(1)

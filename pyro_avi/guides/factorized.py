@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from pyro_avi.guides.guide import LocalGuide, RowFactor
 from pyro_avi.guides.same_rows import SameRows
-from pyro_avi.provenance import Found, Sources
+from pyro_avi.provenance import Found, Rows, Sources
 from pyro_avi.structure import row_plates
 
 __all__ = ["FactorizedGuide"]
@@ -149,6 +150,59 @@ class FactorizedGuide(LocalGuide):
     def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
         """``[N, P]`` the parameters of all rows; by plates where there are several row sets."""
         return self._by_rows(lambda of: of.function.table)
+
+    def append_rows(self, count: int, start: Tensor | None = None) -> None:
+        """Give the data set more rows, behind those there are, whose parameters stay as they are.
+
+        The model has to know of them too: its plate is larger from now on. To train the new rows and nothing else, call
+        :func:`~pyro_avi.fit` with batches of them and ``lr={"local": ...}``.
+
+        Args:
+            count: the number of new rows.
+            start: ``[count, P]`` or ``[P]`` their parameters; by default the mean over the table, its best constant guess.
+
+        Raises:
+            ValueError: if the guide has not been set up, has several sets of rows, or the start has another shape.
+
+        Example::
+
+            >>> import torch
+            >>> import pyro_avi as avi
+            >>> x = torch.rand(20, 1, 8, 8)
+            >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+            >>> guide = avi.FactorizedGuide(model).setup(x)
+            >>> model.size = 25
+            >>> guide.append_rows(5)
+            >>> guide.posterior(torch.rand(5, 1, 8, 8), torch.arange(20, 25)).batch_shape
+            torch.Size([5])
+        """
+        self._require_setup()
+        if [len(of.rows.plates) for of in self.row_factors] != [1]:
+            raise ValueError(
+                f"Expected a guide for the rows of one plate, got {', '.join(map(repr, self.row_plates))}."
+            )
+        function = self.row_factors[0].function
+        old = function.table.detach()
+        start = old.mean(0) if start is None else start.to(old)
+        if count < 1 or start.shape not in (old.shape[1:], (count, old.shape[1])):
+            raise ValueError(
+                f"Expected at least one row and a start of shape ({count}, {old.shape[1]}) or ({old.shape[1]},), got {count} "
+                f"rows and {tuple(start.shape)}."
+            )
+        function.table = nn.Parameter(torch.cat([old, start.expand(count, -1)]))
+        function.sizes = (len(function.table),)
+        # What is known of calls is of the old size, and so is the table of this name in Pyro's store.
+        self._sources = self._find_sources(self._structure)
+        self._take_new_name()
+
+    def _all_rows(self):
+        found = super()._all_rows()
+        if found is None:
+            return None
+        sizes = {
+            name: size for of in self.row_factors for name, size in zip(of.rows.plates, of.function.sizes, strict=True)
+        }
+        return replace(found, rows={name: Rows(size, None) for name, size in sizes.items()})
 
     @staticmethod
     def _table_name(of: RowFactor) -> str:
