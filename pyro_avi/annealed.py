@@ -15,6 +15,7 @@ from pyro_avi.estimators.ais import anneal, pilot, temperatures
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.joint import LocalJoint
 from pyro_avi.parameters import own_parameters
+from pyro_avi.seeds import seeded
 from pyro_avi.weights import LogWeights
 
 __all__ = ["ais", "annealed_weights", "posterior_of", "row_plate_of", "sampling"]
@@ -185,7 +186,5 @@ def row_plate_of(guide: LocalGuide) -> str:
 @contextmanager
 def sampling(seed: int):
     """Run models beside the program many times: hidden from handlers, unchecked, random state given back."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), poutine.block(), own_parameters(), pyro.validation_enabled(False):
-        torch.manual_seed(seed)
+    with seeded(seed), poutine.block(), own_parameters(), pyro.validation_enabled(False):
         yield

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_avi.adam import Adam
 from pyro_avi.gradient import Gradient, Slope, clipped
+from pyro_avi.seeds import seeded
 
 __all__ = ["CompiledStep", "Update", "can_be_compiled"]
 
@@ -115,7 +116,7 @@ class CompiledStep:
         of_tables = [update.adam.parameter for update in self._tables.values()]
         self._trained = [*eager.parameters, *of_tables]
         self._values = [torch.atleast_1d(parameter.detach()) for parameter in self._trained]
-        # Values, moments and visits of each; without an update of its own a table's are moved eagerly.
+        # Moments and visits of each.
         self._states = (
             [update.adam.states[1:] for update in (*self._updates, *self._tables.values())] if self._moves else []
         )
@@ -151,16 +152,14 @@ class CompiledStep:
     def _compile(
         self, leaves: list, tree, call: tuple, kwargs: Mapping[str, Any]
     ) -> Callable[[list[Tensor]], Slope] | None:
-        devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
         try:
             if len(self._graphs) == self.max_graphs:
                 raise _CannotCompile(f"its arguments come in more than {self.max_graphs} shapes")
             # Tracing draws, comparing draws: the training's own draws are those of eager steps all the same.
             # What inductor deprecates of itself is nothing a caller could mend.
-            with torch.random.fork_rng(devices), warnings.catch_warnings():
+            with seeded(0), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # Eagerly first: what a guide has to find out about new shapes is not to become part of the graph.
-                torch.manual_seed(0)
                 slope = self._eager(call, kwargs)
                 with self._given_back(slope):
                     graph = self._trace(leaves, tree)

@@ -16,7 +16,8 @@ from tqdm.auto import tqdm
 
 from pyro_avi.parameters import own_parameters
 from pyro_avi.precision import PRECISIONS
-from pyro_avi.steps import LearningRate, Trained, seeded
+from pyro_avi.seeds import seeded
+from pyro_avi.steps import LearningRate, Trained
 
 __all__ = ["DivergedError", "Fit", "HasDifferentiableLoss", "LearningRate", "fit"]
 

@@ -1,7 +1,7 @@
 """How a training step moves parameters: gradient, clipping, Adam; eagerly, or as one compiled graph."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,8 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyro_avi.adam import Adam
 from pyro_avi.compiled import CompiledStep, Update, can_be_compiled
 from pyro_avi.gradient import Gradient, Slope, clipped
+from pyro_avi.seeds import seeded
 
-__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained", "seeded"]
+__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
 
 LearningRate = float | Callable[[int], float]
 
@@ -139,16 +140,6 @@ class Trained:
         for name, index, grad in slope.rows:
             if grad is not None:
                 self._tables[name].adam.step(index, grad, rates[self._tables[name].group])
-
-
-@contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a seed, or on from the program's state, which is left as it was."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices):
-        if seed is not None:
-            torch.manual_seed(seed)
-        yield
 
 
 def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:

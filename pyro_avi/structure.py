@@ -20,6 +20,7 @@ from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 
 from pyro_avi.parameters import own_parameters
+from pyro_avi.seeds import seeded
 
 __all__ = [
     "Latent",
@@ -53,10 +54,7 @@ def untraced():
 @contextmanager
 def quiet(seed: int | None = None):
     """Run a model or guide beside the program: hidden from handlers, without gradients, random state given back."""
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices), torch.no_grad(), poutine.block(), own_parameters():
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed), torch.no_grad(), poutine.block(), own_parameters():
         yield
 
 
