@@ -3,14 +3,17 @@
 from pyro_avi import encoders, models
 from pyro_avi.annealed import ais
 from pyro_avi.batches import minibatches
+from pyro_avi.course import DivergedError, Fit
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.export import to_arviz
 from pyro_avi.families import DiagonalNormal, Family, Flow, LowRankNormal, MultivariateNormal
-from pyro_avi.fit import DivergedError, Fit, fit
+from pyro_avi.fit import fit
+from pyro_avi.fit_many import fit_many
 from pyro_avi.gap_results import Gaps
 from pyro_avi.gaps import measure_gaps
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
 from pyro_avi.refine import refine
+from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.storage import load, save
 from pyro_avi.weights import LogWeights, log_weights
 
@@ -29,12 +32,14 @@ __all__ = [
     "LowRankNormal",
     "MeanFieldNormal",
     "MultivariateNormal",
+    "StickingTheLandingELBO",
     "TailIndex",
     "ais",
     "elbo",
     "encoders",
     "ess",
     "fit",
+    "fit_many",
     "iwelbo",
     "khat",
     "load",

@@ -69,8 +69,9 @@ class Adam:
         beta1, beta2 = self.betas
         grad = torch.atleast_1d(grad)
         visits.add_(1)
-        first.lerp_(grad, 1 - beta1)
-        second.lerp_(grad * grad, 1 - beta2)
+        # What lerp_ does, for which torch.vmap has no rule.
+        first.add_(grad - first, alpha=1 - beta1)
+        second.add_(grad * grad - second, alpha=1 - beta2)
         scale = (second / (1 - beta2**visits)).sqrt_().add_(self.eps)
         values.sub_(first / (1 - beta1**visits) / scale * lr)
         if index is not None:

@@ -1,40 +1,31 @@
-"""The only training loop."""
+"""Training one model and guide."""
 
 import itertools
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from pyro_avi.course import DivergedError, Fit, run
 from pyro_avi.parameters import own_parameters
 from pyro_avi.precision import PRECISIONS
 from pyro_avi.seeds import seeded
 from pyro_avi.steps import LearningRate, Trained
 
-__all__ = ["DivergedError", "Fit", "HasDifferentiableLoss", "LearningRate", "fit"]
-
-
-class DivergedError(ArithmeticError):
-    """The loss is no longer a finite number.
-
-    Attributes:
-        step: the first step whose loss is not finite.
-    """
-
-    def __init__(self, step: int, loss: float):
-        super().__init__(
-            f"Expected finite losses, got {loss} at step {step}.\n"
-            "Try data of unit scale without nan, a smaller learning rate, or a likelihood whose scale cannot reach zero."
-        )
-        self.step = step
+__all__ = [
+    "DivergedError",
+    "Fit",
+    "HasDifferentiableLoss",
+    "LearningRate",
+    "calls_of",
+    "check_options",
+    "fit",
+    "next_call",
+]
 
 
 @runtime_checkable
@@ -44,32 +35,6 @@ class HasDifferentiableLoss(Protocol):
     def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
         """The loss of one step."""
         ...
-
-
-@dataclass
-class Fit:
-    """The course of a training.
-
-    Attributes:
-        steps: the number of steps taken.
-        seconds: the time they took, device synchronized, callbacks excluded.
-        compile_seconds: the part of it in which steps were compiled.
-        losses: ``[steps]`` the loss of every step, an estimate of the negative ELBO in nats for the whole data set.
-    """
-
-    steps: int
-    seconds: float
-    _buffer: Tensor
-    compile_seconds: float = 0.0
-
-    @property
-    def losses(self) -> Tensor:
-        """``[steps]`` the loss of every step."""
-        return self._buffer[: self.steps].cpu()
-
-
-# How often losses are read from the device to be checked.
-_CHECK_EVERY = 100
 
 
 def fit(
@@ -143,9 +108,9 @@ def fit(
         torch.Size([8])
     """
     elbo = Trace_ELBO() if elbo is None else elbo
-    _check(num_steps, elbo, clip_norm, precision, compile)
-    calls = _calls(args, batches)
-    first = _next(calls, 0, num_steps)
+    check_options(num_steps, elbo, clip_norm, precision, compile)
+    calls = calls_of(args, batches)
+    first = next_call(calls, 0, num_steps)
     with own_parameters(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
         # What Pyro warns of at every step, DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
@@ -162,34 +127,16 @@ def fit(
             call=first,
             kwargs=kwargs,
         )
-        device = trained.device
-        course = Fit(0, 0.0, torch.empty(num_steps, device=device, dtype=torch.float64))
-        with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
-            started = _now(device)
-            for step in range(num_steps):
-                call = first if step == 0 else _next(calls, step, num_steps)
-                # Pyro's checks ran when the parameters were found; what they would find later makes the loss infinite.
-                with pyro.validation_enabled(False):
-                    course._buffer[step] = trained.step(step, call, kwargs)
-                course.steps = step + 1
-                if trained.compiled is not None:
-                    course.compile_seconds = trained.compiled.seconds
-                if course.steps % _CHECK_EVERY == 0 or course.steps == num_steps:
-                    _check_finite(course)
-                    bar.set_postfix(loss=f"{course._buffer[step].item():.4g}", refresh=False)
-                    bar.update(course.steps - bar.n)
-                if callbacks:
-                    course.seconds += _now(device) - started
-                    ended = [callback(course) is True for callback in callbacks]
-                    started = _now(device)
-                    if any(ended):
-                        _check_finite(course)
-                        break
-            course.seconds += _now(device) - started
-    return course
+
+        def take(step: int) -> tuple[Tensor, float]:
+            loss = trained.step(step, first if step == 0 else next_call(calls, step, num_steps), kwargs)
+            return loss, 0.0 if trained.compiled is None else trained.compiled.seconds
+
+        return run(take, num_steps, count=None, device=trained.device, progress=progress, callbacks=callbacks)
 
 
-def _check(num_steps: int, elbo: ELBO, clip_norm: float | None, precision: str, compile: str | bool) -> None:
+def check_options(num_steps: int, elbo: ELBO, clip_norm: float | None, precision: str, compile: str | bool) -> None:
+    """Refuse options that are none, before any work."""
     if not isinstance(elbo, HasDifferentiableLoss):
         raise TypeError(
             f"Expected an ELBO with a differentiable_loss, as Trace_ELBO or TraceMeanField_ELBO, got {type(elbo).__name__}.\n"
@@ -205,7 +152,8 @@ def _check(num_steps: int, elbo: ELBO, clip_norm: float | None, precision: str, 
         raise ValueError(f"Expected compile to be 'auto', True or False, got {compile!r}.")
 
 
-def _calls(args: tuple, batches: Iterable[tuple] | None) -> Iterator[tuple]:
+def calls_of(args: tuple, batches: Iterable[tuple] | None) -> Iterator[tuple]:
+    """The arguments of every step, those for all or one batch after another."""
     if batches is None:
         return itertools.repeat(args)
     if args:
@@ -213,7 +161,8 @@ def _calls(args: tuple, batches: Iterable[tuple] | None) -> Iterator[tuple]:
     return iter(batches)
 
 
-def _next(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
+def next_call(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
+    """The arguments of the next step, of ``num_steps``."""
     call = next(calls, None)
     if call is None:
         raise ValueError(
@@ -224,16 +173,3 @@ def _next(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
             f"Expected every batch to be a tuple of the model's positional arguments, got {type(call).__name__}."
         )
     return call
-
-
-def _check_finite(course: Fit) -> None:
-    losses = course._buffer[: course.steps]
-    if not losses.isfinite().all():
-        step = int((~losses.isfinite()).nonzero()[0])
-        raise DivergedError(step, losses[step].item())
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

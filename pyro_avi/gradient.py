@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
@@ -51,7 +52,9 @@ class Gradient:
 
     def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> Slope:
         """The loss and gradient of one call."""
-        return self.of(self.loss, self.parameters, call, kwargs)
+        # Pyro's checks ran when the parameters were found; what they would find later makes the loss infinite.
+        with pyro.validation_enabled(False):
+            return self.of(self.loss, self.parameters, call, kwargs)
 
     def of(
         self, loss: Callable[..., Tensor], parameters: Sequence[Tensor], call: tuple, kwargs: Mapping[str, Any]

@@ -75,7 +75,7 @@ class Trained:
         def loss(*args, **kwargs):
             return elbo.differentiable_loss(model, guide, *args, **kwargs)
 
-        parameters = _find_parameters(loss, call, kwargs)
+        self.parameters = parameters = _find_parameters(loss, call, kwargs)
         self.device = parameters[0].device
         self._clip_norm = clip_norm
         groups = _split(parameters, guide, lr)
@@ -89,11 +89,11 @@ class Trained:
             if id(table) in trained
         }
         self._parameters = [parameter for parameter, _ in trained.values()]
-        self._check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
+        self.check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
         touched_rows = guide.touched_rows if self._tables else lambda: nullcontext([])
-        gradient = Gradient(loss, self._parameters, touched_rows, precision)
+        self.gradient = gradient = Gradient(loss, self._parameters, touched_rows, precision)
         self.compiled: CompiledStep | None = None
-        self._gradient: Callable[..., Slope] = gradient
+        self._take: Callable[..., Slope] = gradient
         self._updates, self._optimizer = None, None
         if compile == "auto":
             compile = can_be_compiled(elbo, self._parameters, (model, guide)) and _pays(
@@ -111,15 +111,19 @@ class Trained:
             )
         if compile:
             self.compiled = CompiledStep(gradient, model, guide, elbo, self._updates, self._tables, clip_norm)
-            self._gradient = self.compiled
+            self._take = self.compiled
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rate of each group."""
+        return [_at(rate, step) for rate in self._rates]
 
     def step(self, step: int, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """Move the parameters; return the loss before."""
-        self._check_rows(*call, **kwargs)
-        rates = [_at(rate, step) for rate in self._rates]
+        self.check_rows(*call, **kwargs)
+        rates = self.rates(step)
         if self.compiled is not None:
-            self.compiled.rates = rates
-        slope = self._gradient(call, kwargs)
+            self.compiled.set_rates(rates)
+        slope = self._take(call, kwargs)
         # A graph has moved the parameters itself.
         if slope.grads is not None:
             self._move(clipped(slope, self._clip_norm), rates)

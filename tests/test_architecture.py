@@ -43,10 +43,15 @@ RULES = {
     "guides": Rule(FOUNDATION),
     "adam": Rule(packages=frozenset({"torch"})),
     "precision": Rule(packages=frozenset({"torch"})),
-    "gradient": Rule(frozenset({"precision"}), frozenset({"torch"})),
-    "compiled": Rule(frozenset({"adam", "gradient", "seeds"})),
+    "gradient": Rule(frozenset({"precision"})),
+    "lifting": Rule(packages=frozenset({"torch"})),
+    "sticking_the_landing": Rule(),
+    "compiled": Rule(frozenset({"adam", "gradient", "lifting", "seeds", "sticking_the_landing"})),
     "steps": Rule(frozenset({"adam", "gradient", "compiled", "seeds"})),
-    "fit": Rule(frozenset({"parameters", "precision", "seeds", "steps"}), TENSORS | {"tqdm"}),
+    "many_steps": Rule(frozenset({"compiled", "gradient", "seeds", "steps"})),
+    "course": Rule(packages=frozenset({"torch", "tqdm"})),
+    "fit": Rule(frozenset({"course", "parameters", "precision", "seeds", "steps"})),
+    "fit_many": Rule(frozenset({"compiled", "course", "fit", "many_steps", "parameters", "seeds", "steps"})),
     "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy"})),
     "joint": Rule(frozenset({"structure", "parameters", "weights"})),
@@ -61,7 +66,7 @@ RULES = {
         | {"guides", "weights", "estimators", "refine", "joint", "conditional", "annealed", "evidence", "gap_results"}
     ),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
-    "refine": Rule(FOUNDATION | {"guides", "models", "fit", "weights", "estimators"}),
+    "refine": Rule(FOUNDATION | {"course", "guides", "models", "fit", "weights", "estimators"}),
 }
 
 
@@ -250,7 +255,7 @@ OBEDIENT = {
     "pyro_avi/models/vae.py": "from __future__ import annotations\nimport pyro\n",
     "pyro_avi/guides/__init__.py": "from pyro_avi.guides.guide import Guide\n",
     "pyro_avi/guides/guide.py": "from ..structure import inspect\nfrom .. import encoders, families\n",
-    "pyro_avi/fit.py": "import tqdm\nfrom pyro_avi.steps import step\n",
+    "pyro_avi/fit.py": "from pyro_avi.steps import step\n",
     "pyro_avi/steps.py": "from pyro_avi.adam import Adam\n",
     "pyro_avi/weights.py": "from pyro_avi import provenance\n",
     "pyro_avi/estimators/elbo.py": "import numpy as np\n",

@@ -1,0 +1,123 @@
+"""The course of a training, and the loop that runs it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+__all__ = ["DivergedError", "Fit", "run"]
+
+# How often losses are read from the device to be checked.
+_CHECK_EVERY = 100
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a finite number.
+
+    Attributes:
+        step: the first step whose loss is not finite.
+    """
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(
+            f"Expected finite losses, got {loss} at step {step}.\n"
+            "Try data of unit scale without nan, a smaller learning rate, or a likelihood whose scale cannot reach zero."
+        )
+        self.step = step
+
+
+@dataclass
+class Fit:
+    """The course of a training.
+
+    Attributes:
+        steps: the number of steps taken.
+        seconds: the time they took, device synchronized, callbacks excluded.
+        compile_seconds: the part of it in which steps were compiled.
+        losses: ``[steps]`` the loss of every step, an estimate of the negative ELBO in nats for the whole data set.
+    """
+
+    steps: int
+    seconds: float
+    _buffer: Tensor
+    compile_seconds: float = 0.0
+
+    @property
+    def losses(self) -> Tensor:
+        """``[steps]`` the loss of every step."""
+        return self._buffer[: self.steps].cpu()
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step whose loss is not finite, ``None`` where all are."""
+        infinite = ~self.losses.isfinite()
+        return int(infinite.nonzero()[0]) if infinite.any() else None
+
+
+def run(
+    take: Callable[[int], tuple[Tensor, float]],
+    num_steps: int,
+    *,
+    count: int | None,
+    device: torch.device,
+    progress: bool,
+    callbacks: Sequence[Callable[[Any], Any]],
+) -> Any:
+    """Take the steps of a training.
+
+    Args:
+        take: takes one step, counted from 0; returns the loss before, or the losses ``[R]`` of several trainings, and the
+            seconds spent in compiling so far.
+        num_steps: the number of steps.
+        count: ``R``, or ``None`` for one training.
+        device: of the losses.
+        progress: whether to show a progress bar.
+        callbacks: called after every step with what is returned, off the clock; ``True`` ends the training.
+
+    Returns:
+        The course of the training, or the list of those of several.
+
+    Raises:
+        DivergedError: if no training's loss is finite any more.
+    """
+    shape = (num_steps,) if count is None else (count, num_steps)
+    buffer = torch.empty(shape, device=device, dtype=torch.float64)
+    courses = [Fit(0, 0.0, losses) for losses in buffer.view(-1, num_steps)]
+    told = courses[0] if count is None else courses
+    seconds = 0.0
+    with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
+        started = _now(device)
+        for step in range(num_steps):
+            buffer[..., step], compiling = take(step)
+            last = step + 1 == num_steps
+            if callbacks or last:
+                seconds += _now(device) - started
+            for course in courses:
+                course.steps, course.seconds, course.compile_seconds = step + 1, seconds, compiling
+            if (step + 1) % _CHECK_EVERY == 0 or last:
+                _check_finite(courses)
+                bar.set_postfix(loss=f"{buffer[..., step].mean().item():.4g}", refresh=False)
+                bar.update(step + 1 - bar.n)
+            if callbacks:
+                if any([callback(told) is True for callback in callbacks]):
+                    _check_finite(courses)
+                    break
+                started = _now(device)
+    return told
+
+
+def _check_finite(courses: Sequence[Fit]) -> None:
+    diverged = [course.diverged_at for course in courses]
+    if None not in diverged:
+        last = max(range(len(courses)), key=diverged.__getitem__)
+        raise DivergedError(diverged[last], courses[last].losses[diverged[last]].item())
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,88 @@
+"""What a traced graph holds or draws itself, made an input of it."""
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, GraphModule, Node
+
+__all__ = ["lift_draws", "lift_tensors"]
+
+
+def lift_tensors(traced: GraphModule, position: int) -> list[Tensor]:
+    """Make inputs of the tensors that the graph holds, as buffers of the model: they may change between steps.
+
+    Args:
+        traced: the graph, changed in place.
+        position: the number of inputs to come before them.
+
+    Returns:
+        The tensors.
+    """
+    held = [node for node in traced.graph.nodes if node.op == "get_attr"]
+    # Numbers that the program writes as tensors are copied before they are used.
+    held = [node for node in held if any("lift_fresh" not in str(user.target) for user in node.users)]
+    tensors = [getattr(traced, node.target) for node in held]
+    _become_inputs(traced, held, position)
+    return tensors
+
+
+def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
+    """Make inputs, the last ones, of the numbers that the graph draws, up to the first draw that depends on an input.
+
+    Draws are fewer and slower to dispatch inside of a graph than outside, and a graph without any is a function.
+
+    Args:
+        traced: the graph, changed in place.
+
+    Returns:
+        A program without inputs that draws the list of them, in the same order from the same random state; whether these
+        are all the draws of the graph.
+    """
+    drawn, needed = [], {}
+    random = [node for node in traced.graph.nodes if _is_random(node)]
+    for node in random:
+        ancestors = _ancestors(node)
+        if any(other.op != "call_function" for other in ancestors):
+            break
+        drawn.append(node)
+        needed |= ancestors
+    program = Graph()
+    copies: dict[Node, Node] = {}
+    for node in traced.graph.nodes:
+        if node in needed:
+            copies[node] = program.node_copy(node, copies.__getitem__)
+    program.output([copies[node] for node in drawn])
+    count = sum(node.op == "placeholder" for node in traced.graph.nodes)
+    _become_inputs(traced, drawn, count)
+    # What they were drawn into, which was changed in place and so counts as used.
+    for node in reversed(needed):
+        if not node.users and node not in drawn:
+            traced.graph.erase_node(node)
+    traced.recompile()
+    return GraphModule({}, program), len(drawn) == len(random)
+
+
+def _is_random(node: Node) -> bool:
+    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _ancestors(node: Node) -> dict[Node, None]:
+    """The node and everything that it is computed from."""
+    found, waiting = {}, [node]
+    while waiting:
+        one = waiting.pop()
+        if one not in found:
+            found[one] = None
+            waiting += one.all_input_nodes
+    return found
+
+
+def _become_inputs(traced: GraphModule, nodes: list[Node], position: int) -> None:
+    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
+    for count, node in enumerate(nodes, start=position):
+        with traced.graph.inserting_after(placeholders[count - 1]):
+            placeholder = traced.graph.placeholder(f"lifted_{count}")
+        placeholder.meta = dict(node.meta)
+        placeholders.insert(count, placeholder)
+        node.replace_all_uses_with(placeholder)
+        traced.graph.erase_node(node)
+    traced.recompile()
