@@ -3,6 +3,8 @@
 from pyro_avi import encoders, models
 from pyro_avi.annealed import ais
 from pyro_avi.batches import minibatches
+from pyro_avi.calibration import sbc
+from pyro_avi.calibration_results import Calibration, Coverage
 from pyro_avi.course import DivergedError, Fit
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.export import to_arviz
@@ -19,7 +21,9 @@ from pyro_avi.weights import LogWeights, log_weights
 
 __all__ = [
     "AmortizedGuide",
+    "Calibration",
     "ConstantGuide",
+    "Coverage",
     "DiagonalNormal",
     "DivergedError",
     "Estimate",
@@ -49,5 +53,6 @@ __all__ = [
     "models",
     "refine",
     "save",
+    "sbc",
     "to_arviz",
 ]

@@ -1,10 +1,11 @@
 """The figure of gaps: parts by guide, distribution over rows, rows that lose most."""
 
-import io
 from collections.abc import Mapping
 
 import numpy as np
 from torch import Tensor
+
+from pyro_avi.figures import new_figure
 
 __all__ = ["plot_gaps"]
 
@@ -29,25 +30,12 @@ def plot_gaps(gaps: Mapping, *, images: Tensor | None = None, worst: int = 10):
     first = next(iter(gaps.values()))
     if images is not None and len(images) != len(first.elbo.rows):
         raise ValueError(f"Expected an image for each of the {len(first.elbo.rows)} rows, got {len(images)}.")
-    figure = _figure(figsize=(12, 4), layout="constrained")
+    figure = new_figure(figsize=(12, 4), layout="constrained")
     bars, rows, most = figure.subplots(1, 3)
     _bars(bars, gaps)
     _distribution(rows, gaps)
     _worst(most, first, images, worst)
     return figure
-
-
-def _figure(**options):
-    """A figure without pyplot: no window, no state, nothing to close; notebooks show it all the same."""
-    from matplotlib.figure import Figure
-
-    class Shown(Figure):
-        def _repr_png_(self) -> bytes:
-            file = io.BytesIO()
-            self.savefig(file, format="png")
-            return file.getvalue()
-
-    return Shown(**options)
 
 
 def _parts(of, rows=None) -> list[tuple[str, str, object]]:

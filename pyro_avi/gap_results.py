@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_avi.estimators import Estimate, TailIndex
 from pyro_avi.gap_figure import plot_gaps
+from pyro_avi.tables import check_format, lined_up
 
 __all__ = ["Gaps"]
 
@@ -79,8 +80,7 @@ class Gaps:
         Raises:
             ValueError: if it is none of these.
         """
-        if format not in ("text", "markdown", "frame"):
-            raise ValueError(f'Expected format to be "text", "markdown" or "frame", got {format!r}.')
+        check_format(format)
         entries = self._entries()
         if format == "frame":
             import pandas
@@ -94,15 +94,31 @@ class Gaps:
         for name, (value, error, to) in entries.items():
             last = [] if self.exact else ["" if to == value else f"{to:.3f}"]
             cells.append((name, f"{value:.3f}", f"{error:.3f}", *last))
-        if format == "markdown":
-            lines = ["| " + " | ".join(cell.strip() for cell in row) + " |" for row in cells]
-            return "\n".join([lines[0], "| --- |" + " ---: |" * (len(cells[0]) - 1), *lines[1:], "", self._notes()])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join([row[0].ljust(widths[0])] + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)])
-            for row in cells
-        ]
-        return "\n".join([*(line.rstrip() for line in lines), self._notes()])
+        return lined_up(cells, self._notes(), format=format)
+
+    def by_row(self):
+        """The gaps of every row in nats, and how far they are to be trusted.
+
+        Returns:
+            A :class:`pandas.DataFrame` with a line for each row: ``evidence``, ``elbo`` and the gaps, each with the
+            standard error of its draws (``..._se``); ``slack``, how far evidence, inference and approximation gap may lie
+            above; ``ess``, ``khat`` and ``khat_se`` of the guide's own weights, and ``draws``, how many these were;
+            ``converged`` and ``unreliable``, as above.
+        """
+        import pandas
+
+        estimates = {"evidence": self.evidence, "elbo": self.elbo, "inference": self.inference}
+        estimates.update(approximation=self.approximation, amortization=self.amortization)
+        if self.richer is not None:
+            estimates["richer"] = self.richer
+        columns = {}
+        for name, estimate in estimates.items():
+            columns[name] = estimate.rows
+            columns[f"{name}_se"] = estimate.rows_se
+        columns.update(slack=self.slack.rows, ess=self.khat.ess, khat=self.khat.rows, khat_se=self.khat.rows_se)
+        columns.update(draws=torch.full_like(self.converged, self.khat.num_samples, dtype=torch.long))
+        columns.update(converged=self.converged, unreliable=self.unreliable)
+        return pandas.DataFrame({name: column.detach().cpu().numpy() for name, column in columns.items()})
 
     def plot(
         self,

@@ -53,17 +53,29 @@ RULES = {
     "fit": Rule(frozenset({"course", "parameters", "precision", "seeds", "steps"})),
     "fit_many": Rule(frozenset({"compiled", "course", "fit", "many_steps", "parameters", "seeds", "steps"})),
     "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
-    "estimators": Rule(packages=frozenset({"torch", "numpy"})),
+    "estimators": Rule(packages=frozenset({"torch", "numpy", "scipy"})),
     "joint": Rule(frozenset({"structure", "parameters", "weights"})),
     "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
     "annealed": Rule(frozenset({"parameters", "seeds", "guides", "weights", "estimators", "joint", "conditional"})),
     "evidence": Rule(frozenset({"weights", "estimators"})),
     "export": Rule(frozenset({"structure", "weights"}), TENSORS | {"arviz"}),
-    "gap_figure": Rule(packages=frozenset({"torch", "numpy", "matplotlib"})),
-    "gap_results": Rule(frozenset({"estimators", "gap_figure"}), frozenset({"torch", "pandas"})),
+    "figures": Rule(packages=frozenset({"matplotlib"})),
+    "tables": Rule(packages=frozenset()),
+    "gap_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "matplotlib"})),
+    "gap_results": Rule(frozenset({"estimators", "gap_figure", "tables"}), frozenset({"torch", "pandas"})),
     "gaps": Rule(
         FOUNDATION
         | {"guides", "weights", "estimators", "refine", "joint", "conditional", "annealed", "evidence", "gap_results"}
+    ),
+    "simulated": Rule(frozenset({"structure", "weights"})),
+    "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
+    "calibration_results": Rule(
+        frozenset({"estimators", "calibration_figure", "tables"}), frozenset({"torch", "pandas", "arviz"})
+    ),
+    "calibration": Rule(
+        frozenset({"structure", "guides", "estimators", "annealed", "conditional", "refine", "simulated"})
+        | {"calibration_results"},
+        frozenset({"torch"}),
     ),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(FOUNDATION | {"course", "guides", "models", "fit", "weights", "estimators"}),

@@ -312,6 +312,19 @@ def test_the_table_says_what_the_gaps_are():
     assert bounded.table("frame").loc["inference gap", "to"] > bounded.table("frame").loc["inference gap", "value"]
 
 
+def test_every_row_has_a_line():
+    gaps = some_gaps(richer=avi.MultivariateNormal())
+    frame = gaps.by_row()
+    assert len(frame) == ROWS and not frame.isna().any().any()
+    assert frame["richer"].tolist() == gaps.richer.rows.tolist()
+    assert frame["amortization_se"].tolist() == gaps.amortization.rows_se.tolist()
+    assert ((frame["inference"] - frame["approximation"] - frame["amortization"]).abs() < 1e-9).all()
+    assert ((frame["evidence"] - frame["elbo"] - frame["inference"]).abs() < 1e-9).all()
+    assert (frame["draws"] == AS_IT_IS["num_samples"]).all() and (frame["ess"] <= frame["draws"] + 1e-9).all()
+    assert frame["converged"].tolist() == gaps.converged.tolist() and frame["slack"].eq(0).all()
+    assert not {"richer", "richer_se"} & set(some_gaps().by_row())
+
+
 def test_the_figure_has_a_bar_for_every_guide():
     one, two = some_gaps(richer=avi.MultivariateNormal()), some_gaps()
     figure = one.plot({"other": two}, name="one", images=torch.rand(ROWS, 4, 4), worst=3)

@@ -1,0 +1,22 @@
+"""Figures without pyplot."""
+
+import io
+
+__all__ = ["new_figure"]
+
+
+def new_figure(**options):
+    """A figure without pyplot: no window, no state, nothing to close; notebooks show it all the same.
+
+    Args:
+        **options: of :class:`matplotlib.figure.Figure`.
+    """
+    from matplotlib.figure import Figure
+
+    class Shown(Figure):
+        def _repr_png_(self) -> bytes:
+            file = io.BytesIO()
+            self.savefig(file, format="png")
+            return file.getvalue()
+
+    return Shown(**options)
