@@ -29,7 +29,8 @@ class _Workload:
     def __init__(self, settings: Mapping[str, Any]):
         self.size, self.batch = settings["num_rows"], settings["batch_size"]
         self.kind, self.width = settings["guide"], settings["width"]
-        self.latent_dim, self.layers, self.num_pixels = (2, (4,), 4) if settings["tiny"] else (64, (256, 256), 784)
+        self.latent_dim = settings["latent_dim"]
+        self.layers, self.num_pixels = ((4,), 4) if settings["tiny"] else ((256, 256), 784)
         torch.manual_seed(settings["seed"])
         self.made = settings["made"]
         # Rows that are made as they are needed: the table of the guide is what grows.

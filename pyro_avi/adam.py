@@ -57,11 +57,11 @@ class Adam:
         """Move the parameter, or the rows of one batch.
 
         Args:
-            index: ``[B]`` different rows, ``None`` for all in order.
-            grad: ``[B, P]`` the gradient of the loss in their parameters.
+            index: ``[B]`` different rows, ``None`` for all in order; where the parameter is.
+            grad: ``[B, P]`` the gradient of the loss in their parameters; on any device.
             lr: the learning rate :math:`\\alpha`.
         """
-        self.move(self.states, index, grad, lr)
+        self.move(self.states, index, grad.to(self.parameter.device), lr)
 
     def move(self, states: Sequence[Tensor], index: Tensor | None, grad: Tensor, lr: float | Tensor) -> None:
         """The same on states that stand in for the own ones, as when a graph is traced: parameter, moments, visits."""

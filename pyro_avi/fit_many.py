@@ -9,9 +9,9 @@ import pyro
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
-from pyro_avi.compiled import in_modules, reason_of
 from pyro_avi.course import Fit, run
 from pyro_avi.fit import LearningRate, calls_of, check_options, next_call
+from pyro_avi.graphs import in_modules, reason_of
 from pyro_avi.many_steps import CANNOT, ManySteps, OneByOne
 from pyro_avi.parameters import own_parameters
 from pyro_avi.seeds import seeded

@@ -22,7 +22,8 @@ class Slope:
         loss: an estimate of the negative ELBO, ``[]``.
         grads: its gradient in each parameter, ``None`` in one that it does not depend on. In place of all of them
             ``None`` where the parameters have been moved already.
-        rows: for each table that was read the name, the index ``[B]`` (``None`` for all rows) and the gradient ``[B, P]``.
+        rows: for each table that was read the name, the index ``[B]`` (``None`` for all rows) and the gradient ``[B, P]``;
+            without the tables that have been moved already.
     """
 
     loss: Tensor
@@ -36,7 +37,8 @@ class Gradient:
     Args:
         loss: the differentiable loss of a call.
         parameters: what is trained, tables aside.
-        touched_rows: a context that gives the rows of the tables that a call reads, as leaves of the graph.
+        touched_rows: a context that gives the rows of the tables that a call reads, as leaves of the graph, from those
+            gathered before the call or ``None``.
         precision: of matrix products, see :func:`~pyro_avi.precision.products_in`.
     """
 
@@ -44,7 +46,7 @@ class Gradient:
         self,
         loss: Callable[..., Tensor],
         parameters: Sequence[Tensor],
-        touched_rows: Callable[[], AbstractContextManager[list]],
+        touched_rows: Callable[[Any], AbstractContextManager[list]],
         precision: str = "float32",
     ):
         self.loss, self.parameters, self.touched_rows = loss, list(parameters), touched_rows
@@ -57,11 +59,16 @@ class Gradient:
             return self.of(self.loss, self.parameters, call, kwargs)
 
     def of(
-        self, loss: Callable[..., Tensor], parameters: Sequence[Tensor], call: tuple, kwargs: Mapping[str, Any]
+        self,
+        loss: Callable[..., Tensor],
+        parameters: Sequence[Tensor],
+        call: tuple,
+        kwargs: Mapping[str, Any],
+        gathered: Any = None,
     ) -> Slope:
-        """The same for a loss and parameters that stand in for the own ones."""
+        """The same for a loss and parameters that stand in for the own ones, and rows of tables gathered before."""
         with products_in(self.precision):
-            with self.touched_rows() as touched:
+            with self.touched_rows(gathered) as touched:
                 value = loss(*call, **kwargs)
             grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
         of_rows = grads[len(parameters) :]

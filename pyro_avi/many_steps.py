@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_avi.compiled import CannotCompile, compile_graph, take_apart
 from pyro_avi.gradient import Slope
+from pyro_avi.graphs import CannotCompile, compile_graph, take_apart
 from pyro_avi.seeds import Stream, seeded
 from pyro_avi.steps import Trained
 
@@ -52,6 +52,8 @@ class ManySteps:
         self._graphs: dict[tuple, _Graph] = {}
         self.seconds = 0.0
         self._set_rates(0)
+        if any(step.gathers for step in self._steps):
+            raise CannotCompile("tables are in host memory")
         shapes = [[x.shape for x in step.own] for step in self._steps]
         for position, of in enumerate(shapes):
             if of != shapes[0]:
@@ -130,7 +132,7 @@ class ManySteps:
             yield
 
     def _graph(self, apart, tensors, shared) -> _Graph:
-        traced = self._steps[0].trace(*apart[:2])
+        traced = self._steps[0].trace(*apart[:2], [of[0] for of in tensors])
         if not traced.drawn:
             raise CannotCompile("a step draws numbers that depend on others")
         # What models and guides hold beside their parameters is that of the first one; the comparison tells if it differs.

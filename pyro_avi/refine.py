@@ -121,6 +121,8 @@ def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) ->
             raise ValueError(
                 f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
             )
+        # A table may be in host memory.
+        given = given.to(table.device)
         starts[name] = (given.flatten(0, -2) if given.dim() > 1 else given).expand_as(table).clone()
     return starts
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_avi.adam import Adam
-from pyro_avi.compiled import CompiledStep, Update, can_be_compiled
+from pyro_avi.compiled import CompiledStep, Update
 from pyro_avi.gradient import Gradient, Slope, clipped
+from pyro_avi.graphs import can_be_compiled
 from pyro_avi.seeds import seeded
 
 __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
@@ -46,11 +47,20 @@ class HasRowTables(Protocol):
         """Refuse a call that is about other rows than those of the tables."""
         ...
 
-    def touched_rows(self) -> Any:
+    @property
+    def rows_on(self) -> str | None:
+        """``None`` for tables on the device of the model, which a compiled step can hold."""
+        ...
+
+    def gather_rows(self, *args, **kwargs) -> Any:
+        """The rows that a call reads, for a compiled step that cannot hold the tables; they are moved outside of it."""
+        ...
+
+    def touched_rows(self, gathered: Any = None) -> Any:
         """A context that gives a list, filled by every call of the guide with ``(name, index, rows)``.
 
         ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table of that name, ``None`` for
-        all in order.
+        all in order. ``gathered`` are the rows of these calls, where they have been gathered before.
         """
         ...
 
@@ -75,10 +85,9 @@ class Trained:
         def loss(*args, **kwargs):
             return elbo.differentiable_loss(model, guide, *args, **kwargs)
 
-        self.parameters = parameters = _find_parameters(loss, call, kwargs)
-        self.device = parameters[0].device
+        self.parameters, self.device = _find_parameters(loss, call, kwargs)
         self._clip_norm = clip_norm
-        groups = _split(parameters, guide, lr)
+        groups = _split(self.parameters, guide, lr)
         self._rates = [rate for _, rate in groups]
         by_row = optimizer is None and isinstance(guide, HasRowTables)
         tables = guide.row_tables() if by_row else {}
@@ -90,7 +99,7 @@ class Trained:
         }
         self._parameters = [parameter for parameter, _ in trained.values()]
         self.check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
-        touched_rows = guide.touched_rows if self._tables else lambda: nullcontext([])
+        touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
         self.gradient = gradient = Gradient(loss, self._parameters, touched_rows, precision)
         self.compiled: CompiledStep | None = None
         self._take: Callable[..., Slope] = gradient
@@ -110,7 +119,9 @@ class Trained:
                 lr=_at(self._rates[self._groups[0]], 0),
             )
         if compile:
-            self.compiled = CompiledStep(gradient, model, guide, elbo, self._updates, self._tables, clip_norm)
+            apart = bool(self._tables) and guide.rows_on is not None
+            inside, gather = ({}, guide.gather_rows) if apart else (self._tables, None)
+            self.compiled = CompiledStep(gradient, model, guide, elbo, self._updates, inside, clip_norm, gather)
             self._take = self.compiled
 
     def rates(self, step: int) -> list[float]:
@@ -124,26 +135,30 @@ class Trained:
         if self.compiled is not None:
             self.compiled.set_rates(rates)
         slope = self._take(call, kwargs)
-        # A graph has moved the parameters itself.
-        if slope.grads is not None:
-            self._move(clipped(slope, self._clip_norm), rates)
+        # A graph has moved the parameters itself, by a clipped gradient.
+        moved = slope.grads is None
+        self._move(slope if moved else clipped(slope, self._clip_norm), rates)
         return slope.loss
 
     def _move(self, slope: Slope, rates: Sequence[float]) -> None:
+        if slope.grads is not None:
+            self._move_parameters(slope.grads, rates)
+        for name, index, grad in slope.rows:
+            if grad is not None:
+                self._tables[name].adam.step(index, grad, rates[self._tables[name].group])
+
+    def _move_parameters(self, grads: Sequence[Tensor | None], rates: Sequence[float]) -> None:
         if self._optimizer is not None:
             for group, of in zip(self._optimizer.param_groups, self._groups, strict=True):
                 group["lr"] = rates[of]
-            for parameter, grad in zip(self._parameters, slope.grads, strict=True):
+            for parameter, grad in zip(self._parameters, grads, strict=True):
                 parameter.grad = grad
             self._optimizer.step()
             for parameter in self._parameters:
                 parameter.grad = None
-        for update, grad in zip(self._updates or (), slope.grads, strict=self._updates is not None):
+        for update, grad in zip(self._updates or (), grads, strict=self._updates is not None):
             if grad is not None:
                 update.adam.step(None, grad, rates[update.group])
-        for name, index, grad in slope.rows:
-            if grad is not None:
-                self._tables[name].adam.step(index, grad, rates[self._tables[name].group])
 
 
 def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
@@ -154,14 +169,15 @@ def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps:
     return num_steps * saved > _COST_OF_COMPILING
 
 
-def _find_parameters(loss: Callable, call: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+def _find_parameters(loss: Callable, call: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Tensor], torch.device]:
+    """What a loss depends on and can be trained, and the device of the arithmetic, which is not that of every table."""
     with seeded(None), poutine.trace(param_only=True) as capture:
-        loss(*call, **kwargs)
+        value = loss(*call, **kwargs)
     found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
     parameters = list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
     if not parameters:
         raise ValueError("Expected a model or a guide with parameters to train, found none.")
-    return parameters
+    return parameters, value.device
 
 
 def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:

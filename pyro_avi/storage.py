@@ -95,7 +95,7 @@ def load(
         options["encoder"] = _given(path, "encoder", encoder, header["encoder"])
         options["inputs"] = _given(path, "inputs", inputs, header["inputs"])
     elif header["class"] == "FactorizedGuide":
-        options["same_rows"] = header["same_rows"]
+        options |= {"same_rows": header["same_rows"], "rows_on": header["rows_on"]}
     options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])
     guide = _GUIDES[header["class"]](model, **options)
     guide.expect(header, state)

@@ -16,22 +16,24 @@ __all__ = ["add_arguments", "count", "describe", "estimate", "plan", "run", "sum
 
 summary = "a training step of the library against hand-written PyTorch, Pyro's SVI and NumPyro"
 
-# Rows, rows a step, guide, width of the encoder, roughly the seconds of a hand-written step.
+# Rows, rows a step, latents a row, guide, width of the encoder, roughly the seconds of a hand-written step.
 _IMAGES = {
-    "A-VI k=64, batch 256": (10_000, 256, "amortized", 64, 0.015),
-    "A-VI k=256, batch 1,000": (10_000, 1_000, "amortized", 256, 0.06),
-    "A-VI k=256, full batch": (10_000, 10_000, "amortized", 256, 0.4),
-    "F-VI, batch 256": (10_000, 256, "factorized", 0, 0.02),
-    "F-VI, full batch": (10_000, 10_000, "factorized", 0, 0.4),
-    "constant, batch 256": (10_000, 256, "constant", 0, 0.012),
+    "A-VI k=64, batch 256": (10_000, 256, 64, "amortized", 64, 0.015),
+    "A-VI k=256, batch 1,000": (10_000, 1_000, 64, "amortized", 256, 0.06),
+    "A-VI k=256, full batch": (10_000, 10_000, 64, "amortized", 256, 0.4),
+    "F-VI, batch 256": (10_000, 256, 64, "factorized", 0, 0.02),
+    "F-VI, full batch": (10_000, 10_000, 64, "factorized", 0, 0.4),
+    "constant, batch 256": (10_000, 256, 64, "constant", 0, 0.012),
 }
 _WAYS = ("compiled", "bfloat16", "eager", "hand", "hand compiled", "svi", "numpyro", "products")
 # Growth in the number of rows, whose data are made as they are needed.
 _ROWS = {
-    "F-VI, batch 256, 10^4 rows": (10_000, 256, "factorized", 0, 0.02),
-    "F-VI, batch 256, 10^6 rows": (1_000_000, 256, "factorized", 0, 0.02),
+    "F-VI, batch 256, 10^4 rows": (10_000, 256, 64, "factorized", 0, 0.02),
+    "F-VI, batch 256, 10^6 rows": (1_000_000, 256, 64, "factorized", 0, 0.02),
+    "F-VI, 16 latents, batch 256, 10^4 rows": (10_000, 256, 16, "factorized", 0, 0.02),
+    "F-VI, 16 latents, batch 256, 10^7 rows": (10_000_000, 256, 16, "factorized", 0, 0.02),
 }
-_TINY = {"tiny, A-VI k=16, batch 20": (200, 20, "amortized", 16, 0.001)}
+_TINY = {"tiny, A-VI k=16, batch 20": (200, 20, 2, "amortized", 16, 0.001)}
 _PRESETS = {"quick": (5, 0.5), "paper": (15, 2.0)}
 
 
@@ -49,8 +51,9 @@ def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cel
     rounds, seconds = _PRESETS[options.preset]
     cells = []
     for name in options.workloads:
-        ways, (num_rows, batch, guide, width, step) = _workloads()[name]
-        settings = {"workload": name, "num_rows": num_rows, "batch_size": batch, "guide": guide, "width": width}
+        ways, (num_rows, batch, latents, guide, width, step) = _workloads()[name]
+        settings = {"workload": name, "num_rows": num_rows, "batch_size": batch, "latent_dim": latents}
+        settings |= {"guide": guide, "width": width}
         # As many steps a round for every way: rounds are compared.
         settings |= {"rounds": rounds, "steps": max(1, round(seconds / step)), "seed": 0}
         chosen = [way for way in options.ways if way in ways]

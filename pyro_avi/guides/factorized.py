@@ -8,22 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pyro_avi.guides.guide import LocalGuide, RowFactor
+from pyro_avi.guides.rows import DrawnRows
 from pyro_avi.guides.same_rows import SameRows
+from pyro_avi.guides.table import GatheredRows, Table
 from pyro_avi.provenance import Found, Rows, Sources
 from pyro_avi.structure import row_plates
 
 __all__ = ["FactorizedGuide"]
-
-
-class _Table(nn.Module):
-    """Parameters ``[N, P]`` of all rows; of several plates, the first one's rows outermost."""
-
-    def __init__(self, initial: Tensor, sizes: tuple[int, ...]):
-        super().__init__()
-        self.sizes = sizes
-        count = torch.Size(sizes).numel()
-        # A first call with a minibatch knows the initial values of its own rows only; the others take them in turn.
-        self.table = nn.Parameter(initial.repeat(-(-count // len(initial)), 1)[:count].clone())
 
 
 class FactorizedGuide(LocalGuide):
@@ -41,8 +32,14 @@ class FactorizedGuide(LocalGuide):
         same_rows: whether calls without row indices are about the same rows even where the observed values are not those
             of the first call, as with noise or binary images drawn anew. Otherwise they are refused: without indices a
             minibatch cannot be told from the data.
+        rows_on: ``"cpu"`` to keep the table in host memory, whatever device the guide is moved to, and with it the state of
+            :func:`~pyro_avi.fit`'s optimizer: ``N (3 P + 1)`` numbers in all. Every call brings the rows of its batch to
+            the device of the model. ``None``: the table is where the model is.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
             :class:`~pyro_avi.guides.guide.LocalGuide`.
+
+    Raises:
+        ValueError: if ``rows_on`` is neither ``None`` nor ``"cpu"``.
 
     Example::
 
@@ -55,11 +52,14 @@ class FactorizedGuide(LocalGuide):
         torch.Size([20, 4])
     """
 
-    def __init__(self, model: Callable, *, same_rows: bool = False, **kwargs):
+    def __init__(self, model: Callable, *, same_rows: bool = False, rows_on: str | None = None, **kwargs):
         super().__init__(model, **kwargs)
-        self._same_rows = same_rows
+        if rows_on not in (None, "cpu"):
+            raise ValueError(f"Expected rows_on to be None (where the model is) or 'cpu', got {rows_on!r}.")
+        self._same_rows, self._rows_on = same_rows, rows_on
         self._recognized: SameRows | None = None
         self._touched: list | None = None
+        self._gathered: GatheredRows | None = None
 
     def _default_plates(self, trace):
         return row_plates(trace)
@@ -75,10 +75,11 @@ class FactorizedGuide(LocalGuide):
     def describe(self):
         """What kind of guide this is, as plain data, with the numbers of rows of its tables."""
         sizes = [list(of.function.sizes) for of in self.row_factors]
-        return {**super().describe(), "same_rows": self._same_rows, "sizes": sizes}
+        return {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
 
     def _create_function(self, of, initial, found, args, kwargs):
-        return _Table(initial.flatten(0, -2), tuple(found.rows[name].size for name in of.rows.plates))
+        sizes = tuple(found.rows[name].size for name in of.rows.plates)
+        return Table(initial.flatten(0, -2), sizes, self._rows_on)
 
     def _infer(self, of, found, args, kwargs):
         self._check_sizes(of, found)
@@ -89,22 +90,22 @@ class FactorizedGuide(LocalGuide):
 
     def _read_rows(self, of: RowFactor, found: Found) -> Tensor:
         """The parameters ``[B, P]`` of the rows found, those of several plates flattened."""
-        index = self._position(of, found)
+        name = self._table_name(of)
+        index = self._position(of, found) if self._gathered is None else self._gathered.indices[name]
         if self._touched is None:
             # For optimizers that move the rows of the batch alone, as Pyro's DCTAdam(subsample_aware=True).
             of.function.table._pyro_subsample = {} if index is None else {-2: index}
-            return of.function.table if index is None else of.function.table[index]
-        name = self._table_name(of)
+            return of.function.read(index)
         for touched, known, rows in self._touched:
             if touched == name and (index is known or (index is not None and known is not None and index.equal(known))):
                 return rows
-        table = of.function.table
-        rows = (table if index is None else table[index]).detach().requires_grad_()
+        rows = of.function.read(index) if self._gathered is None else self._gathered.rows[name]
+        rows = rows.detach().requires_grad_()
         self._touched.append((name, index, rows))
         return rows
 
     def _position(self, of: RowFactor, found: Found) -> Tensor | None:
-        """The positions of the rows found in the table, ``None`` for all in order."""
+        """The positions of the rows found in the table, where the table is; ``None`` for all in order."""
         rows = [found.rows[name] for name in of.rows.plates]
         if all(each.index is None for each in rows):
             return None
@@ -112,7 +113,17 @@ class FactorizedGuide(LocalGuide):
         for each in rows:
             index = torch.arange(each.size, device=self._device) if each.index is None else each.index
             position = index if position is None else (position.unsqueeze(-1) * each.size + index).flatten()
-        return position
+        return position.to(of.function.table.device)
+
+    def _drawn_rows(self, name, size, count):
+        gathered = {} if self._gathered is None else self._gathered.draws
+        return DrawnRows(size, count, self._depth, self._device, gathered.get(name))
+
+    @property
+    def _device(self):
+        # That of the model, which tables in host memory are not on.
+        tables = [of.function for of in self.row_factors if of.function is not None]
+        return tables[0].device if tables else super()._device
 
     def _check_sizes(self, of: RowFactor, found: Found) -> None:
         for name, size in zip(of.rows.plates, of.function.sizes, strict=True):
@@ -212,15 +223,42 @@ class FactorizedGuide(LocalGuide):
         """The parameters with one row for each row of the plates, by name; what a row-wise optimizer updates."""
         return {self._table_name(of): of.function.table for of in self.row_factors}
 
+    @property
+    def rows_on(self) -> str | None:
+        """``"cpu"`` where the tables are in host memory whatever the device of the model, ``None`` where they are on it."""
+        return self._rows_on
+
+    def gather_rows(self, *args, **kwargs) -> GatheredRows:
+        """The rows of the tables that a call reads, for a step that cannot read them itself.
+
+        Args:
+            *args, **kwargs: the arguments of the model. Where it draws its rows itself, they are drawn here.
+
+        Raises:
+            NotImplementedError: if the model draws its rows in plates that ``create_plates`` makes, anew for every call.
+        """
+        call = self._sources.call(args, kwargs)
+        if call.drawn and self.create_plates is not None:
+            raise NotImplementedError("create_plates= draws rows whose parameters are in host memory")
+        draws = {name: self._drawn_rows(name, *counts).sample() for name, counts in call.drawn.items()}
+        found = call.read(draws)
+        indices = {self._table_name(of): self._position(of, found) for of in self.row_factors}
+        with torch.no_grad():
+            rows = {name: of.function.read(indices[name]) for of in self.row_factors for name in [self._table_name(of)]}
+        return GatheredRows(draws, indices, rows)
+
     @contextmanager
-    def touched_rows(self) -> Iterator[list[tuple[str, Tensor | None, Tensor]]]:
+    def touched_rows(self, gathered: GatheredRows | None = None) -> Iterator[list[tuple[str, Tensor | None, Tensor]]]:
         """A context that gives a list, filled by every call with ``(name, index, rows)``.
 
         ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table, ``None`` for all in order.
         Calls are not checked by :meth:`check_rows` in it.
+
+        Args:
+            gathered: what :meth:`gather_rows` gave for all calls in the context.
         """
-        self._touched = []
+        self._touched, self._gathered = [], gathered
         try:
             yield self._touched
         finally:
-            self._touched = None
+            self._touched = self._gathered = None

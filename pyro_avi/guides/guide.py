@@ -294,7 +294,7 @@ class LocalGuide(OwnedGuide):
         rows = {name: given[name].indices for name in drawn if name in given}
         for name, (size, count) in drawn.items():
             if name not in given and draw:
-                fn = DrawnRows(size, count, self._depth, self._device)
+                fn = self._drawn_rows(name, size, count)
                 rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
             elif name not in given:
                 rows[name] = torch.arange(size, device=self._device)
@@ -310,6 +310,10 @@ class LocalGuide(OwnedGuide):
             with poutine.block(hide=[name]) if name in drawn else nullcontext():
                 plates[name] = pyro.plate(name, of.size, subsample=of.index, dim=frame.dim)
         return found, plates
+
+    def _drawn_rows(self, name: str, size: int, count: int) -> DrawnRows:
+        """The rows of a plate that the model would draw itself."""
+        return DrawnRows(size, count, self._depth, self._device)
 
     def _require_plates(self, given: Mapping[str, pyro.plate]) -> None:
         for name in self._structure.frames:

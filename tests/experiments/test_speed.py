@@ -24,7 +24,7 @@ def cells(*argv):
 def test_every_workload_is_a_cell():
     found = cells()
 
-    assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 9
+    assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 11
     assert all(speed.estimate(cell, device="cpu") > 0 for cell in found)
     assert cells("--ways", "products", "--workloads", "tiny, A-VI k=16, batch 20") == []
 
@@ -46,7 +46,8 @@ class Turns:
 @pytest.mark.parametrize("kind", ["constant", "amortized", "factorized"])
 @pytest.mark.parametrize("way", ["eager", "hand", "svi"])
 def test_a_way_takes_its_turns(way, kind):
-    settings = {"num_rows": 24, "batch_size": 8, "guide": kind, "width": 4, "seed": 0, "tiny": True, "made": False}
+    settings = {"num_rows": 24, "batch_size": 8, "latent_dim": 2, "guide": kind, "width": 4, "seed": 0}
+    settings |= {"tiny": True, "made": False}
     turns = Turns()
 
     ways.take(way, settings, Rounds(turns))
@@ -60,6 +61,7 @@ def test_the_step_by_hand_is_the_librarys():
     settings = {
         "num_rows": 24,
         "batch_size": 8,
+        "latent_dim": 2,
         "guide": "factorized",
         "width": 0,
         "seed": 0,
@@ -114,6 +116,8 @@ def test_the_report_says_what_lies_above_the_limit():
         "b": record("F-VI, batch 256", compiled=0.8, hand=1.0, svi=4.0),
         "c": record("F-VI, batch 256, 10^4 rows", compiled=1.0),
         "d": record("F-VI, batch 256, 10^6 rows", compiled=1.1),
+        "e": record("F-VI, 16 latents, batch 256, 10^4 rows", compiled=1.0),
+        "f": record("F-VI, 16 latents, batch 256, 10^7 rows", compiled=1.4),
     }
 
     found = {finding.title: (finding.kind, finding.text) for finding in report.document(records).findings}
@@ -121,7 +125,18 @@ def test_the_report_says_what_lies_above_the_limit():
     assert found["Against a hand-written eager step, batch 256"] == ("warning", "0.80 of it, above 0.65.")
     assert found["Against Pyro's SVI step, batch 256"] == ("check", "0.20 of it, within 0.27.")
     assert found["Against itself, F-VI of 10^6 rows / of 10^4 rows"] == ("check", "1.10 of it, within 1.15.")
+    of_many = found["Against itself, F-VI of 10^7 rows / of 10^4 rows, 16 latents"]
+    assert of_many == ("warning", "1.40 of it, above 1.30.")
     assert not any("NumPyro" in title for title in found)
+
+
+def test_growth_is_not_judged_without_compiled_steps():
+    records = {
+        "a": record("F-VI, batch 256, 10^4 rows", eager=1.0),
+        "b": record("F-VI, batch 256, 10^6 rows", eager=1.1, compiled=0.9),
+    }
+
+    assert report.document(records).findings == []
 
 
 def test_records_of_another_sweep_are_refused():

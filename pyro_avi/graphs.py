@@ -1,0 +1,159 @@
+"""Steps as graphs: when they can be had, what they depend on, and what inductor makes of them."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+from torch.fx import GraphModule
+from torch.utils._pytree import tree_flatten
+
+from pyro_avi.sticking_the_landing import StickingTheLandingELBO
+
+__all__ = [
+    "READS",
+    "CannotCompile",
+    "Traced",
+    "can_be_compiled",
+    "compile_graph",
+    "in_modules",
+    "in_place_of",
+    "reason_of",
+    "slots_of",
+    "take_apart",
+]
+
+# Where each of these reads its loss into Python, which a graph cannot follow.
+READS = {
+    Trace_ELBO: "pyro.infer.trace_elbo.torch_item",
+    StickingTheLandingELBO: "pyro.infer.trace_elbo.torch_item",
+    TraceMeanField_ELBO: "pyro.infer.trace_mean_field_elbo.torch_item",
+}
+
+
+class CannotCompile(Exception):
+    """Why a step is taken eagerly."""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A step as a graph of tensor operations.
+
+    Attributes:
+        graph: takes ``own``, the tensors of a call, and ``draws()``.
+        own: what it reads and moves: parameters, moments and visits, learning rates, and what model and guide hold.
+        draws: draws from torch's random state what the step draws.
+        drawn: whether the graph draws nothing itself.
+        names, outputs: of the tables, and of what the graph returns, where it moves nothing.
+    """
+
+    graph: GraphModule
+    own: list[Tensor]
+    draws: Callable[[], list[Tensor]]
+    drawn: bool
+    names: list[str]
+    outputs: Any
+
+
+def can_be_compiled(elbo: ELBO, parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:
+    """Whether compiling may be tried without being asked for.
+
+    Args:
+        elbo: the loss.
+        parameters: what is trained.
+        owners: model and guide.
+    """
+    if not in_modules(parameters, owners):
+        return False
+    if any(parameter.device.type == "cpu" for parameter in parameters) and not _has_compiler():
+        return False
+    return type(elbo) in READS
+
+
+def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:
+    """Whether every parameter belongs to a module of the owners, model and guide."""
+    try:
+        slots_of(parameters, owners)
+    except CannotCompile:
+        return False
+    return True
+
+
+def reason_of(error: BaseException) -> str:
+    """Why something could not be compiled, in a line: what inductor and dynamo append is pages long."""
+    return " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
+
+
+def _has_compiler() -> bool:
+    names = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
+    return any(name and shutil.which(name) for name in names)
+
+
+def take_apart(call: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Any, tuple]:
+    """The leaves of the arguments, their tree, and what a graph depends on of them."""
+    # torch's walk through nests takes as long as a small graph.
+    plain = not kwargs and all(isinstance(x, Tensor) for x in call)
+    leaves, tree = (list(call), len(call)) if plain else tree_flatten((call, dict(kwargs)))
+    return (
+        leaves,
+        tree,
+        (tree, *((x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)),
+    )
+
+
+def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: bool) -> Callable:
+    """What inductor makes of a graph.
+
+    Args:
+        traced: the graph.
+        inputs: examples, to whose shapes and strides it is bound without a check: the caller's signature is that.
+        with_draws: whether the graph draws numbers itself.
+    """
+    # They bring in sympy, and filters of warnings with it: not for everyone who imports the library.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    for node in traced.graph.nodes:
+        # Of the mode that it was traced in, which another part of inductor refuses.
+        node.meta.pop("val", None)
+    # The eager generator: inductor's own is slower on CPUs, and the same seed is to give the same draws.
+    options = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
+    if not with_draws and all(x.device.type == "cpu" for x in inputs):
+        # The calls between the kernels in C++ too, which halves what a small step takes.
+        options["cpp_wrapper"] = True
+    # Not by torch.compile, whose checks of every input at every call take longer than a small step.
+    # Inductor keeps what it has compiled on disk, if it knows where symbolic shapes would come from.
+    context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
+    with torch.no_grad(), tracing(context):
+        return torch._inductor.compile(traced, list(inputs), options=options)
+
+
+def slots_of(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
+    """The module and name of each parameter."""
+    # A method's parameters are those of the object it belongs to.
+    roots = [getattr(owner, "__self__", owner) for owner in owners]
+    modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
+    known = {id(p): (module, name) for module in modules for name, p in module.named_parameters(recurse=False)}
+    if not all(id(parameter) in known for parameter in parameters):
+        raise CannotCompile("a parameter belongs to no module of model or guide")
+    return [known[id(parameter)] for parameter in parameters]
+
+
+@contextmanager
+def in_place_of(slots: Sequence[tuple[nn.Module, str]], values: Sequence[Tensor]) -> Iterator[None]:
+    """A context in which modules have these values for parameters."""
+    own = [module._parameters[name] for module, name in slots]
+    for (module, name), value in zip(slots, values, strict=True):
+        module._parameters[name] = value
+    try:
+        yield
+    finally:
+        for (module, name), parameter in zip(slots, own, strict=True):
+            module._parameters[name] = parameter

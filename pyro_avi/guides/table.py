@@ -1,0 +1,60 @@
+"""The parameters of all rows, where the model is or in host memory."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GatheredRows", "Table"]
+
+
+class Table(nn.Module):
+    """Parameters ``[N, P]`` of all rows; of several plates, the first one's rows outermost.
+
+    Args:
+        initial: ``[B, P]`` the first values of some rows, on the device of the model.
+        sizes: the number of rows of each plate.
+        rows_on: the device that the table stays on, ``None`` for that of the model.
+    """
+
+    def __init__(self, initial: Tensor, sizes: tuple[int, ...], rows_on: str | None):
+        super().__init__()
+        self.sizes, self.stays = sizes, rows_on is not None
+        if self.stays:
+            # What moves with the model tells where the model is.
+            self.register_buffer("place", initial.new_empty(0), persistent=False)
+            initial = initial.to(rows_on)
+        # A first call with a minibatch knows the initial values of its own rows only; the others take them in turn.
+        self.table = nn.Parameter(
+            initial[torch.arange(torch.Size(sizes).numel(), device=initial.device) % len(initial)]
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """That of the model."""
+        return self.place.device if self.stays else self.table.device
+
+    def read(self, index: Tensor | None) -> Tensor:
+        """The rows ``[B, P]``, ``None`` for all in order, on the device of the model."""
+        return (self.table if index is None else self.table[index]).to(self.device)
+
+    def _apply(self, fn, recurse=True):
+        def of_table(tensor: Tensor) -> Tensor:
+            asked = fn(tensor.new_empty(0))
+            return fn(tensor) if asked.device == tensor.device else tensor.to(asked.dtype)
+
+        return super()._apply(lambda t: of_table(t) if self.stays and t is not self.place else fn(t), recurse)
+
+
+class GatheredRows(NamedTuple):
+    """What a call reads of tables in host memory, brought to the device of the model before the call.
+
+    Attributes:
+        draws: by plate the rows ``[B]`` drawn in the model's stead, where it draws its rows itself.
+        indices: by table the rows ``[B]`` of this call, ``None`` for all in order, in host memory.
+        rows: by table their parameters ``[B, P]``.
+    """
+
+    draws: dict[str, Tensor]
+    indices: dict[str, Tensor | None]
+    rows: dict[str, Tensor]

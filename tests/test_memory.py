@@ -1,0 +1,62 @@
+"""Memory does not grow with the number of steps."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import pyro_avi as avi
+
+STATUS = Path("/proc/self/statm")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not STATUS.exists(), reason="reads its memory from Linux"),
+]
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor compiles C++ on a CPU"
+)
+STEPS, WARM_UP = 10_000, 1_000
+# A tensor or a node of a graph kept at every step would be ten times as much.
+LIMIT = 3e6
+
+
+class Growth:
+    """How many bytes the process grows by after the steps in which caches and the allocator settle."""
+
+    def __init__(self):
+        self.steps, self.first = 0, 0
+
+    def __call__(self, course=None):
+        self.steps += 1
+        if self.steps == WARM_UP:
+            self.first = self._resident()
+
+    @property
+    def bytes(self):
+        assert self.steps == STEPS
+        return self._resident() - self.first
+
+    @staticmethod
+    def _resident():
+        return int(STATUS.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_every_step_keeps_is_seen():
+    growth, kept = Growth(), []
+    for _ in range(STEPS):
+        kept.append(torch.ones(100))
+        growth()
+    assert growth.bytes > LIMIT
+
+
+@pytest.mark.parametrize("rows_on", [None, "cpu"])
+@pytest.mark.parametrize("compile", [pytest.param(True, marks=needs_compiler), False])
+def test_memory_does_not_grow(compile, rows_on):
+    x = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    model = avi.models.VAE(avi.models.DenseDecoder(2, (3,), (1, 2, 2)), size=20)
+    guide, growth = avi.FactorizedGuide(model, rows_on=rows_on), Growth()
+    batches = avi.minibatches(x, batch_size=5)
+    avi.fit(model, guide, batches=batches, num_steps=STEPS, compile=compile, progress=False, callbacks=[growth])
+    assert growth.bytes < LIMIT
