@@ -20,7 +20,7 @@ from experiments import sweeps
 from experiments.cell import JSON, Cell
 from experiments.store import FORMAT, Record
 
-__all__ = ["Context", "Progress", "run_cell", "usable_cores", "use_one_thread"]
+__all__ = ["Context", "Progress", "keep_compiled", "run_cell", "usable_cores", "use_one_thread"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -61,6 +61,7 @@ def run_cell(cell: Cell, context: Context) -> Record:
         ValueError: the sweep is unknown, or its result is no JSON (a sweep gives None for a number that is not finite).
     """
     use_one_thread()
+    keep_compiled()
     sweep = sweeps.find(cell.sweep)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _reset_peak_memory(context.device)
@@ -104,6 +105,15 @@ def use_one_thread() -> None:
         os.environ[variable] = "1"
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+def keep_compiled() -> None:
+    """Keep compiled steps in the user's cache, where the next cell or process of the same shapes finds them.
+
+    torch's own folder for them is a temporary one. `TORCHINDUCTOR_CACHE_DIR` names another.
+    """
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "pyro_avi"))
 
 
 def usable_cores() -> int:

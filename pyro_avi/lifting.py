@@ -1,7 +1,7 @@
 """What a traced graph holds or draws itself, made an input of it."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Graph, GraphModule, Node
 
 __all__ = ["lift_draws", "lift_tensors"]
@@ -34,8 +34,8 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
         traced: the graph, changed in place.
 
     Returns:
-        A program without inputs that draws the list of them, in the same order from the same random state; whether these
-        are all the draws of the graph.
+        A program without inputs that draws the list of them, in the same order from the same random state, and into the
+        same memory as before; whether these are all the draws of the graph.
     """
     drawn, needed = [], {}
     random = [node for node in traced.graph.nodes if _is_random(node)]
@@ -45,10 +45,16 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
             break
         drawn.append(node)
         needed |= ancestors
-    program = Graph()
+    program, root = Graph(), nn.Module()
     copies: dict[Node, Node] = {}
     for node in traced.graph.nodes:
-        if node in needed:
+        if node not in needed:
+            continue
+        if node.target == torch.ops.aten.empty.memory_format and all(user in drawn for user in node.users):
+            # The same memory at every step: by the next one nobody reads the last one's draws.
+            root.register_buffer(node.name, node.target(*node.args, **node.kwargs))
+            copies[node] = program.get_attr(node.name)
+        else:
             copies[node] = program.node_copy(node, copies.__getitem__)
     program.output([copies[node] for node in drawn])
     count = sum(node.op == "placeholder" for node in traced.graph.nodes)
@@ -58,7 +64,7 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
         if not node.users and node not in drawn:
             traced.graph.erase_node(node)
     traced.recompile()
-    return GraphModule({}, program), len(drawn) == len(random)
+    return GraphModule(root, program), len(drawn) == len(random)
 
 
 def _is_random(node: Node) -> bool:

@@ -188,5 +188,6 @@ def _draw(program: Callable[[], list[Tensor]], streams: Sequence[Stream]) -> lis
     drawn = []
     for stream in streams:
         with stream:
-            drawn.append(program())
+            # The program draws into the same memory every time.
+            drawn.append([x.clone() for x in program()])
     return [torch.stack(of) for of in zip(*drawn, strict=True)]
