@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_avi.annealed import annealed_weights, posterior_of, row_plate_of, sampling
@@ -16,7 +17,7 @@ from pyro_avi.gap_results import Gaps
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.joint import LocalJoint
-from pyro_avi.refine import refine
+from pyro_avi.refine import check_latents, refine
 from pyro_avi.weights import LogWeights
 
 __all__ = ["measure_gaps"]
@@ -74,23 +75,25 @@ def measure_gaps(
         max_rounds: the rounds after which refinement ends.
         tolerance: the gain of a round, in nats, below which a row has converged.
         starts: further variational parameters ``[N, P]`` or ``[P]`` to start from.
-        richer: a family that contains the guide's, for example :class:`~pyro_avi.MultivariateNormal`, that splits the
-            approximation gap further: what its best member gains is reported, and serves the evidence.
+        richer: a family that contains the guide's, for example :class:`~pyro_avi.MultivariateNormal` or
+            :class:`~pyro_avi.RowFlow`, that splits the approximation gap further: what its best member gains is reported,
+            and serves the evidence. It is refined from the normals with the moments of :math:`q^*_n`, and where that
+            gains nothing :math:`q^*_n` stays.
         evidence: ``[N]`` exact log evidences, given :math:`\theta`.
         annealing: ``num_chains``, ``num_temperatures``, ``num_leapfrog`` and ``start`` of :func:`~pyro_avi.ais`.
         reverse: exact latents of simulated data, for a bound from above with the budget of ``annealing``.
         theta: what the global latents are held at: ``"mean"`` of the guide's factor in unconstrained coordinates,
             ``"draw"`` for one from it, or values by site.
         seed: of all draws.
-        max_memory: in bytes, what the draws that are evaluated at a time may take. The results themselves are up to
-            eight tables of ``S`` times ``N`` numbers beside.
+        max_memory: in bytes, what the draws that are evaluated at a time may take. A CPU takes fewer at a time where more
+            would not fit its cache. The results themselves are up to eight tables of ``S`` times ``N`` numbers beside.
 
     Returns:
         The gaps with their standard errors, by row and in total.
 
     Raises:
-        ValueError: if a density is no number, the rows are not all of a data set, the latents are not continuous ones in
-            one plate, or the richer family has weights that rows share.
+        ValueError: if a density is no number, or zero at a draw, the rows are not all of a data set, the guide misses a
+            latent, the latents are not continuous ones in one plate, or the richer family has weights that rows share.
         TypeError: if the guide is none of the three.
 
     References:
@@ -116,12 +119,14 @@ def measure_gaps(
     weights = rows.weights(own)
     # Rows whose density is no number are named here, before the work.
     tails = khat(weights)
+    _check_bounded(weights, "the guide")
     steps = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
     with torch.no_grad():
         initial = own.row_factors[0].factor.initial(1.0)
         first = [own.table.detach().clone(), own.table.detach().mean(0), initial, *starts]
     best, converged = rows.refined(own, first, **steps)
     of_best = of_bound = rows.weights(best)
+    _check_bounded(of_best, "refined factors")
     if richer is not None:
         of_bound, settled = rows.richer_weights(richer, best, of_best, **steps)
         converged = converged & settled
@@ -170,6 +175,7 @@ class _Rows:
         if like is None:
             return guide
         with torch.no_grad():
+            check_latents(guide, like)
             given = like.variational_parameters(*self._args, **self._kwargs)
             if given.shape != guide.table.shape:
                 raise ValueError(
@@ -224,11 +230,12 @@ class _Rows:
         if list(guide.row_factors[0].factor.parameters()):
             raise ValueError(
                 f"Expected richer= to be a family of rows alone, got {type(family).__name__}, whose weights rows share.\n"
-                "Train a guide with it, and measure the gaps of that."
+                "Try one of the following fixes:\n"
+                "- a flow whose weights are every row's own: richer=avi.RowFlow()\n"
+                "- train a guide with this family, and measure the gaps of that"
             )
         with sampling(self._seed + _JUDGE):
-            draws = posterior_of(best, self._args, self._kwargs).rsample((200,)).detach()
-            start = family.initial(draws.mean(0), draws.std(0).mean().item())
+            start = family.initial(*_moments(posterior_of(best, self._args, self._kwargs)))
         richer, converged = self.refined(guide, [start], **steps)
         better = self._judge(richer) > self._judge(best)
         return replace(of_best, local=torch.where(better, self.weights(richer).local, of_best.local)), converged
@@ -243,6 +250,26 @@ class _Rows:
                 reverse=reverse,
                 max_memory=self._max_memory,
             )
+
+
+def _moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """The means and standard deviations ``[N, K]`` of the rows' latents, those of 200 draws where there is no formula."""
+    try:
+        return posterior.mean, posterior.stddev
+    except NotImplementedError:
+        draws = posterior.rsample((200,)).detach()
+        return draws.mean(0), draws.std(0)
+
+
+def _check_bounded(weights: LogWeights, whose: str) -> None:
+    """Refuse draws without density: their bound is minus infinity, and differences of bounds are no numbers."""
+    rows = (weights.local == -torch.inf).any(0).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(
+            f"Expected a density above zero at every draw of {whose}, got zero in rows {rows[:10]} ({len(rows)} of "
+            f"{weights.local.shape[1]}): their ELBO is minus infinity.\n"
+            "State the support of the latents in the model, by a prior with that support."
+        )
 
 
 def _check(num_samples: int, num_steps: int, max_rounds: int, annealing, reverse) -> None:

@@ -13,6 +13,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 from torch.fx import GraphModule
 from torch.utils._pytree import tree_flatten
+from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 
@@ -22,8 +23,11 @@ __all__ = [
     "Traced",
     "can_be_compiled",
     "compile_graph",
+    "count_flops",
+    "has_compiler",
     "in_modules",
     "in_place_of",
+    "pays",
     "reason_of",
     "slots_of",
     "take_apart",
@@ -35,6 +39,11 @@ READS = {
     StickingTheLandingELBO: "pyro.infer.trace_elbo.torch_item",
     TraceMeanField_ELBO: "pyro.infer.trace_mean_field_elbo.torch_item",
 }
+
+
+# What compiling saves of a call, in seconds: what Pyro's handlers take, and a share of the arithmetic. Roughly those of one
+# core.
+_SAVED_OF_HANDLERS, _SAVED_PER_FLOP = 2e-3, 1e-11
 
 
 class CannotCompile(Exception):
@@ -71,9 +80,29 @@ def can_be_compiled(elbo: ELBO, parameters: Sequence[Tensor], owners: Sequence[C
     """
     if not in_modules(parameters, owners):
         return False
-    if any(parameter.device.type == "cpu" for parameter in parameters) and not _has_compiler():
+    if any(parameter.device.type == "cpu" for parameter in parameters) and not has_compiler():
         return False
     return type(elbo) in READS
+
+
+def count_flops(function: Callable, *args, **kwargs) -> int:
+    """The operations of the matrix products and convolutions in one call of a function."""
+    with FlopCounterMode(display=False) as counter:
+        function(*args, **kwargs)
+    return counter.get_total_flops()
+
+
+def pays(flops: int, *, calls: int, cost: float) -> bool:
+    """Whether so many calls save more time than compiling takes.
+
+    Counted and not timed, so that the numbers are decided by the arguments alone.
+
+    Args:
+        flops: those of one call, see :func:`count_flops`.
+        calls: how often it is to be called.
+        cost: the seconds of compiling.
+    """
+    return calls * (_SAVED_OF_HANDLERS + _SAVED_PER_FLOP * flops) > cost
 
 
 def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:
@@ -90,7 +119,8 @@ def reason_of(error: BaseException) -> str:
     return " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
 
 
-def _has_compiler() -> bool:
+def has_compiler() -> bool:
+    """Whether there is a C++ compiler, which graphs for a CPU need."""
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl" if sys.platform == "win32" else ""]
     return any(name and shutil.which(name) for name in names)
 

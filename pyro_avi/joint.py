@@ -13,13 +13,20 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
+from pyro_avi.fused import fused
+from pyro_avi.graphs import count_flops, pays
 from pyro_avi.structure import Latent, inspect_model
 from pyro_avi.weights import LogWeights, row_log_probs
 
 __all__ = ["LocalJoint"]
 
+# Seconds that it takes to compile the log joint, roughly those of one core.
+_COST_OF_COMPILING = 10.0
 # What a model that cannot run in one more plate fails with.
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
+# Bytes of the points that a CPU evaluates at a time: with many more, what they leave in its cache is gone before it is
+# read. On the decoder of a VAE a point took three times as long.
+_CACHE = 2**26
 
 
 class LocalJoint:
@@ -58,6 +65,10 @@ class LocalJoint:
         self.scale = (self._frame.full_size or self._frame.size) / self._frame.size
         self.initial = torch.cat(initial, -1)
         self.at_once = self._runs_at_once()
+        # By the number of points; None where there can be none.
+        self._graphs: dict[int, Callable | None] = {}
+        # Of one point.
+        self._flops: int | None = None
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The log prior and the log likelihood ``[C, B]``, in double precision.
@@ -138,7 +149,10 @@ class LocalJoint:
             max_memory: in bytes, what the draws that are evaluated at a time may take.
         """
         center, local = _center(posterior), []
-        for count in self.chunks((num_samples + 1) // 2, max_memory):
+        cache = _CACHE if self.initial.device.type == "cpu" else max_memory
+        sizes = self.chunks((num_samples + 1) // 2, min(max_memory, cache))
+        self._prepare(sizes[0], 2 * len(sizes))
+        for count in sizes:
             u = posterior.rsample((count,))
             pair = [self._log_weight(posterior, u)]
             u = posterior.rsample((count,)) if center is None else 2 * center - u
@@ -147,14 +161,31 @@ class LocalJoint:
         local = torch.cat(local)
         return LogWeights(local, local.new_zeros(len(local)), self.scale, has_globals=False)
 
+    def _prepare(self, count: int, calls: int) -> None:
+        """Make a graph of the log joint at so many points, if so many calls pay for it."""
+        if not self.at_once or count in self._graphs:
+            return
+        if self._flops is None:
+            self._flops = count_flops(self._evaluate, self.initial)
+        if pays(count * self._flops, calls=calls, cost=_COST_OF_COMPILING):
+            self._graphs[count] = fused(self._evaluate, *self._trial_points(count))
+
+    def _trial_points(self, count: int) -> tuple[Tensor, Tensor]:
+        """Two times ``count`` points around the initial one, the same in every call."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            noise = torch.randn(2, count, *self.initial.shape[1:]).to(self.initial)
+        one, two = self.initial + 0.1 * noise
+        return one, two
+
     def _log_weight(self, posterior: TorchDistribution, u: Tensor) -> Tensor:
-        prior, likelihood = self(u)
+        graph = self._graphs.get(len(u))
+        prior, likelihood = self(u) if graph is None else graph(u)
         return prior + likelihood - posterior.log_prob(u).double()
 
     def _runs_at_once(self) -> bool:
-        with torch.no_grad(), torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            u = self.initial + 0.1 * torch.randn(2, *self.initial.shape[1:]).to(self.initial)
+        with torch.no_grad():
+            u = self._trial_points(2)[0]
             apart = [torch.cat(x) for x in zip(*(self._evaluate(point[None], alone=True) for point in u), strict=True)]
             try:
                 together = self._evaluate(u)

@@ -1,21 +1,20 @@
 """Closing the gap of given rows: a factorized guide from another guide's output."""
 
 import copy
-import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
-from pyro_avi.fit import LearningRate, fit
+from pyro_avi.fit import Fit, LearningRate, fit
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.structure import quiet
 from pyro_avi.weights import log_weights
 
-__all__ = ["refine"]
+__all__ = ["check_latents", "refine"]
 
 
 def refine(
@@ -42,9 +41,9 @@ def refine(
         guide: any of the three guides.
         *args, **kwargs: the model's arguments for the rows to refine, all rows of a data set: for held-out rows the model
             must take another number of rows than it was trained on.
-        num_steps: the number of steps of row-wise Adam, each over all rows.
-        lr: the learning rate, falling to zero along a cosine, so that the result does not end in the noise of the draws;
-            or a function of the step from 0.
+        num_steps: the number of steps of row-wise Adam, each over all rows. The result is the mean of the tables after each
+            step of the second half: what one draw a step leaves of noise in a table mostly cancels in it.
+        lr: the learning rate, a number or a function of the step from 0.
         start: ``[N, P]`` where to start, for several row sets by the names of their plates; by default the guide's own
             output for the rows. A factorized guide has none for rows that it was not fitted to: they start at the mean of
             its table, its best constant guess.
@@ -56,11 +55,13 @@ def refine(
         as they are.
 
     Raises:
-        ValueError: if the guide has not been set up, or the start has not a row for each row to refine.
+        ValueError: if the guide has not been set up, or is for other latents, or the start has not a row for each row to
+            refine.
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush, "Semi-Amortized Variational Autoencoders", 2018,
-        https://arxiv.org/abs/1802.02550.
+        https://arxiv.org/abs/1802.02550. Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
+        https://doi.org/10.1137/0330046.
 
     Example::
 
@@ -77,6 +78,7 @@ def refine(
         model, plate=guide.row_plates, family=guide.family, global_guide=global_guide, same_rows=True
     )
     refined.setup(*args, **kwargs)
+    check_latents(refined, guide)
     tables = refined.row_tables()
     with torch.no_grad():
         for of, theirs in zip(refined.row_factors, guide.row_factors, strict=True):
@@ -85,7 +87,7 @@ def refine(
         starts = _starts(guide, refined, start, args, kwargs)
         for name, table in tables.items():
             table.copy_(starts[name])
-    rate = lr if callable(lr) else lambda step: lr * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+    mean = _MeanOfTables(tables, first=num_steps // 2 + 1)
     # Closed-form divergences: near the optimum their sampling noise would be most of the gradient.
     elbo = TraceMeanField_ELBO()
     # By the tables alone: weights that the rows share would tie them together.
@@ -94,17 +96,61 @@ def refine(
     refined.row_factors.eval()
     for parameter in shared:
         parameter.requires_grad_(False)
-    options = {"elbo": elbo, "seed": seed, "progress": progress}
+    options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [mean]}
     with warnings.catch_warnings():
         # Global latents that the model states after local ones: frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
-        fit(model, refined, *args, num_steps=num_steps, lr={"local": rate}, **options, **kwargs)
+        fit(model, refined, *args, num_steps=num_steps, lr={"local": lr}, **options, **kwargs)
     for parameter in shared:
         parameter.requires_grad_(True)
+    mean.take()
     refined.row_factors.train()
     # To judge a row is not to cost more than to move it.
     _take_back(model, refined, starts, args, kwargs, seed, draws=min(20, num_steps))
     return refined
+
+
+def check_latents(mine: LocalGuide, theirs: LocalGuide) -> None:
+    """Refuse another guide that misses latents of the rows, or has more of them.
+
+    Args:
+        mine: the guide made for a model.
+        theirs: the guide given with that model.
+    """
+    needed, given = (
+        [sorted(latent.name for latent in of.rows.latents) for of in guide.row_factors] for guide in (mine, theirs)
+    )
+    if needed != given:
+        raise ValueError(
+            f"Expected a guide for the latents {needed} of the model's rows, got one for {given}.\n"
+            "Pass the model that the guide was made for."
+        )
+
+
+class _MeanOfTables:
+    """The mean of tables over the steps of a training from one on; a callback of it.
+
+    Args:
+        tables: by name.
+        first: the number of the first step to count, from 1.
+    """
+
+    def __init__(self, tables: Mapping[str, Tensor], *, first: int):
+        self._tables, self._first, self._count = tables, first, 0
+        self._sums = {name: torch.zeros_like(table) for name, table in tables.items()}
+
+    @torch.no_grad()
+    def __call__(self, course: Fit) -> None:
+        if course.steps >= self._first:
+            self._count += 1
+            for name, table in self._tables.items():
+                self._sums[name] += table
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Write the means into the tables."""
+        for name, table in self._tables.items():
+            table.copy_(self._sums[name] / self._count)
 
 
 def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> dict[str, Tensor]:

@@ -9,21 +9,19 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from pyro_avi.adam import Adam
 from pyro_avi.compiled import CompiledStep, Update
 from pyro_avi.gradient import Gradient, Slope, clipped
-from pyro_avi.graphs import can_be_compiled
+from pyro_avi.graphs import can_be_compiled, count_flops, pays
 from pyro_avi.seeds import seeded
 
 __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
 
 LearningRate = float | Callable[[int], float]
 
-# What compiling saves of a step, in seconds: what Pyro's handlers take, and a share of the arithmetic; what it costs at
-# first. Roughly those of one core. Counted and not timed, so that a training is decided by its settings alone.
-_SAVED_OF_HANDLERS, _SAVED_PER_FLOP, _COST_OF_COMPILING = 2e-3, 1e-11, 30.0
+# Seconds, roughly those of one core.
+_COST_OF_COMPILING = 30.0
 
 
 @runtime_checkable
@@ -162,11 +160,8 @@ class Trained:
 
 
 def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
-    """Whether the steps to go save more time than compiling takes."""
-    with seeded(None), FlopCounterMode(display=False) as counter:
-        gradient(call, kwargs)
-    saved = _SAVED_OF_HANDLERS + _SAVED_PER_FLOP * counter.get_total_flops()
-    return num_steps * saved > _COST_OF_COMPILING
+    with seeded(None):
+        return pays(count_flops(gradient, call, kwargs), calls=num_steps, cost=_COST_OF_COMPILING)
 
 
 def _find_parameters(loss: Callable, call: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Tensor], torch.device]:

@@ -31,6 +31,7 @@ FAMILIES = {
     "MultivariateNormal": lambda: avi.MultivariateNormal(),
     "LowRankNormal": lambda: avi.LowRankNormal(rank=2),
     "Flow": lambda: avi.Flow(transforms=2, hidden=(8,), context=2, bins=4),
+    "RowFlow": lambda: avi.RowFlow(transforms=2, hidden=3, bins=4),
 }
 # The outermost plates of the structures, which minibatches are taken from.
 ROW_PLATES = ("data", "outer", "persons")

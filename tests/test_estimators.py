@@ -214,14 +214,14 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("estimator", [avi.iwelbo, avi.ess, avi.khat])
+@pytest.mark.parametrize("estimator", [avi.elbo, avi.iwelbo, avi.ess, avi.khat])
 @pytest.mark.parametrize("what", BAD)
 def test_rows_without_a_number_are_named(estimator, what):
     with pytest.raises(ValueError, match=r"(?s)got rows \[1\] \(1 of 2\) whose weights are.*Look at these rows"):
         estimator(weights(BAD[what]))
 
 
-@pytest.mark.parametrize("estimator", [avi.iwelbo, avi.ess, avi.khat])
+@pytest.mark.parametrize("estimator", [avi.elbo, avi.iwelbo, avi.ess, avi.khat])
 def test_no_draws_are_refused(estimator):
     with pytest.raises(ValueError, match=r"shape \[S, B\] with S of at least 1, got \(0, 3\)"):
         estimator(weights(torch.zeros(0, 3)))

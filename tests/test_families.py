@@ -25,6 +25,8 @@ FAMILIES = {
     "LowRankNormal of full rank and more": lambda: avi.LowRankNormal(rank=5),
     "Flow": lambda: avi.Flow(transforms=2, hidden=(8, 6), context=3, bins=4),
     "Flow of one transform": lambda: avi.Flow(transforms=1, hidden=[7], context=1, bins=2),
+    "RowFlow": lambda: avi.RowFlow(transforms=2, hidden=5, bins=4),
+    "RowFlow of one transform": lambda: avi.RowFlow(transforms=1, hidden=3, bins=2),
 }
 SHAPES = [(), (5,), (5, 1), (2, 5)]
 

@@ -135,6 +135,56 @@ def test_a_richer_family_closes_what_is_its_own():
     assert not short.converged.all()
 
 
+def bent(x):
+    """x_n ~ N(z_n2 + z_n1^2, 0.4^2): the posterior is a banana."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z[..., 1] + z[..., 0].square(), 0.4), obs=x)
+
+
+def evidence_of_bent(x):
+    grid = torch.linspace(-6, 6, 601, dtype=torch.float64)
+    first, second = torch.meshgrid(grid, grid, indexing="ij")
+    prior = dist.Normal(0.0, 1.0).log_prob(first) + dist.Normal(0.0, 1.0).log_prob(second)
+    joint = prior + dist.Normal(second + first.square(), 0.4).log_prob(x.reshape(-1, 1, 1))
+    return joint.flatten(1).logsumexp(1) + 2 * (grid[1] - grid[0]).log()
+
+
+def best_of_bent(steps, **options):
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    guide = avi.ConstantGuide(bent).setup(x)
+    with torch.no_grad():
+        guide.vector.copy_(torch.tensor([0.0, 0.0, -0.7, -0.7]))
+    budget = {"num_samples": 1000, "num_steps": steps, "max_rounds": 1, "evidence": evidence_of_bent(x)}
+    return avi.measure_gaps(bent, guide, x, **{**budget, "richer": avi.RowFlow(), **options})
+
+
+def test_a_flow_starts_as_the_best_normals_and_never_loses():
+    # Without a step the flow is q*, by other draws, so that q* stays: what it gains is nothing, exactly.
+    x = data()
+    model, guide, _ = off_by(x, torch.zeros(ROWS, 2), torch.zeros(ROWS, 2))
+    family = avi.RowFlow(hidden=3, bins=4)
+    family.prepare(2)
+    normals = guide.posterior(x)
+    flow = family.distribution(family.initial(normals.mean, normals.stddev))
+    u = torch.randn(50, ROWS, 2, dtype=torch.float64)
+    torch.testing.assert_close(flow.log_prob(u), normals.log_prob(u))
+    gaps = avi.measure_gaps(model, guide, x, richer=family, **{**AS_IT_IS, "num_samples": 2000})
+    assert (gaps.richer.rows > -5 * gaps.richer.rows_se - 1e-9).all()
+
+
+@pytest.mark.slow
+def test_a_flow_closes_most_of_what_normals_lose():
+    gaps = best_of_bent(1000)
+    assert gaps.exact and gaps.approximation.rows.min() > 10 * gaps.approximation.rows_se.max()
+    assert gaps.richer.value > 0.5 * gaps.approximation.value
+    # No bound is above the evidence.
+    left = gaps.approximation.rows - gaps.richer.rows
+    assert (left > -5 * gaps.approximation.rows_se).all()
+    # Twin: all normals close little of it.
+    assert best_of_bent(300, richer=avi.MultivariateNormal()).richer.value < 0.5 * gaps.richer.value
+
+
 def test_without_an_answer_the_gaps_are_intervals_around_it():
     x = data()
     known, guide, loss = off_by(x, 0.3 * torch.randn(ROWS, 2), torch.zeros(ROWS, 2))
@@ -283,6 +333,22 @@ def test_the_better_of_two_bounds_is_taken_with_its_error():
     assert rows[1] == annealed.rows[1] and errors[1].item() == pytest.approx(annealed.rows_se[1].item())
 
 
+def endless(x):
+    """The evidence of every row is infinite: the factor grows faster than the prior falls."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.factor("factor", z.square())
+        pyro.sample("x", dist.Normal(x.new_zeros(()), 1.0), obs=x)
+
+
+def test_an_infinite_evidence_has_no_end_known():
+    x = torch.zeros(3).double()
+    guide = avi.ConstantGuide(endless, init_scale=1.0).setup(x)
+    gaps = avi.measure_gaps(endless, guide, x, **{**AS_IT_IS, "num_samples": 1000})
+    assert gaps.unreliable.all() and (gaps.slack.rows == math.inf).all() and gaps.slack.value == 0.0
+    assert "evidence of 3 unreliable and no end known" in gaps.table()
+
+
 # --- tables and figures
 
 
@@ -355,7 +421,7 @@ ERRORS = {
     "budget": ({"annealing": {"num_chains": 30}}, "Expected annealing= with"),
     "chains": ({"annealing": {"num_chains": 3, "num_temperatures": 2, "num_leapfrog": 1}}, "num_chains of at least 25"),
     "reverse": ({"reverse": {"z": torch.zeros(6, 2)}}, "Expected annealing= with the budget"),
-    "flow": ({"richer": avi.Flow(transforms=1, hidden=(4,), context=1, bins=2)}, "family of rows alone, got Flow"),
+    "flow": ({"richer": avi.Flow(transforms=1, hidden=(4,), context=1, bins=2)}, "(?s)rows alone, got Flow.*RowFlow"),
     "start": ({"starts": [torch.zeros(5, 4)]}, r"Expected start of shape \(6, 4\)"),
 }
 
@@ -387,6 +453,45 @@ def test_calls_about_the_wrong_rows_are_refused():
         avi.measure_gaps(crossed, guide, cells, **budget)
 
 
+def with_a_hole(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.factor("hole", torch.where(z > 1.0, -math.inf, 0.0).to(z))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def infinite(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.factor("peak", torch.where(z > 1.0, math.inf, 0.0).to(z))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def one_more(x):
+    with pyro.plate("data", len(x)):
+        w = pyro.sample("w", dist.Normal(x.new_zeros(()), 1.0))
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z + w, 1.0), obs=x)
+
+
+def test_densities_that_are_no_numbers_are_refused():
+    x = torch.zeros(4).double()
+    for model, message in (
+        (with_a_hole, r"density above zero at every draw of the guide, got"),
+        (infinite, "infinite"),
+    ):
+        guide = avi.ConstantGuide(model, init_scale=1.0).setup(x)
+        with pytest.raises(ValueError, match=message):
+            avi.measure_gaps(model, guide, x, **{**AS_IT_IS, "num_samples": 200})
+
+
+def test_a_guide_that_misses_a_latent_is_refused():
+    x = torch.zeros(4).double()
+    guide = avi.ConstantGuide(with_a_hole).setup(x)
+    with pytest.raises(ValueError, match=r"latents \[\['w', 'z'\]\] of the model's rows, got one for \[\['z'\]\]"):
+        avi.measure_gaps(one_more, guide, x, **AS_IT_IS)
+
+
 def test_a_table_has_three_formats():
     with pytest.raises(ValueError, match='"text", "markdown" or "frame", got \'html\''):
         some_gaps().table("html")
@@ -410,7 +515,14 @@ def test_any_guide_of_the_globals_will_do(global_guide, theta):
     assert avi.measure_gaps(shared, guide, x, theta=theta, **AS_IT_IS).elbo.rows.isfinite().all()
 
 
-@pytest.mark.parametrize("family", [avi.Flow(transforms=1, hidden=(4,), context=1, bins=4), avi.LowRankNormal(1)])
+FEW_WEIGHTS = [
+    avi.Flow(transforms=1, hidden=(4,), context=1, bins=4),
+    avi.RowFlow(transforms=1, hidden=3, bins=4),
+    avi.LowRankNormal(1),
+]
+
+
+@pytest.mark.parametrize("family", FEW_WEIGHTS)
 def test_any_family_and_decoder_will_do(family):
     x = torch.rand(5, 1, 3, 3)
     model = avi.models.BayesianDecoder(avi.models.DenseDecoder(2, (4,), (1, 3, 3)), size=5)

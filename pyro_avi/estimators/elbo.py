@@ -1,6 +1,6 @@
 """The evidence lower bound."""
 
-from pyro_avi.estimators.estimate import Estimate
+from pyro_avi.estimators.estimate import Estimate, checked
 
 __all__ = ["elbo"]
 
@@ -18,6 +18,9 @@ def elbo(weights) -> Estimate:
         The bound on the log evidence of the whole data set (rows of a minibatch stand for ``N / B`` each), and the
         local part of every row, in nats.
 
+    Raises:
+        ValueError: if there is no draw, a weight is ``nan`` or infinite, or no draw of a row has a weight above zero.
+
     Example::
 
         >>> import torch
@@ -27,7 +30,7 @@ def elbo(weights) -> Estimate:
         >>> estimate.value, round(estimate.se, 4), estimate.rows.tolist()
         (4.0, 1.0, [2.0, 2.0])
     """
-    total, local = weights.total, weights.local
+    total, local = weights.total, checked(weights)
     several = len(total) > 1
     return Estimate(
         value=total.mean().item(),

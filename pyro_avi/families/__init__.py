@@ -5,5 +5,6 @@ from pyro_avi.families.family import Family
 from pyro_avi.families.flow import Flow
 from pyro_avi.families.low_rank_normal import LowRankNormal
 from pyro_avi.families.multivariate_normal import MultivariateNormal
+from pyro_avi.families.row_flow import RowFlow
 
-__all__ = ["DiagonalNormal", "Family", "Flow", "LowRankNormal", "MultivariateNormal"]
+__all__ = ["DiagonalNormal", "Family", "Flow", "LowRankNormal", "MultivariateNormal", "RowFlow"]

@@ -1,12 +1,10 @@
 """The mean-field family."""
 
-import math
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, normal_quantile
+from pyro_avi.families.family import Family, log_scales, normal_quantile
 
 __all__ = ["DiagonalNormal"]
 
@@ -37,9 +35,9 @@ class DiagonalNormal(Family):
         """``2 K``: a location and a log standard deviation for each latent."""
         return 2 * num_latents
 
-    def initial(self, loc: Tensor, scale: float) -> Tensor:
-        """Parameters ``[..., 2 K]`` with locations ``loc [..., K]`` and every standard deviation equal to ``scale``."""
-        return torch.cat([loc, torch.full_like(loc, math.log(scale))], -1)
+    def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
+        """Parameters ``[..., 2 K]`` with locations ``loc [..., K]`` and every standard deviation ``scale``."""
+        return torch.cat([loc, log_scales(loc, scale)], -1)
 
     def coordinates(self, parameters: Tensor) -> dist.Normal:
         """The ``K`` independent normals with ``parameters [..., 2 K]``: batch shape ``[..., K]``, no event."""

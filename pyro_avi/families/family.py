@@ -1,12 +1,13 @@
 """What every family is."""
 
+import math
 from abc import ABC, abstractmethod
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Family", "check_count", "normal_quantile"]
+__all__ = ["Family", "check_count", "log_scales", "normal_quantile"]
 
 # Those that quantiles are taken of, and how many numbers of them are held at a time.
 _DRAWS, _NUMBERS = 2000, 2**22
@@ -49,8 +50,13 @@ class Family(nn.Module, ABC):
         """``P``, the number of parameters of one row with ``K = num_latents`` latents."""
 
     @abstractmethod
-    def initial(self, loc: Tensor, scale: float) -> Tensor:
-        """Parameters ``[..., P]`` of the member centred at ``loc [..., K]`` with standard deviation ``scale``."""
+    def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
+        """Parameters ``[..., P]`` of the member centred at ``loc [..., K]`` with standard deviation ``scale``.
+
+        Args:
+            loc: ``[..., K]``.
+            scale: of all latents, or ``[..., K]`` of each.
+        """
 
     @abstractmethod
     def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
@@ -88,6 +94,11 @@ class Family(nn.Module, ABC):
 def normal_quantile(loc: Tensor, scale: Tensor, q: Tensor) -> Tensor:
     """The ``q``-quantiles ``q.shape + [..., K]`` of normals ``[..., K]``."""
     return loc + scale * torch.special.ndtri(q.to(loc)).reshape(q.shape + (1,) * loc.dim())
+
+
+def log_scales(loc: Tensor, scale: float | Tensor) -> Tensor:
+    """The logarithms ``[..., K]`` of one scale for all of the latents of ``loc [..., K]``, or of one for each."""
+    return scale.log().expand_as(loc) if isinstance(scale, Tensor) else torch.full_like(loc, math.log(scale))
 
 
 def check_count(name: str, value: int, least: int = 1) -> int:

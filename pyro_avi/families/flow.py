@@ -1,31 +1,18 @@
 """Normalizing flows: members that are not normal."""
 
-import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
 
-from pyro_avi.families.family import Family, check_count
-
-
-@contextmanager
-def _same_validation() -> Iterator[None]:
-    validated = Distribution._validate_args
-    try:
-        yield
-    finally:
-        Distribution.set_default_validate_args(validated)
-
-
-# To import zuko switches off the validation of all distributions of the program.
-with _same_validation():
-    from zuko.flows import MaskedAutoregressiveTransform
-    from zuko.lazy import LazyComposedTransform
-    from zuko.transforms import MonotonicRQSTransform
+from pyro_avi.families.family import Family, check_count, log_scales
+from pyro_avi.families.transformed import (
+    LazyComposedTransform,
+    MaskedAutoregressiveTransform,
+    MonotonicRQSTransform,
+    Transformed,
+)
 
 __all__ = ["Flow"]
 
@@ -38,8 +25,9 @@ class Flow(Family):
 
     so ``P = 2 K + C``. :math:`T_\phi` is a composition of autoregressive transforms, each an increasing rational-quadratic
     spline of every coordinate whose knots follow from the coordinates before it and from the row's context :math:`c_n`.
-    The order is reversed from one transform to the next. The weights :math:`\phi` belong to all rows; they start
-    with :math:`T_\phi` as the identity, so that the flow starts as a :class:`~pyro_avi.DiagonalNormal`.
+    The order is reversed from one transform to the next. The weights :math:`\phi` belong to all rows (for weights of each
+    row's own: :class:`~pyro_avi.RowFlow`); they start with :math:`T_\phi` as the identity, so that the flow starts as a
+    :class:`~pyro_avi.DiagonalNormal`.
 
     A draw and its density take one pass through the networks; the density of any other value takes ``K``.
 
@@ -127,10 +115,10 @@ class Flow(Family):
         """``2 K + C``: locations, log scales and the context."""
         return 2 * num_latents + self.context
 
-    def initial(self, loc: Tensor, scale: float) -> Tensor:
+    def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
         """Parameters ``[..., P]`` at ``loc [..., K]`` and ``scale``: independent normals, as long as the weights are new."""
         context = loc.new_zeros((*loc.shape[:-1], self.context))
-        return torch.cat([loc, torch.full_like(loc, math.log(scale)), context], -1)
+        return torch.cat([loc, log_scales(loc, scale), context], -1)
 
     def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
         """The member with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""
@@ -142,7 +130,7 @@ class Flow(Family):
                 f"{parameters.shape[-1]}."
             )
         loc, log_scale, context = parameters.split([self.num_latents, self.num_latents, self.context], -1)
-        return _Transformed(loc, log_scale, self.flow(context))
+        return Transformed(loc, log_scale, self.flow(context))
 
     def settings(self) -> dict[str, int | float | str | list]:
         """The sizes; the weights are no setting but state."""
@@ -152,48 +140,3 @@ class Flow(Family):
             "context": self.context,
             "bins": self.bins,
         }
-
-
-class _Transformed(dist.TorchDistribution):
-    """The distribution of ``loc + exp(log_scale) * transform(eps)`` for a standard normal ``eps``.
-
-    It remembers its last draw with its density, which came with the draw, and inverts the transform for others only.
-    """
-
-    arg_constraints = {"loc": constraints.real_vector, "log_scale": constraints.real_vector}
-    support = constraints.real_vector
-    has_rsample = True
-    _drawn: tuple[Tensor, Tensor, bool] | None = None
-
-    def __init__(self, loc: Tensor, log_scale: Tensor, transform):
-        self.loc, self.log_scale, self._transform = loc, log_scale, transform
-        super().__init__(loc.shape[:-1], loc.shape[-1:])
-
-    def expand(self, batch_shape, _instance=None):
-        new = self._get_checked_instance(_Transformed, _instance)
-        new.loc, new.log_scale, new._transform = self.loc, self.log_scale, self._transform
-        super(_Transformed, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def rsample(self, sample_shape=()):
-        eps = torch.randn(self._extended_shape(sample_shape), dtype=self.loc.dtype, device=self.loc.device)
-        bent, log_slope = self._transform.call_and_ladj(eps)
-        value = self.loc + self.log_scale.exp() * bent
-        self._drawn = value, self._density(eps, log_slope), torch.is_grad_enabled()
-        return value
-
-    def log_prob(self, value):
-        if self._drawn is not None and value is self._drawn[0]:
-            _, density, with_gradient = self._drawn
-            # Drawn without gradient, the value is a number like any other, whose density has a gradient all the same.
-            if with_gradient or not torch.is_grad_enabled():
-                return density
-        if self._validate_args:
-            self._validate_sample(value)
-        eps, log_slope = self._transform.inv.call_and_ladj((value - self.loc) * (-self.log_scale).exp())
-        return self._density(eps, -log_slope)
-
-    def _density(self, eps, log_slope):
-        base = -0.5 * (eps.square() + math.log(2 * math.pi)).sum(-1)
-        return base - log_slope - self.log_scale.sum(-1)

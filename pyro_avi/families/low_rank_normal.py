@@ -50,8 +50,8 @@ class LowRankNormal(Family):
         """``K (2 + R)``: locations, log scales and the factor."""
         return num_latents * (2 + self.rank)
 
-    def initial(self, loc: Tensor, scale: float) -> Tensor:
-        """Parameters ``[..., P]`` at ``loc [..., K]`` with every marginal standard deviation equal to ``scale``.
+    def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
+        """Parameters ``[..., P]`` at ``loc [..., K]`` with every marginal standard deviation ``scale``.
 
         The latents are weakly correlated, for without that the factor would never learn: a column of zeros has no
         gradient, and two equal columns stay equal.
@@ -60,9 +60,8 @@ class LowRankNormal(Family):
         column = torch.arange(1, self.rank + 1, dtype=loc.dtype, device=loc.device)
         # The sine of a whole number is not zero and does not repeat; no random numbers, so that a setup can be repeated.
         factor = (row.unsqueeze(-1) * column).sin() / (2 * self.rank**0.5)
-        log_scale = (scale / (1 + factor.square().sum(-1)).sqrt()).log()
-        shared = torch.cat([log_scale, factor.flatten()])
-        return torch.cat([loc, shared.expand((*loc.shape[:-1], len(shared)))], -1)
+        log_scale = (scale / (1 + factor.square().sum(-1)).sqrt()).log().expand_as(loc)
+        return torch.cat([loc, log_scale, factor.flatten().expand(*loc.shape[:-1], factor.numel())], -1)
 
     def distribution(self, parameters: Tensor) -> dist.LowRankMultivariateNormal:
         """The normal with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""

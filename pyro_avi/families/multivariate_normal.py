@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, normal_quantile
+from pyro_avi.families.family import Family, log_scales, normal_quantile
 
 __all__ = ["MultivariateNormal"]
 
@@ -40,11 +40,11 @@ class MultivariateNormal(Family):
         """``K + K (K + 1) / 2``: locations, log scales and the strict triangle of the factor."""
         return num_latents * (num_latents + 3) // 2
 
-    def initial(self, loc: Tensor, scale: float) -> Tensor:
+    def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
         """Parameters ``[..., P]`` of independent normals at ``loc [..., K]`` with standard deviation ``scale``."""
         count = loc.shape[-1]
         lower = loc.new_zeros((*loc.shape[:-1], count * (count - 1) // 2))
-        return torch.cat([loc, torch.full_like(loc, math.log(scale)), lower], -1)
+        return torch.cat([loc, log_scales(loc, scale), lower], -1)
 
     def distribution(self, parameters: Tensor) -> dist.MultivariateNormal:
         """The normal with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
-from pyro_avi.families import DiagonalNormal, Family, Flow
+from pyro_avi.families import DiagonalNormal, Family, Flow, RowFlow
 from pyro_avi.guides.placed import Placed
 from pyro_avi.structure import Latent
 
@@ -186,7 +186,7 @@ class Factor(nn.Module):
 
     @property
     def _is_normal(self) -> bool:
-        return not isinstance(self.family, Flow)
+        return not isinstance(self.family, (Flow, RowFlow))
 
     def row_shape(self, name: str) -> list[int]:
         """The shape of a latent's unconstrained coordinates in one row: other plates, then event dimensions."""
