@@ -5,12 +5,14 @@ import warnings
 from collections.abc import Callable, Mapping
 
 import torch
-from pyro.infer import TraceMeanField_ELBO
+from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pyro_avi.families import Flow, RowFlow
 from pyro_avi.fit import Fit, LearningRate, fit
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.structure import quiet
 from pyro_avi.weights import log_weights
 
@@ -42,7 +44,8 @@ def refine(
         *args, **kwargs: the model's arguments for the rows to refine, all rows of a data set: for held-out rows the model
             must take another number of rows than it was trained on.
         num_steps: the number of steps of row-wise Adam, each over all rows. The result is the mean of the tables after each
-            step of the second half: what one draw a step leaves of noise in a table mostly cancels in it.
+            step of the second half: what one draw a step leaves of noise in a table mostly cancels in it. After a
+            quarter of the steps the gradient is that of the path alone, see :class:`~pyro_avi.StickingTheLandingELBO`.
         lr: the learning rate, a number or a function of the step from 0.
         start: ``[N, P]`` where to start, for several row sets by the names of their plates; by default the guide's own
             output for the rows. A factorized guide has none for rows that it was not fitted to: they start at the mean of
@@ -88,15 +91,14 @@ def refine(
         for name, table in tables.items():
             table.copy_(starts[name])
     mean = _MeanOfTables(tables, first=num_steps // 2 + 1)
-    # Closed-form divergences: near the optimum their sampling noise would be most of the gradient.
-    elbo = TraceMeanField_ELBO()
+    landing = _Landing(refined, num_steps // 4)
     # By the tables alone: weights that the rows share would tie them together.
     shared = [parameter for of in refined.row_factors for parameter in of.factor.parameters()]
     # In evaluation mode, where Pyro does not wonder about parameters that need no gradient.
     refined.row_factors.eval()
     for parameter in shared:
         parameter.requires_grad_(False)
-    options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [mean]}
+    options = {"elbo": landing.elbo, "seed": seed, "progress": progress, "callbacks": [mean, landing]}
     with warnings.catch_warnings():
         # Global latents that the model states after local ones: frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
@@ -151,6 +153,26 @@ class _MeanOfTables:
         """Write the means into the tables."""
         for name, table in self._tables.items():
             table.copy_(self._sums[name] / self._count)
+
+
+class _Landing:
+    """The loss of a refinement: near the optimum, from one of its steps on, with the gradient of the path alone.
+
+    Far from there its noise can be large, and exact entropies do better.
+    """
+
+    def __init__(self, guide: FactorizedGuide, start: int):
+        self._start, self._weight = start, torch.full((1,), float(start == 0))
+        discrete = any(latent.num_values is not None for of in guide.row_factors for latent in of.rows.latents)
+        if discrete or isinstance(guide.family, Flow | RowFlow):
+            # Closed-form divergences, where there are any. The path alone would take a flow's inverse.
+            self.elbo: ELBO = TraceMeanField_ELBO()
+        else:
+            self.elbo = StickingTheLandingELBO(weight=self._weight)
+
+    def __call__(self, course: Fit) -> None:
+        if course.steps == self._start:
+            self._weight.fill_(1.0)
 
 
 def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ RULES = {
         frozenset({"torch"}),
     ),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
-    "refine": Rule(FOUNDATION | {"course", "guides", "models", "fit", "weights", "estimators"}),
+    "refine": Rule(FOUNDATION | {"course", "sticking_the_landing", "guides", "models", "fit", "weights", "estimators"}),
 }
 
 

@@ -118,15 +118,20 @@ def test_the_learning_rate_is_a_number_or_as_told():
     assert not torch.equal(table(lr=0.1), table(lr=lambda step: 0.1 / (step + 1)))
 
 
-def test_the_result_is_the_mean_of_the_second_half():
-    guide = make("constant")
+def test_the_result_is_the_mean_of_the_second_half_and_the_path_alone_counts_after_a_quarter():
+    guide, weight = make("constant"), torch.zeros(1)
     refined, tables = avi.FactorizedGuide(model, global_guide=copy.deepcopy(guide.global_guide)).setup(X), []
     with torch.no_grad():
         refined.table.copy_(guide.variational_parameters(X))
-    options = {"num_steps": 7, "lr": {"local": 0.05}, "elbo": TraceMeanField_ELBO(), "progress": False}
-    avi.fit(model, refined, X, callbacks=[lambda course: tables.append(refined.table.detach().clone())], **options)
+
+    def keep(course):
+        tables.append(refined.table.detach().clone())
+        weight.fill_(float(course.steps >= 2))
+
+    elbo = avi.StickingTheLandingELBO(weight=weight)
+    avi.fit(model, refined, X, num_steps=9, lr={"local": 0.05}, elbo=elbo, progress=False, callbacks=[keep])
     torch.testing.assert_close(
-        avi.refine(model, guide, X, num_steps=7).table.detach(), torch.stack(tables[3:]).mean(0), rtol=0.0, atol=1e-12
+        avi.refine(model, guide, X, num_steps=9).table.detach(), torch.stack(tables[4:]).mean(0), rtol=0.0, atol=1e-12
     )
 
 

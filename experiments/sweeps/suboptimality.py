@@ -44,7 +44,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "compile": False,
         "rows": 100,
         "num_samples": 500,
-        "refine_steps": 100,
+        "refine_steps": 200,
+        "refine_lr": 0.02,
         "max_rounds": 5,
         "ais_rows": 10,
         "ais_chains": 25,
@@ -68,7 +69,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "compile": True,
         "rows": 1000,
         "num_samples": 5000,
-        "refine_steps": 300,
+        "refine_steps": 600,
+        "refine_lr": 0.01,
         "max_rounds": 10,
         "ais_rows": 1000,
         "ais_chains": 100,
@@ -91,6 +93,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seeds", nargs="+", type=int, metavar="SEED", help="of initial values, minibatches and draws")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile the training step")
     add("--lr", type=float, help="the learning rate at first; it falls to a tenth of it")
+    add(
+        "--refine-lr",
+        type=float,
+        help="the learning rate of the search for a row's best factor; half in each further round",
+    )
     numbers = {
         "steps": "training steps of a cell",
         "batch_size": "rows of a minibatch",
@@ -163,8 +170,9 @@ def _settled(options: argparse.Namespace) -> dict[str, Any]:
         least = _LEAST.get(name, 1)
         if type(value) is int and value < least:
             raise ValueError(f"Expected --{name.replace('_', '-')} of at least {least}, got {value}.")
-    if not 0 < settled["lr"] < math.inf:
-        raise ValueError(f"Expected --lr above 0, got {settled['lr']}.")
+    for name in ("lr", "refine_lr"):
+        if not 0 < settled[name] < math.inf:
+            raise ValueError(f"Expected --{name.replace('_', '-')} above 0, got {settled[name]}.")
     if settled["warm_up"] > settled["steps"]:
         raise ValueError(f"Expected --warm-up of at most the {settled['steps']} steps, got {settled['warm_up']}.")
     if settled["ais_rows"] > settled["rows"]:
