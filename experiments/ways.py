@@ -30,7 +30,7 @@ class _Workload:
         self.size, self.batch = settings["num_rows"], settings["batch_size"]
         self.kind, self.width = settings["guide"], settings["width"]
         self.latent_dim = settings["latent_dim"]
-        self.layers, self.num_pixels = ((4,), 4) if settings["tiny"] else ((256, 256), 784)
+        self.layers, self.num_pixels = tuple(settings["layers"]), settings["pixels"]
         torch.manual_seed(settings["seed"])
         self.made = settings["made"]
         # Rows that are made as they are needed: the table of the guide is what grows.
@@ -86,6 +86,21 @@ def _fit(workload: _Workload, rounds: Rounds, **options) -> None:
         progress=False,
         callbacks=[rounds],
         **options,
+    )
+
+
+def _five(workload: _Workload, rounds: Rounds) -> None:
+    """A step of five models and guides at once."""
+    batches = [avi.minibatches(workload.x, batch_size=workload.batch, seed=seed) for seed in range(5)]
+    avi.fit_many(
+        [workload.model_and_guide() for _ in batches],
+        batches=batches,
+        num_steps=1_000_000,
+        lr=_LR,
+        elbo=TraceMeanField_ELBO(),
+        seed=list(range(5)),
+        progress=False,
+        callbacks=[rounds],
     )
 
 
@@ -277,6 +292,7 @@ def _numpyro(workload: _Workload, rounds: Rounds) -> None:
 _WAYS = {
     "compiled": partial(_fit, compile=True),
     "bfloat16": partial(_fit, compile=True, precision="bfloat16"),
+    "five at once": _five,
     "eager": partial(_fit, compile=False),
     "hand": partial(_by_hand, compiled=False),
     "hand compiled": partial(_by_hand, compiled=True),

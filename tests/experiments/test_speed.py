@@ -24,7 +24,7 @@ def cells(*argv):
 def test_every_workload_is_a_cell():
     found = cells()
 
-    assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 11
+    assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 12
     assert all(speed.estimate(cell, device="cpu") > 0 for cell in found)
     assert cells("--ways", "products", "--workloads", "tiny, A-VI k=16, batch 20") == []
 
@@ -47,7 +47,7 @@ class Turns:
 @pytest.mark.parametrize("way", ["eager", "hand", "svi"])
 def test_a_way_takes_its_turns(way, kind):
     settings = {"num_rows": 24, "batch_size": 8, "latent_dim": 2, "guide": kind, "width": 4, "seed": 0}
-    settings |= {"tiny": True, "made": False}
+    settings |= {"layers": [4], "pixels": 4, "made": False}
     turns = Turns()
 
     ways.take(way, settings, Rounds(turns))
@@ -65,7 +65,8 @@ def test_the_step_by_hand_is_the_librarys():
         "guide": "factorized",
         "width": 0,
         "seed": 0,
-        "tiny": True,
+        "layers": [4],
+        "pixels": 4,
         "made": False,
     }
     workload = ways._Workload(settings)
@@ -85,7 +86,7 @@ def test_the_step_by_hand_is_the_librarys():
 
 @pytest.mark.slow
 def test_processes_take_turns():
-    cell = next(cell for cell in cells("--ways", "eager", "hand") if cell.settings["tiny"])
+    cell = next(cell for cell in cells("--ways", "eager", "hand") if cell.settings["workload"].startswith("tiny"))
     settings = {**cell.settings, "rounds": 2, "steps": 2}
 
     result = time_ways(settings, Context("cpu", None, False))
