@@ -168,13 +168,13 @@ class _Watch:
         x, index = self.train[:count], torch.arange(count, device=self.train.device)
         held_out = self.test[:_WATCHED_ROWS]
         with _draws_of_its_own(self.train.device, step):
-            bound = avi.elbo(avi.log_weights(self.model, self.guide, x, index, num_samples=_CURVE_DRAWS))
+            bound, error = _bound(self.model, self.guide, x, index, num_samples=_CURVE_DRAWS)
             guide = self.for_held_out(held_out, _CURVE_REFINEMENT)
             point = {
                 "step": step,
                 "seconds": seconds,
-                "elbo": _finite(bound.value / len(self.train)),
-                "elbo_se": _finite(bound.se / len(self.train)),
+                "elbo": bound,
+                "elbo_se": error,
                 "train_mse": _mse(_reconstruct(self.model, self.guide, x, index), x),
                 "test_mse": _mse(_reconstruct(self.model, guide, held_out), held_out),
             }
@@ -198,8 +198,8 @@ class _Watch:
 
 def _measure_tuning(model, guide, train: Tensor) -> dict[str, Any]:
     with _draws_of_its_own(train.device, 0):
-        bound = avi.elbo(avi.log_weights(model, guide, train, num_samples=_CURVE_DRAWS))
-    part = {"elbo": _finite(bound.value / len(train)), "elbo_se": _finite(bound.se / len(train)), "rows": len(train)}
+        bound, error = _bound(model, guide, train, num_samples=_CURVE_DRAWS)
+    part = {"elbo": bound, "elbo_se": error, "rows": len(train)}
     return {"final": {"train": part | {"mse": None}, "test": None}}
 
 
@@ -211,13 +211,13 @@ def _measure_final(watch: _Watch, settings: Mapping[str, Any]) -> dict[str, Any]
         "factorized": "refined, globals frozen",
     }[settings["guide"]]
     with _draws_of_its_own(train.device, settings["steps"] + 1):
-        bound = avi.elbo(avi.log_weights(model, guide, train, num_samples=_FINAL_DRAWS))
+        bound, error = _bound(model, guide, train, num_samples=_FINAL_DRAWS)
         for_test = watch.for_held_out(test, _FINAL_REFINEMENT)
         held_out = _local(model, for_test, test)
         final = {
             "train": {
-                "elbo": _finite(bound.value / len(train)),
-                "elbo_se": _finite(bound.se / len(train)),
+                "elbo": bound,
+                "elbo_se": error,
                 "mse": _mse(_reconstruct(model, guide, train), train),
                 "rows": len(train),
             },
@@ -249,6 +249,15 @@ def _refine(
         return avi.refine(model, guide, x, num_steps=num_steps, lr=lr, start=start)
     except avi.DivergedError:
         return None
+
+
+def _bound(model, guide, *args: Tensor, num_samples: int) -> tuple[float | None, float | None]:
+    """The bound in nats a row of all rows, and its standard error; None where training has left all numbers."""
+    weights = avi.log_weights(model, guide, *args, num_samples=num_samples)
+    if not weights.total.isfinite().all():
+        return None, None
+    bound, count = avi.elbo(weights), len(args[0]) * weights.scale
+    return bound.value / count, _finite(bound.se / count)
 
 
 def _local(model, guide, x: Tensor) -> dict[str, Any]:
