@@ -344,7 +344,7 @@ def test_command_line_explains_what_it_cannot_do(tmp_path, capsys):
     assert report.main(["images", "--out", str(tmp_path)]) == 2
     assert "python -m experiments.sweep images" in capsys.readouterr().err
     assert report.main(["pictures", "--out", str(tmp_path)]) == 2
-    assert "one of images, overhead, speed; got 'pictures'" in capsys.readouterr().err
+    assert f"one of {', '.join(report.names())}; got 'pictures'" in capsys.readouterr().err
     saved(make_records(seeds=(1,), guides=GUIDES[:1], protocols=("fair",)), tmp_path)
     (tmp_path / "images" / "report").write_text("in the way")
     assert report.main(["images", "--out", str(tmp_path)]) == 2
