@@ -55,8 +55,8 @@ def part(section: Section) -> Part:
         Figure(
             "refinement",
             "Refinement from the encoder's output",
-            "Share of the amortization gap that a number of steps closes, each number a run with its own falling learning "
-            "rate, ± one standard error. The dashed line is the best factor that the search found.",
+            "Share of the amortization gap that a number of steps closes, each number a run of its own, ± one "
+            "standard error. The dashed line is the best factor that the search found.",
             partial(figures.refinement, section),
         ),
     ]
