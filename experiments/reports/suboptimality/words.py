@@ -25,8 +25,8 @@ METHOD = (
     "two trainings of one seed each says nothing of the luck of the seed. Differences are taken row by row first. "
     f"One counts from {SEEN:g} standard errors on.",
     "Refinement: Adam on every row's parameters from the encoder's output, decoder fixed, learning rate 0.01, "
-    "the mean of the second half of the steps taken. Seconds are those of the call, model and guide run eagerly or compiled as the library decides; "
-    "cells that ran at the same time shared the machine.",
+    "the mean of the second half of the steps taken. Seconds are those of the call, model and guide run eagerly or "
+    "compiled as the library decides; cells that ran at the same time shared the machine.",
 )
 
 GLOSSARY = {
