@@ -10,7 +10,7 @@ from torch import Tensor
 
 import pyro_avi as avi
 from experiments.run import Context
-from experiments.vae_training import FAMILIES, binary_images, build, train
+from experiments.vae_training import RICHER, binary_images, build, train
 
 __all__ = ["measure_cell"]
 
@@ -62,7 +62,7 @@ def measure_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any
 
 def _measure(model, guide: avi.AmortizedGuide, x: Tensor, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Bounds by row in nats, what is to be known of their quality, and what they took."""
-    richer = None if settings["richer"] is None else FAMILIES[settings["richer"]]()
+    richer = None if settings["richer"] is None else RICHER[settings["richer"]]()
     seed = 10 * settings["seed"]
     started = time.perf_counter()
     gaps = avi.measure_gaps(

@@ -14,7 +14,7 @@ import pyro_avi as avi
 from experiments import datasets
 from experiments.run import Context
 
-__all__ = ["FAMILIES", "binary_images", "build", "train"]
+__all__ = ["FAMILIES", "RICHER", "binary_images", "build", "train"]
 
 #: Families by the name that settings have for them.
 FAMILIES: dict[str, Callable[[], avi.Family]] = {
@@ -22,6 +22,9 @@ FAMILIES: dict[str, Callable[[], avi.Family]] = {
     "full": avi.MultivariateNormal,
     "flow": avi.Flow,
 }
+
+#: Richer families for the rows' own factors: a row's flow shares no weights with others.
+RICHER: dict[str, Callable[[], avi.Family]] = {"full": avi.MultivariateNormal, "flow": avi.RowFlow}
 
 # The published rate: 10^(-i / 7) of the first one during 3^i epochs, i = 0 to 7, 3,280 epochs in all.
 _STAGES = 8

@@ -24,7 +24,7 @@ summary = "gaps of variational autoencoders on binary images, split into approxi
 _ENCODERS = ("small", "wide", "conv")
 _FAMILIES = ("diagonal", "full", "flow")
 # What may hold each family, and so split its approximation gap further.
-_RICHER = {"diagonal": ("full",), "full": (), "flow": ()}
+_RICHER = {"diagonal": ("full", "flow"), "full": ("flow",), "flow": ()}
 
 _PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
@@ -89,7 +89,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--num-train", type=int, metavar="N", help="a seeded subset of N training images; 0 for all")
     add("--encoders", nargs="+", choices=_ENCODERS, help="MLP as wide as the decoder, wider MLP, convolutional")
     add("--families", nargs="+", choices=_FAMILIES, help="what the guide is trained with: normals or flows")
-    add("--richer", choices=("full", "none"), default="full", help="a family that splits the approximation gap further")
+    add(
+        "--richer",
+        choices=("full", "flow", "none"),
+        default="full",
+        help="a family that splits the approximation gap further",
+    )
     add("--seeds", nargs="+", type=int, metavar="SEED", help="of initial values, minibatches and draws")
     add("--compile", action=argparse.BooleanOptionalAction, help="compile the training step")
     add("--lr", type=float, help="the learning rate at first; it falls to a tenth of it")

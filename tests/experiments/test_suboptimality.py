@@ -66,6 +66,9 @@ def test_every_encoder_family_and_seed_is_a_cell():
         ("diagonal", "full"), ("full", None), ("flow", None),
     }  # fmt: skip
     assert {cell.settings["richer"] for cell in plan("--richer none")} == {None}
+    richer = {(c.settings["family"], c.settings["richer"]) for c in plan("--richer flow --families diagonal full flow")}
+    assert richer == {("diagonal", "flow"), ("full", "flow"), ("flow", None)}
+    assert set(vae_training.RICHER) == {name for names in suboptimality._RICHER.values() for name in names}
 
 
 def test_the_published_sizes():

@@ -34,7 +34,7 @@ class Arm:
     @property
     def label(self) -> str:
         """The name of the guide in every figure, table and sentence."""
-        return f"{self.encoder}, {self.family}"
+        return f"{self.encoder}, {self.family}" + (", q** a flow" if self.richer == "flow" else "")
 
     @cached_property
     def done(self) -> dict[int, Mapping]:

@@ -64,7 +64,7 @@ def results(section: Section) -> Table:
         lines.append([f"{PUBLISHED}, small, diagonal", "train", *bounds, *gaps, "", "", ""])
     note = (
         "Nats a row, ± one standard error over rows and seeds. q* is the best factor of the guide's own family; q** of a "
-        "normal with full covariance."
+        "normal with full covariance, or of a flow where the guide's name says so."
     )
     if dataset in PUBLISHED_BOUNDS:
         note += (
