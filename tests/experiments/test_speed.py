@@ -8,7 +8,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 
 from experiments import ways
-from experiments.document import ReportError
+from experiments.document import ReportError, csv_text
 from experiments.reports import speed as report
 from experiments.run import Context
 from experiments.sweeps import speed
@@ -129,6 +129,22 @@ def test_the_report_says_what_lies_above_the_limit():
     of_many = found["Against itself, F-VI of 10^7 rows / of 10^4 rows, 16 latents"]
     assert of_many == ("warning", "1.40 of it, above 1.30.")
     assert not any("NumPyro" in title for title in found)
+
+
+def test_workloads_may_have_been_timed_in_different_ways():
+    records = {
+        "a": record("A-VI k=64, batch 256", compiled=0.6, numpyro=1.0),
+        "b": record("small, A-VI k=64, batch 100", **{"compiled": 0.8, "hand": 1.0, "five at once": 1.5}),
+    }
+
+    found = report.document(records)
+
+    assert csv_text(found.data["speed.csv"]).splitlines()[1:] == [
+        '"A-VI k=64, batch 256",0.6,1.0,,',
+        '"small, A-VI k=64, batch 100",0.8,,1.0,1.5',
+    ]
+    several = {finding.title: finding.text for finding in found.findings}
+    assert several["Against five hand-written eager fits, small model, five at once"] == "0.30 of it, within 0.38."
 
 
 def test_growth_is_not_judged_without_compiled_steps():
