@@ -76,4 +76,5 @@ class Adam:
         values.sub_(first / (1 - beta1**visits) / scale * lr)
         if index is not None:
             for state, new in zip(states, (values, first, second, visits), strict=True):
-                state.index_copy_(0, index, new)
+                # As index_copy_, for which torch.vmap has no rule either.
+                state.index_put_((index,), new)
