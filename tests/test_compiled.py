@@ -1,6 +1,5 @@
 """The compiled step is the eager one, and what cannot be compiled is taken eagerly with a reason."""
 
-import shutil
 import warnings
 
 import pyro
@@ -10,10 +9,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_avi as avi
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor compiles C++ on a CPU"
-)
+from tests.marks import needs_compiler
 
 GUIDES = {"constant": avi.ConstantGuide, "amortized": avi.AmortizedGuide, "factorized": avi.FactorizedGuide}
 

@@ -3,7 +3,6 @@
 import itertools
 import math
 import random
-import shutil
 import warnings
 from collections import Counter
 
@@ -18,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import pyro_avi as avi
 from pyro_avi.guides import rows
 from pyro_avi.guides.rows import draw_rows, first_swaps
+from tests.marks import needs_compiler
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +131,7 @@ def test_guide_and_model_share_rows_of_a_large_plate():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor compiles C++ on a CPU"
-)
+@needs_compiler
 @pytest.mark.parametrize("size", [100, 50_000])
 def test_compiled_steps_draw_the_rows_of_eager_ones(size):
     x = torch.linspace(-1, 1, size, dtype=torch.double)

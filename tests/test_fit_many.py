@@ -1,6 +1,5 @@
 """Replicas that are trained together come to what each comes to alone."""
 
-import shutil
 import warnings
 
 import pyro
@@ -10,10 +9,7 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_avi as avi
-
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor compiles C++ on a CPU"
-)
+from tests.marks import needs_compiler
 
 X = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
 SEEDS = (7, 8, 9)

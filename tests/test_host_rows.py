@@ -2,7 +2,6 @@
 
 import copy
 import pickle
-import shutil
 import warnings
 
 import pyro
@@ -13,10 +12,8 @@ from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from pyro.nn import PyroModule
 
 import pyro_avi as avi
+from tests.marks import needs_compiler
 
-needs_compiler = pytest.mark.skipif(
-    shutil.which("g++") is None and shutil.which("clang++") is None, reason="inductor compiles C++ on a CPU"
-)
 N, B = 12, 5
 X = torch.rand(N, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
 
