@@ -104,6 +104,28 @@ def test_buffers_of_the_model_are_read_at_every_step():
 
 @needs_compiler
 @pytest.mark.slow
+def test_the_weight_of_the_elbo_is_read_at_every_step():
+    def trained(compile, rising=True):
+        weight = torch.zeros(1, dtype=torch.double)
+
+        def rise(course):
+            if rising:
+                weight.fill_(course.steps / 9)
+
+        return train(
+            avi.FactorizedGuide,
+            compile=compile,
+            elbo=lambda: avi.StickingTheLandingELBO(weight=weight),
+            callbacks=[rise],
+        )[1]
+
+    torch.testing.assert_close(trained(True), trained(False), rtol=1e-7, atol=1e-9)
+    # The twin: the weight of the first step would show.
+    assert (trained(False) - trained(False, rising=False)).abs().max() > 1e-4
+
+
+@needs_compiler
+@pytest.mark.slow
 def test_compiling_is_timed_apart():
     x = rows().float()
     model = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 4, 4)), size=12)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from experiments.document import Finding
 from experiments.reports.suboptimality.cells import (
@@ -47,8 +49,8 @@ def _larger(arm: Arm) -> str:
     )
 
 
-def _changed(difference: Mean, more: str, less: str, same: str) -> str:
-    return f"{ {1: more, 0: same, -1: less}[difference.sign] } ({with_error(difference)} nats)"
+def _changed(difference: Mean) -> str:
+    return f"{ {1: 'larger', 0: 'not told apart', -1: 'smaller'}[difference.sign] } ({with_error(difference)} nats)"
 
 
 def _sizes(section: Section) -> Iterator[Finding]:
@@ -57,13 +59,9 @@ def _sizes(section: Section) -> Iterator[Finding]:
         said = []
         for family in FAMILIES:
             one, small = section.arm(encoder, family), section.arm("small", family)
-            if one is None or small is None:
-                continue
-            changes = [paired(one, small, lambda arm, part=part: arm.amortization(part)) for part in PARTS]
-            if not changes[0].known:
-                continue
-            words = [_changed(change, "larger", "smaller", "not told apart") for change in changes]
-            said.append(f"{family} family: {words[0]} on training rows, {words[1]} on test rows")
+            words = _compared(one, small, *(lambda arm, part=part: arm.amortization(part) for part in PARTS))
+            if words:
+                said.append(f"{family} family: {words[0]} on training rows, {words[1]} on test rows")
         if said:
             text = f"Amortization gap against that of the small encoder, each with its own decoder. {'; '.join(said)}."
             yield Finding("result", f"The {encoder} encoder", text)
@@ -75,26 +73,28 @@ def _families(section: Section) -> Iterator[Finding]:
         said = []
         for encoder in ENCODERS:
             one, diagonal = section.arm(encoder, family), section.arm(encoder, "diagonal")
-            if one is None or diagonal is None:
-                continue
-            changes = [
-                paired(one, diagonal, lambda arm: arm.approximation("train")),
-                paired(one, diagonal, lambda arm: arm.amortization("train")),
-            ]
-            if not changes[0].known:
-                continue
-            words = [_changed(change, "larger", "smaller", "not told apart") for change in changes]
-            said.append(f"{encoder} encoder: approximation {words[0]}, amortization {words[1]}")
+            words = _compared(
+                one, diagonal, lambda arm: arm.approximation("train"), lambda arm: arm.amortization("train")
+            )
+            if words:
+                said.append(f"{encoder} encoder: approximation {words[0]}, amortization {words[1]}")
         if said:
             text = f"Gaps of training rows against those of the diagonal family, each with its own decoder. {'; '.join(said)}."
             yield Finding("result", f"The {family} family", text)
 
 
+def _compared(one: Arm | None, other: Arm | None, *gaps: Callable[[Arm], np.ndarray]) -> list[str]:
+    """How each gap of one differs from the other's; nothing where it is not known."""
+    if one is None or other is None:
+        return []
+    changes = [paired(one, other, gap) for gap in gaps]
+    if not changes[0].known:
+        return []
+    return [_changed(change) for change in changes]
+
+
 def _held_out(section: Section) -> Iterator[Finding]:
-    said = [
-        f"{arm.label}: {_changed(generalization(arm), 'larger', 'smaller', 'not told apart')}"
-        for arm in section.measured
-    ]
+    said = [f"{arm.label}: {_changed(generalization(arm))}" for arm in section.measured]
     if said:
         yield Finding("result", "Test rows", f"Amortization gap against that of training rows. {'; '.join(said)}.")
 
