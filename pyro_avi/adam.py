@@ -1,5 +1,6 @@
 """Adam for a parameter as one thing, or with a state for every row of it; the same code eagerly and inside a graph."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -72,9 +73,15 @@ class Adam:
         # What lerp_ does, for which torch.vmap has no rule.
         first.add_(grad - first, alpha=1 - beta1)
         second.add_(grad * grad - second, alpha=1 - beta2)
-        scale = (second / (1 - beta2**visits)).sqrt_().add_(self.eps)
-        values.sub_(first / (1 - beta1**visits) / scale * lr)
+        # Beside each other, so that a graph computes them once and not for every number that moves.
+        size, root = torch.stack([lr / _correction(beta1, visits), _correction(beta2, visits).rsqrt()])
+        values.sub_(first / (second.sqrt() * root).add_(self.eps) * size)
         if index is not None:
             for state, new in zip(states, (values, first, second, visits), strict=True):
                 # As index_copy_, for which torch.vmap has no rule either.
                 state.index_put_((index,), new)
+
+
+def _correction(beta: float, visits: Tensor) -> Tensor:
+    """One minus the decay rate to the power of the visits; also right where the two are close."""
+    return -torch.expm1(visits * math.log(beta))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -150,6 +150,7 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+    _simplify(traced)
     for node in traced.graph.nodes:
         # Of the mode that it was traced in, which another part of inductor refuses.
         node.meta.pop("val", None)
@@ -163,6 +164,31 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
     with torch.no_grad(), tracing(context):
         return torch._inductor.compile(traced, list(inputs), options=options)
+
+
+def _simplify(traced: GraphModule) -> None:
+    """Write what inductor takes as it is given in the way that takes less: rounding alone changes."""
+    aten, graph = torch.ops.aten, traced.graph
+    for node in graph.find_nodes(op="call_function", target=aten.div.Tensor):
+        over, by = node.args
+        # One division instead of one for every element.
+        while isinstance(by, Node) and by.target == aten.expand.default:
+            by = by.args[0]
+        if isinstance(by, Node) and by.meta["val"].numel() == 1 < node.meta["val"].numel():
+            with graph.inserting_before(node):
+                inverse = graph.call_function(aten.reciprocal.default, (by,))
+            node.target, node.args = aten.mul.Tensor, (over, inverse)
+    for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
+        # The library that multiplies begins by copying the bias to every row; what reads the product can add it as well.
+        bias, one, two = node.args
+        if node.meta["val"].device.type == "cpu" and not node.kwargs:
+            with graph.inserting_before(node):
+                product = graph.call_function(aten.mm.default, (one, two))
+                # Of an addition inductor would make the same again.
+                negative = graph.call_function(aten.neg.default, (bias,))
+            node.target, node.args = aten.sub.Tensor, (product, negative)
+    graph.eliminate_dead_code()
+    traced.recompile()
 
 
 def slots_of(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
