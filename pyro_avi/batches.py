@@ -42,4 +42,5 @@ def _endless(tensors, batch_size, seed):
     while True:
         order = torch.randperm(len(tensors[0]), generator=generator).to(tensors[0].device)
         for index in order.split(batch_size):
-            yield (*(tensor[index] for tensor in tensors), index)
+            # Faster than tensor[index], the same rows.
+            yield (*(tensor.index_select(0, index) for tensor in tensors), index)
