@@ -39,6 +39,8 @@ _ROWS = {
 _SMALL = {
     "tiny, A-VI k=16, batch 20": (200, 20, 2, (4,), 4, "amortized", 16, 0.001),
     "small, A-VI k=64, batch 100": (1_000, 100, 20, (40, 40), _PIXELS, "amortized", 64, 0.003),
+    # A cell of the default sweep.
+    "small, digits, A-VI k=16, batch 256": (1_797, 256, 8, (64, 64), 64, "amortized", 16, 0.003),
 }
 _SMALL_WAYS = ("compiled", "five at once", "eager", "hand", "hand compiled", "svi", "numpyro")
 _ALL_WAYS = list(dict.fromkeys((*_SMALL_WAYS, *_WAYS)))

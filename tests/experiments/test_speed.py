@@ -24,7 +24,7 @@ def cells(*argv):
 def test_every_workload_is_a_cell():
     found = cells()
 
-    assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 12
+    assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 13
     assert all(speed.estimate(cell, device="cpu") > 0 for cell in found)
     assert cells("--ways", "products", "--workloads", "tiny, A-VI k=16, batch 20") == []
 
@@ -145,6 +145,34 @@ def test_workloads_may_have_been_timed_in_different_ways():
     ]
     several = {finding.title: finding.text for finding in found.findings}
     assert several["Against five hand-written eager fits, small model, five at once"] == "0.30 of it, within 0.38."
+
+
+def test_the_mean_over_workloads_is_geometric():
+    records = {
+        "a": record("A-VI k=64, batch 256", compiled=0.25, numpyro=1.0),
+        "b": record("F-VI, batch 256", compiled=1.0, numpyro=1.0),
+        "c": record("small, A-VI k=64, batch 100", compiled=9.0, numpyro=1.0),
+    }
+
+    found = {finding.title: finding.text for finding in report.document(records).findings}
+
+    assert found["Against the same, geometric mean"] == "0.50 of it, within 0.70."
+
+
+def test_from_which_step_on_compiling_pays():
+    """10 s later to start, then a millisecond a step ahead of one way, and behind the other."""
+    of_one = record("A-VI k=64, batch 256", compiled=1.0, eager=2.0, numpyro=0.5)
+    of_one["result"]["seconds_until_ready"] = {"compiled": 15.0, "eager": 5.0, "numpyro": 5.0}
+
+    (table,) = next(
+        section for section in report.document({"a": of_one}).sections if section.name == "end-to-end"
+    ).tables
+
+    assert [row[1:] for row in table.rows] == [
+        ["compiled", "16", "20", "65", ""],
+        ["eager", "6", "15", "105", "10,000"],
+        ["numpyro", "5", "8", "30", "–"],
+    ]
 
 
 def test_growth_is_not_judged_without_compiled_steps():
