@@ -150,13 +150,14 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    _simplify(traced)
+    on_cpu = all(x.device.type == "cpu" for x in inputs)
+    _simplify(traced, on_cpu)
     for node in traced.graph.nodes:
         # Of the mode that it was traced in, which another part of inductor refuses.
         node.meta.pop("val", None)
     # The eager generator: inductor's own is slower on CPUs, and the same seed is to give the same draws.
     options = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
-    if not with_draws and all(x.device.type == "cpu" for x in inputs):
+    if not with_draws and on_cpu:
         # The calls between the kernels in C++ too, which halves what a small step takes.
         options["cpp_wrapper"] = True
     # Not by torch.compile, whose checks of every input at every call take longer than a small step.
@@ -166,7 +167,7 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
         return torch._inductor.compile(traced, list(inputs), options=options)
 
 
-def _simplify(traced: GraphModule) -> None:
+def _simplify(traced: GraphModule, on_cpu: bool) -> None:
     """Write what inductor takes as it is given in the way that takes less: rounding alone changes."""
     aten, graph = torch.ops.aten, traced.graph
     for node in graph.find_nodes(op="call_function", target=aten.div.Tensor):
@@ -174,21 +175,26 @@ def _simplify(traced: GraphModule) -> None:
         # One division instead of one for every element.
         while isinstance(by, Node) and by.target == aten.expand.default:
             by = by.args[0]
-        if isinstance(by, Node) and by.meta["val"].numel() == 1 < node.meta["val"].numel():
+        if isinstance(by, Node) and _numel(by) == 1 != _numel(node):
             with graph.inserting_before(node):
                 inverse = graph.call_function(aten.reciprocal.default, (by,))
             node.target, node.args = aten.mul.Tensor, (over, inverse)
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
         # The library that multiplies begins by copying the bias to every row; what reads the product can add it as well.
         bias, one, two = node.args
-        if node.meta["val"].device.type == "cpu" and not node.kwargs:
+        if on_cpu and not node.kwargs:
             with graph.inserting_before(node):
                 product = graph.call_function(aten.mm.default, (one, two))
                 # Of an addition inductor would make the same again.
                 negative = graph.call_function(aten.neg.default, (bias,))
             node.target, node.args = aten.sub.Tensor, (product, negative)
-    graph.eliminate_dead_code()
     traced.recompile()
+
+
+def _numel(node: Node) -> int | None:
+    """The number of elements, where it is known."""
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, Tensor) else None
 
 
 def slots_of(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
