@@ -40,13 +40,18 @@ def loss(section: Section, colours: Colours) -> Figure:
 
 
 def start_in_view(axes: Axes, top: float) -> None:
-    """Let x begin just before the first curve comes below `top`; logarithmic axes only."""
+    """Let x begin just before the first curve comes below `top`; logarithmic axes only, linear where little is left."""
     if axes.get_xscale() != "log":
         return
     shown = [(x, y) for line in axes.lines for x, y in zip(*line.get_data(), strict=True) if x > 0]
     below = [x for x, y in shown if y < top]
     if below:
-        axes.set_xlim(left=max((x for x, _ in shown if x < min(below)), default=min(below)))
+        left, right = max((x for x, _ in shown if x < min(below)), default=min(below)), max(x for x, _ in shown)
+        if right <= 30 * left:
+            axes.set_xscale("linear")
+            axes.set_xlim(right=right)
+            fit_scale(axes.xaxis, [left, right])
+        axes.set_xlim(left=left)
 
 
 def loss_limits(section: Section) -> tuple[float, float]:
