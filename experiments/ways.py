@@ -36,14 +36,18 @@ class _Workload:
         # Rows that are made as they are needed: the table of the guide is what grows.
         self.x = torch.rand(self.batch if self.made else self.size, self.num_pixels)
 
-    def calls(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def calls(self, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         if self.made:
             # Different rows all over the table; the stride is a prime.
             rows = 9973 * torch.arange(self.batch)
             return ((self.x, (rows + int(torch.randint(self.size, ()))) % self.size) for _ in itertools.count())
         if self.batch == self.size:
             return itertools.repeat((self.x, torch.arange(self.size)))
-        return avi.minibatches(self.x, batch_size=self.batch)
+        return avi.minibatches(self.x, batch_size=self.batch, seed=seed)
+
+    def full_calls(self, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Those with all rows of a batch: the smaller last one of an epoch would need a graph of its own."""
+        return (call for call in self.calls(seed) if len(call[1]) == self.batch)
 
     @property
     def widths(self) -> list[int]:
@@ -72,8 +76,8 @@ def take(way: str, settings: Mapping[str, Any], rounds: Rounds) -> None:
 
 def _fit(workload: _Workload, rounds: Rounds, **options) -> None:
     model, guide = workload.model_and_guide()
-    # A full batch needs no positions; the smaller last batch of an epoch would need a graph of its own.
-    calls = (call for call in workload.calls() if len(call[1]) == workload.batch)
+    calls = workload.full_calls()
+    # A full batch needs no positions.
     if workload.batch == workload.size:
         calls = itertools.repeat((workload.x,))
     avi.fit(
@@ -91,7 +95,7 @@ def _fit(workload: _Workload, rounds: Rounds, **options) -> None:
 
 def _five(workload: _Workload, rounds: Rounds) -> None:
     """A step of five models and guides at once."""
-    batches = [avi.minibatches(workload.x, batch_size=workload.batch, seed=seed) for seed in range(5)]
+    batches = [workload.full_calls(seed) for seed in range(5)]
     avi.fit_many(
         [workload.model_and_guide() for _ in batches],
         batches=batches,
@@ -161,7 +165,7 @@ class _ByHand(nn.Module):
 def _by_hand(workload: _Workload, rounds: Rounds, *, compiled: bool) -> None:
     loss = _ByHand(workload)
     adam = torch.optim.Adam(loss.parameters(), lr=_LR, fused=not compiled, capturable=compiled)
-    calls = (call for call in workload.calls() if len(call[1]) == workload.batch)
+    calls = workload.full_calls()
 
     def move(x: Tensor, index: Tensor) -> Tensor:
         adam.zero_grad()

@@ -156,7 +156,7 @@ def test_the_mean_over_workloads_is_geometric():
 
     found = {finding.title: finding.text for finding in report.document(records).findings}
 
-    assert found["Against the same, geometric mean"] == "0.50 of it, within 0.70."
+    assert found["Against NumPyro's step, geometric mean over images"] == "0.50 of it, within 0.70."
 
 
 def test_from_which_step_on_compiling_pays():
