@@ -11,13 +11,13 @@ _IMAGES, _SMALL = "images", "small models"
 # What is compared, by which way, over which workloads, and at most what ratio; of several workloads the largest ratio counts.
 _LIMITS = [
     ("a hand-written eager step, batch 256", "compiled", "hand", ("A-VI k=64, batch 256", "F-VI, batch 256"), 0.65),
-    ("the same, full batch", "compiled", "hand", ("A-VI k=256, full batch", "F-VI, full batch"), 0.80),
+    ("a hand-written eager step, full batch", "compiled", "hand", ("A-VI k=256, full batch", "F-VI, full batch"), 0.80),
     ("a hand-written step compiled whole, images", "compiled", "hand compiled", _IMAGES, 1.05),
-    ("the same, small models", "compiled", "hand compiled", _SMALL, 1.05),
+    ("a hand-written step compiled whole, small models", "compiled", "hand compiled", _SMALL, 1.05),
     ("NumPyro's step, images", "compiled", "numpyro", _IMAGES, 0.78),
-    ("the same, small models", "compiled", "numpyro", _SMALL, 0.78),
+    ("NumPyro's step, small models", "compiled", "numpyro", _SMALL, 0.78),
     ("Pyro's SVI step, batch 256", "compiled", "svi", ("A-VI k=64, batch 256", "F-VI, batch 256"), 0.27),
-    ("the same, full batch", "compiled", "svi", ("A-VI k=256, full batch", "F-VI, full batch"), 0.56),
+    ("Pyro's SVI step, full batch", "compiled", "svi", ("A-VI k=256, full batch", "F-VI, full batch"), 0.56),
     ("with bfloat16 products / NumPyro, full batch", "bfloat16", "numpyro", ("A-VI k=256, full batch",), 0.20),
     ("its matrix products, full batch", "compiled", "products", ("A-VI k=256, full batch", "F-VI, full batch"), 1.20),
 ]
