@@ -84,4 +84,4 @@ class Adam:
 
 def _correction(beta: float, visits: Tensor) -> Tensor:
     """One minus the decay rate to the power of the visits; also right where the two are close."""
-    return -torch.expm1(visits * math.log(beta))
+    return -torch.expm1(visits * (math.log(beta) if beta > 0 else -math.inf))

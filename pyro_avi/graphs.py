@@ -175,7 +175,7 @@ def _simplify(traced: GraphModule, on_cpu: bool) -> None:
         # One division instead of one for every element.
         while isinstance(by, Node) and by.target == aten.expand.default:
             by = by.args[0]
-        if isinstance(by, Node) and _numel(by) == 1 != _numel(node):
+        if isinstance(by, Node) and _is_one_number_of_many(by.meta.get("val"), node.meta.get("val")):
             with graph.inserting_before(node):
                 inverse = graph.call_function(aten.reciprocal.default, (by,))
             node.target, node.args = aten.mul.Tensor, (over, inverse)
@@ -191,10 +191,11 @@ def _simplify(traced: GraphModule, on_cpu: bool) -> None:
     traced.recompile()
 
 
-def _numel(node: Node) -> int | None:
-    """The number of elements, where it is known."""
-    value = node.meta.get("val")
-    return value.numel() if isinstance(value, Tensor) else None
+def _is_one_number_of_many(by: Tensor | None, result: Tensor | None) -> bool:
+    """Whether a quotient of many numbers has a single divisor, of its own type: the inverse of an integer is a single."""
+    if by is None or result is None:
+        return False
+    return by.numel() == 1 < result.numel() and by.dtype == result.dtype
 
 
 def slots_of(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:

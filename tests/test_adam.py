@@ -15,7 +15,7 @@ def draw():
 
 
 @pytest.mark.parametrize("order", ["none", "in order", "any order"])
-@pytest.mark.parametrize("options", [{}, {"betas": (0.5, 0.7), "eps": 1e-3}])
+@pytest.mark.parametrize("options", [{}, {"betas": (0.5, 0.7), "eps": 1e-3}, {"betas": (0.0, 0.9)}])
 def test_with_every_row_in_every_batch_it_is_adam(draw, order, options):
     ours = draw(N, P)
     theirs = torch.nn.Parameter(ours.clone())

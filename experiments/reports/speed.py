@@ -134,8 +134,8 @@ def _end_to_end(results: Mapping[str, Mapping]) -> Table:
         "Seconds from start to so many steps",
         ["workload", "way", *(f"{count:,}" for count in _STEPS), "compiled is sooner from step"],
         rows,
-        note="Imports, compiling and three steps, then the median step so many times. All ways take the same steps, so this "
-        "is also the time to a level of the ELBO.",
+        note="Seconds of imports, compiling and three steps, then the processor time of the median step so many times. Losses "
+        "of all ways agree but for noise, so this is also the time to a level of the ELBO.",
     )
 
 
