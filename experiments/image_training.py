@@ -5,24 +5,24 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.infer import TraceMeanField_ELBO
-from pyro.infer.autoguide.initialization import init_to_feasible, init_to_sample, init_to_value
-from torch import Tensor, nn
+from torch import Tensor
 
 import pyro_avi as avi
-from experiments import datasets
+from experiments.image_model import build, load, optimization
 from experiments.run import Context
 
-__all__ = ["train_cell"]
+__all__ = ["CURVE_DRAWS", "all_finite", "bound", "draws_of_its_own", "train_cell"]
 
-# Draws for a point of a curve, and for the numbers at the end.
-_CURVE_DRAWS, _FINAL_DRAWS = 3, 20
+#: Draws for a bound on the way: a point of a curve, a trial of learning rates.
+CURVE_DRAWS = 3
+# For the numbers at the end.
+_FINAL_DRAWS = 20
 # Rows that curves and refinement look at; final numbers take all.
 _WATCHED_ROWS = 500
 # Steps of refinement: of held-out rows at a point of a curve (from where the last point left them), and at the end.
@@ -33,15 +33,10 @@ _FAR_LR, _NEAR_LR = 0.1, 0.02
 
 def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Train one guide as the settings say; return the curve, the final bounds and errors, and what they cost."""
-    data = _data(settings["dataset"], settings["num_train"], settings["data_seed"], context.data_dir, context.download)
-    train, test = data.train.to(context.device), data.test.to(context.device)
-    torch.manual_seed(settings["seed"])
-    model, guide = _build(settings, train)
-    tuning = settings["purpose"] == "tuning"
-    watch = _Watch(model, guide, train, test, settings, context.progress, tuning)
-    guide.setup(train[: settings["batch_size"]], torch.arange(settings["batch_size"], device=train.device))
-    if not tuning:
-        watch.measure(0, 0.0)
+    train, test = load(settings, context)
+    model, guide = build(settings, train)
+    watch = _Watch(model, guide, train, test, settings, context.progress)
+    watch.measure(0, 0.0)
     diverged_at = None
     try:
         course = avi.fit(
@@ -54,13 +49,12 @@ def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
             seed=settings["seed"],
             progress=False,
             callbacks=[watch],
-            **_optimization(settings),
+            **optimization(settings),
         )
         seconds = course.seconds
     except avi.DivergedError as error:
-        diverged_at, seconds = error.step, watch.curve["seconds"][-1] if watch.curve["seconds"] else 0.0
-    # The last step may be the one too many.
-    if diverged_at is None and not all(p.isfinite().all() for part in (model, guide) for p in part.parameters()):
+        diverged_at, seconds = error.step, watch.curve["seconds"][-1]
+    if diverged_at is None and not all_finite(model, guide):
         diverged_at = settings["steps"]
     started = time.perf_counter()
     result = {
@@ -76,61 +70,9 @@ def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
         "images": None,
     }
     if diverged_at is None:
-        result |= _measure_tuning(model, guide, train) if tuning else _measure_final(watch, settings)
+        result |= _measure_final(watch, settings)
     result["evaluation_seconds"] = watch.seconds + time.perf_counter() - started
     return result
-
-
-@lru_cache(maxsize=2)
-def _data(name, num_train, seed, data_dir, download) -> datasets.ImageData:
-    return datasets.load(name, data_dir=data_dir, num_train=num_train, seed=seed, download=download)
-
-
-def _build(settings: Mapping[str, Any], train: Tensor):
-    shape = tuple(train.shape[1:])
-    latent_dim, hidden_dim, width = settings["latent_dim"], settings["hidden_dim"], settings["width"]
-    dense = settings["architecture"] == "dense"
-    leaky = partial(nn.LeakyReLU, 0.2)
-    if dense:
-        decoder = avi.models.DenseDecoder(latent_dim, (hidden_dim, hidden_dim), shape)
-    else:
-        decoder = avi.models.ConvDecoder(latent_dim, shape)
-    learned = settings["noise"] == "learned"
-    likelihood = avi.models.GaussianLikelihood(train.std().item() if learned else 1.0, learned=learned)
-    model = avi.models.BayesianDecoder(decoder, size=len(train), likelihood=likelihood).to(train.device)
-    if learned:
-        # Where the noise can fall, a decoder that starts at zero is still useless when the latents have given up.
-        weights = torch.cat([weight.detach().flatten() for weight in decoder.parameters()]).to(train.device)
-        of_weights = {"init_loc_fn": init_to_value(values={"theta": weights}), "init_scale": 0.02}
-    else:
-        # As published: means at 0, log standard deviations at -2.
-        of_weights = {"init_loc_fn": init_to_feasible, "init_scale": math.exp(-2)}
-    common = {"global_guide": partial(avi.MeanFieldNormal, **of_weights), "init_scale": 1.0}
-    if settings["guide"] == "constant":
-        return model, avi.ConstantGuide(model, **common)
-    if settings["guide"] == "factorized":
-        # The published tables start at draws from N(0, 1), so that every row has its way to go.
-        published = settings["protocol"] == "published"
-        return model, avi.FactorizedGuide(
-            model, init_loc_fn=init_to_sample if published else init_to_feasible, **common
-        )
-    if dense:
-        encoder = avi.encoders.MLP(math.prod(shape), (width, width), activation=leaky)
-    else:
-        encoder = avi.encoders.Conv(shape[0], shape[1:], features=width, activation=leaky)
-    return model, avi.AmortizedGuide(model, encoder.to(train.device), **common)
-
-
-def _optimization(settings: Mapping[str, Any]) -> dict[str, Any]:
-    if settings["protocol"] == "published":
-        # Dense Adam for every parameter at one constant rate.
-        return {"lr": settings["lr_global"], "optimizer": partial(torch.optim.Adam, fused=True)}
-    steps = settings["steps"]
-
-    def cosine(lr: float) -> Callable[[int], float]:
-        return lambda step: lr * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-    return {"lr": {"local": cosine(settings["lr_local"]), "global": cosine(settings["lr_global"])}}
 
 
 @dataclass
@@ -143,7 +85,6 @@ class _Watch:
     test: Tensor
     settings: Mapping[str, Any]
     progress: Callable[[int, int, str], None]
-    tuning: bool
     curve: dict[str, list] = field(
         default_factory=lambda: {name: [] for name in ("step", "seconds", "elbo", "elbo_se", "train_mse", "test_mse")}
     )
@@ -156,7 +97,7 @@ class _Watch:
         self.points = {round(point) for i in range(1, 16) for point in (steps ** (i / 15), steps * i / 15)}
 
     def __call__(self, course: avi.Fit) -> None:
-        if course.steps in self.points and not self.tuning:
+        if course.steps in self.points:
             self.measure(course.steps, course.seconds)
         if course.steps % 20 == 0 or course.steps == self.settings["steps"]:
             self.progress(course.steps, self.settings["steps"], "")
@@ -167,13 +108,13 @@ class _Watch:
         count = min(_WATCHED_ROWS, len(self.train))
         x, index = self.train[:count], torch.arange(count, device=self.train.device)
         held_out = self.test[:_WATCHED_ROWS]
-        with _draws_of_its_own(self.train.device, step):
-            bound, error = _bound(self.model, self.guide, x, index, num_samples=_CURVE_DRAWS)
+        with draws_of_its_own(self.train.device, step):
+            elbo, error = bound(self.model, self.guide, x, index, num_samples=CURVE_DRAWS)
             guide = self.for_held_out(held_out, _CURVE_REFINEMENT)
             point = {
                 "step": step,
                 "seconds": seconds,
-                "elbo": bound,
+                "elbo": elbo,
                 "elbo_se": error,
                 "train_mse": _mse(_reconstruct(self.model, self.guide, x, index), x),
                 "test_mse": _mse(_reconstruct(self.model, guide, held_out), held_out),
@@ -196,13 +137,6 @@ class _Watch:
         return refined
 
 
-def _measure_tuning(model, guide, train: Tensor) -> dict[str, Any]:
-    with _draws_of_its_own(train.device, 0):
-        bound, error = _bound(model, guide, train, num_samples=_CURVE_DRAWS)
-    part = {"elbo": bound, "elbo_se": error, "rows": len(train)}
-    return {"final": {"train": part | {"mse": None}, "test": None}}
-
-
 def _measure_final(watch: _Watch, settings: Mapping[str, Any]) -> dict[str, Any]:
     model, guide, train, test = watch.model, watch.guide, watch.train, watch.test
     source = {
@@ -210,13 +144,13 @@ def _measure_final(watch: _Watch, settings: Mapping[str, Any]) -> dict[str, Any]
         "amortized": "encoder",
         "factorized": "refined, globals frozen",
     }[settings["guide"]]
-    with _draws_of_its_own(train.device, settings["steps"] + 1):
-        bound, error = _bound(model, guide, train, num_samples=_FINAL_DRAWS)
+    with draws_of_its_own(train.device, settings["steps"] + 1):
+        elbo, error = bound(model, guide, train, num_samples=_FINAL_DRAWS)
         for_test = watch.for_held_out(test, _FINAL_REFINEMENT)
         held_out = _local(model, for_test, test)
         final = {
             "train": {
-                "elbo": bound,
+                "elbo": elbo,
                 "elbo_se": error,
                 "mse": _mse(_reconstruct(model, guide, train), train),
                 "rows": len(train),
@@ -251,13 +185,13 @@ def _refine(
         return None
 
 
-def _bound(model, guide, *args: Tensor, num_samples: int) -> tuple[float | None, float | None]:
+def bound(model, guide, *args: Tensor, num_samples: int) -> tuple[float | None, float | None]:
     """The bound in nats a row of all rows, and its standard error; None where training has left all numbers."""
     weights = avi.log_weights(model, guide, *args, num_samples=num_samples)
     if not weights.total.isfinite().all():
         return None, None
-    bound, count = avi.elbo(weights), len(args[0]) * weights.scale
-    return bound.value / count, _finite(bound.se / count)
+    estimate, count = avi.elbo(weights), len(args[0]) * weights.scale
+    return estimate.value / count, _finite(estimate.se / count)
 
 
 def _local(model, guide, x: Tensor) -> dict[str, Any]:
@@ -297,8 +231,14 @@ def _count_parameters(model, guide) -> dict[str, int]:
     return {"local": local, "global": of_guide - local, "model": sum(p.numel() for p in model.parameters())}
 
 
+def all_finite(model, guide) -> bool:
+    """Whether training has left numbers: its last step may be the one too many."""
+    return all(parameter.isfinite().all() for part in (model, guide) for parameter in part.parameters())
+
+
 @contextmanager
-def _draws_of_its_own(device: torch.device, seed: int):
+def draws_of_its_own(device: torch.device, seed: int):
+    """A context whose draws are those of this seed, and change no others."""
     # A training that diverges is measured too, as None: Pyro's validation would raise instead.
     with torch.random.fork_rng([device] if device.type == "cuda" else []), pyro.validation_enabled(False):
         torch.manual_seed(seed)

@@ -54,7 +54,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _PUBLISHED_LR = 1e-3
-# The declared grid of the fair protocol. Every guide is tried at each pair, each time for a fifth of the steps.
+# The declared grid of the fair protocol. Every guide is tried at each pair, each time for a fifth of the steps. One cell
+# holds all trials of a guide: they differ in two numbers, so that one graph may take the steps of all.
 _GRID = tuple(itertools.product((1e-3, 1e-2, 1e-1), (1e-3, 1e-2)))
 _TUNING_SHARE, _TUNING_SEED = 5, 20_000
 
@@ -81,32 +82,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cell]:
-    """The cells that can be named now: a fair cell follows from the records of its tuning cells."""
+    """The cells that can be named now: a fair cell follows from the record of its guide's tuning."""
     cells = []
     for group in _groups(options):
         if group["protocol"] == "published":
             chosen = (_PUBLISHED_LR, _PUBLISHED_LR)
         else:
-            trials = _tuning_cells(group)
-            cells += trials
-            chosen = _best(trials, records)
+            tuning = _tuning_cell(group)
+            cells.append(tuning)
+            chosen = _best(tuning, records)
         if chosen is not None:
-            cells += [_cell(group, "result", seed, group["steps"], chosen) for seed in _settled(options)["seeds"]]
+            rates = dict(zip(("lr_local", "lr_global"), chosen, strict=True))
+            cells += [_cell(group, "result", seed=seed, **rates) for seed in _settled(options)["seeds"]]
     return cells
 
 
 def count(options: argparse.Namespace) -> int:
     """The number of cells of all stages."""
     seeds = len(_settled(options)["seeds"])
-    return sum(seeds + (len(_GRID) if group["protocol"] == "fair" else 0) for group in _groups(options))
+    return sum(seeds + (group["protocol"] == "fair") for group in _groups(options))
 
 
 def describe(cell: Cell) -> str:
     """A short label: what sets the cell apart."""
     s = cell.settings
     guide = f"amortized k={s['width']}" if s["guide"] == "amortized" else s["guide"]
-    rates = f"tuning lr {s['lr_local']:g}/{s['lr_global']:g}" if s["purpose"] == "tuning" else f"seed {s['seed']}"
-    return f"{s['dataset']} {s['noise']} noise, {s['protocol']}: {guide}, {rates}"
+    what = "learning rates" if s["purpose"] == "tuning" else f"seed {s['seed']}"
+    return f"{s['dataset']} {s['noise']} noise, {s['protocol']}: {guide}, {what}"
 
 
 def estimate(cell: Cell, *, device: str) -> float:
@@ -117,13 +119,18 @@ def estimate(cell: Cell, *, device: str) -> float:
     encoder = 0 if s["width"] is None else s["width"] * (pixels + s["width"])
     rate = 4e10 if device == "cpu" else 5e12
     step = 0.004 + 6 * s["batch_size"] * (decoder + encoder) / rate
-    evaluation = 0 if s["purpose"] == "tuning" else 200 * step
-    return s["steps"] * step + evaluation
+    if s["purpose"] == "tuning":
+        return len(s["grid"]) * s["steps"] * step
+    return (s["steps"] + 200) * step
 
 
 def run(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Train and measure one cell."""
     # The process that plans has no use for torch's and Pyro's seconds of import.
+    if settings["purpose"] == "tuning":
+        from experiments.image_tuning import tune_cell
+
+        return tune_cell(settings, context)
     from experiments.image_training import train_cell
 
     return train_cell(settings, context)
@@ -192,26 +199,22 @@ def _look_up(dataset: str, num_train: int | None, data_dir: str | None, download
     return data.name, len(data.train)
 
 
-def _tuning_cells(group: Mapping[str, Any]) -> list[Cell]:
+def _tuning_cell(group: Mapping[str, Any]) -> Cell:
     steps = max(1, group["steps"] // _TUNING_SHARE)
-    return [_cell(group, "tuning", _TUNING_SEED, steps, rates) for rates in _GRID]
+    return _cell(group, "tuning", seed=_TUNING_SEED, steps=steps, grid=_GRID)
 
 
-def _cell(group: Mapping[str, Any], purpose: str, seed: int, steps: int, rates: tuple[float, float]) -> Cell:
-    lr_local, lr_global = rates
-    settings = {**group, "purpose": purpose, "seed": seed, "steps": steps, "lr_local": lr_local, "lr_global": lr_global}
-    return Cell("images", settings)
+def _cell(group: Mapping[str, Any], purpose: str, **settings: Any) -> Cell:
+    return Cell("images", {**group, "purpose": purpose, **settings})
 
 
-def _best(trials: list[Cell], records: Mapping[str, Record]) -> tuple[float, float] | None:
-    """The learning rates of the best training bound, once every trial has its record."""
-    if not all(trial.key in records for trial in trials):
+def _best(tuning: Cell, records: Mapping[str, Record]) -> tuple[float, float] | None:
+    """The learning rates of the best training bound, once it is known."""
+    if tuning.key not in records:
         return None
 
-    def bound(trial: Cell) -> float:
-        final = records[trial.key]["result"]["final"]
-        value = None if final is None else final["train"]["elbo"]
-        return -math.inf if value is None else value
+    def bound(trial: Mapping[str, Any]) -> float:
+        return -math.inf if trial["elbo"] is None else trial["elbo"]
 
-    best = max(trials, key=bound).settings
+    best = max(records[tuning.key]["result"]["trials"], key=bound)
     return best["lr_local"], best["lr_global"]

@@ -13,9 +13,11 @@ import pytest
 import torch
 
 import pyro_avi as avi
-from experiments import datasets, image_training, sweep
+from experiments import datasets, image_training, image_tuning, sweep
+from experiments.cell import Cell
 from experiments.run import Context, run_cell
 from experiments.sweeps import images
+from tests.marks import needs_compiler
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("PYRO_AVI_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -40,11 +42,16 @@ def options(line=""):
     return parser.parse_args(line.split(), argparse.Namespace(data_dir=None, download=False))
 
 
-def records(cells, elbo):
-    """Finished records of these cells, with the bound that `elbo` gives for the settings."""
+def records(tunings, elbo):
+    """Finished records of these tuning cells, with the bound that `elbo` gives for settings and learning rates."""
+
+    def trials(settings):
+        for local, rest in settings["grid"]:
+            rates = {"lr_local": local, "lr_global": rest}
+            yield rates | {"elbo": elbo(settings | rates)}
+
     return {
-        cell.key: {"settings": cell.settings, "result": {"final": {"train": {"elbo": elbo(cell.settings)}}}}
-        for cell in cells
+        cell.key: {"settings": cell.settings, "result": {"trials": list(trials(cell.settings))}} for cell in tunings
     }
 
 
@@ -59,15 +66,12 @@ def test_tuning_comes_first_and_results_with_the_best_rates_after():
     command = options("--steps 50")
     first = images.plan(command, {})
     tuning = of(first, purpose="tuning")
-    assert len(of(first, protocol="published", purpose="result")) == 5 * 2 and len(tuning) == 5 * 6
-    assert len(first) == 40 and images.count(command) == 50
+    assert len(of(first, protocol="published", purpose="result")) == 5 * 2 and len(tuning) == 5
+    assert len(first) == 15 and images.count(command) == 25
     # Equal budgets: every guide and width is tried at the same rates, for the same steps, from one seed of its own.
-    budgets = {}
-    for cell in tuning:
-        s = cell.settings
-        budgets.setdefault((s["guide"], s["width"]), set()).add((s["lr_local"], s["lr_global"], s["steps"], s["seed"]))
-    assert len(budgets) == 5 and all(budget == budgets["constant", None] for budget in budgets.values())
-    assert {(steps, seed) for *_, steps, seed in budgets["constant", None]} == {(10, 20_000)}
+    assert len({(cell.settings["guide"], cell.settings["width"]) for cell in tuning}) == 5
+    grid = [[local, rest] for local in (1e-3, 1e-2, 1e-1) for rest in (1e-3, 1e-2)]
+    assert of(tuning, grid=grid, steps=10, seed=20_000) == tuning
 
     def elbo(s):
         # Another pair for every guide: the rates of the best are those nearest to what is asked for.
@@ -86,20 +90,13 @@ def test_tuning_comes_first_and_results_with_the_best_rates_after():
 def test_a_guide_goes_on_when_its_own_tuning_is_finished():
     tuning = of(images.plan(options(), {}), purpose="tuning")
     of_constant = of(tuning, guide="constant")
-
-    def named(cells):
-        return of(images.plan(options(), records(cells, lambda s: 0.0)), protocol="fair", purpose="result")
-
-    assert [cell.settings["guide"] for cell in named(of_constant)] == ["constant"] * 2
-    assert named(of_constant[:-1]) == []
+    named = images.plan(options(), records(of_constant, lambda s: 0.0))
+    assert [cell.settings["guide"] for cell in of(named, protocol="fair", purpose="result")] == ["constant"] * 2
 
 
-def test_a_tuning_cell_that_diverged_is_never_the_best():
+def test_a_trial_that_diverged_is_never_the_best():
     tuning = of(images.plan(options("--guides constant"), {}), purpose="tuning")
-    finished = records(tuning, lambda s: None if s["lr_local"] == 1e-1 else -1000.0 * s["lr_global"])
-    diverged = of(tuning, lr_local=1e-3)
-    for cell in diverged:
-        finished[cell.key]["result"]["final"] = None
+    finished = records(tuning, lambda s: -1000.0 * s["lr_global"] if s["lr_local"] == 1e-2 else None)
     (one, other) = of(images.plan(options("--guides constant"), finished), protocol="fair", purpose="result")
     assert (one.settings["lr_local"], one.settings["lr_global"]) == (1e-2, 1e-3)
     assert other.settings["lr_local"] == 1e-2
@@ -110,12 +107,15 @@ def test_published_cells_have_one_rate_for_all_and_dense_adam(monkeypatch):
     assert len(cells) == images.count(options("--preset paper --dataset digits --num-train 0")) == 60
     assert {(cell.settings["lr_local"], cell.settings["lr_global"]) for cell in cells} == {(1e-3, 1e-3)}
     assert {cell.settings["noise"] for cell in cells} == {"fixed"}
-    given = optimization_of(monkeypatch, "published", steps=10)
+    given = optimization_of(monkeypatch, "published", guide="factorized", steps=10)
     parameter = torch.nn.Parameter(torch.zeros(3))
     optimizer = given["optimizer"]([{"params": [parameter], "lr": given["lr"]}], lr=given["lr"])
     assert type(optimizer) is torch.optim.Adam and given["lr"] == 1e-3
     defaults = torch.optim.Adam([parameter]).defaults
     assert all(optimizer.defaults[name] == defaults[name] for name in ("betas", "eps", "weight_decay", "amsgrad"))
+    # The library's own Adam is the same where every parameter is in every step, and a part of a compiled one.
+    for settings in ({"guide": "factorized", "batch_size": 40}, {"guide": "amortized", "width": 3}, {}):
+        assert optimization_of(monkeypatch, "published", **settings) == {"lr": 1e-3}
 
 
 def test_fair_cells_have_a_falling_rate_for_each_part(monkeypatch):
@@ -148,16 +148,19 @@ def optimization_of(monkeypatch, protocol, **settings):
 def test_every_cell_is_named_and_costs_something():
     cells = images.plan(options("--noise fixed learned"), {})
     labels = [images.describe(cell) for cell in cells]
-    assert len(set(labels)) == len(labels) == 80
-    assert "digits learned noise, fair: amortized k=16, tuning lr 0.1/0.001" in labels
+    assert len(set(labels)) == len(labels) == 30
+    assert "digits learned noise, fair: amortized k=16, learning rates" in labels
     assert "digits fixed noise, published: factorized, seed 1" in labels
     long = images.plan(options("--steps 15000"), {})
     for device in ("cpu", "cuda"):
         seconds = [images.estimate(cell, device=device) for cell in cells]
         assert min(seconds) > 0
         assert sum(images.estimate(cell, device=device) for cell in long) > sum(seconds)
-    (tuning, result) = (of(cells, purpose=purpose, guide="factorized")[0] for purpose in ("tuning", "result"))
-    assert images.estimate(tuning, device="cpu") < images.estimate(result, device="cpu")
+    tuning = of(cells, purpose="tuning", guide="factorized")[0]
+    one = Cell("images", {**tuning.settings, "grid": tuning.settings["grid"][:1]})
+    assert images.estimate(tuning, device="cpu") == pytest.approx(6 * images.estimate(one, device="cpu"))
+    result = of(cells, purpose="result", guide="factorized")[0]
+    assert images.estimate(one, device="cpu") < images.estimate(result, device="cpu")
 
 
 def test_options_decide_the_cells():
@@ -285,13 +288,68 @@ def test_a_cell_from_end_to_end(guide, width, architecture, noise):
     assert pictures["originals"][0] == [round(pixel, 3) for pixel in data.test[0].flatten().tolist()]
 
 
-def test_a_tuning_cell_measures_the_training_bound_alone():
-    result = images.run(tiny(purpose="tuning", protocol="fair", lr_local=1e-2), CONTEXT)
+def tuning(**settings):
+    """The settings of a tuning cell of some seconds."""
+    s = tiny(purpose="tuning", protocol="fair", grid=[[1e-2, 1e-3], [1e-1, 1e-2], [1e-3, 1e-2]], **settings)
+    return {name: value for name, value in s.items() if name not in ("lr_local", "lr_global")}
+
+
+@pytest.mark.parametrize("guide", ["constant", "factorized"])
+def test_a_tuning_cell_measures_the_training_bound_of_every_trial(guide):
+    progress = []
+    context = Context("cpu", None, False, progress=lambda *step: progress.append(step))
+    settings = tuning(guide=guide)
+    result = images.run(settings, context)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert result["status"] == "done" and result["curve"]["step"] == []
-    assert result["final"]["test"] is None and result["refined"] is None and result["images"] is None
-    train = result["final"]["train"]
-    assert finite([train["elbo"], train["elbo_se"]]) and train["mse"] is None and train["rows"] == 40
+    assert progress == [(12, 12, "")] and result["at_once"] is None and result["train_seconds"] > 0
+    assert [[trial["lr_local"], trial["lr_global"]] for trial in result["trials"]] == settings["grid"]
+    assert finite([trial[name] for trial in result["trials"] for name in ("elbo", "elbo_se")])
+    assert len({trial["elbo"] for trial in result["trials"]}) == 3
+    # Each as if it were the only one.
+    for place, pair in enumerate(settings["grid"]):
+        assert images.run(settings | {"grid": [pair]}, CONTEXT)["trials"] == result["trials"][place : place + 1]
+
+
+def test_a_trial_that_diverges_leaves_the_others():
+    settings = tuning(steps=6) | {"grid": [[1e18, 1e18], [1e-2, 1e-3]]}
+    (one, other) = images.run(settings, CONTEXT)["trials"]
+    assert 1 <= one["diverged_at"] <= 6 and one["elbo"] is None and one["elbo_se"] is None
+    assert other["diverged_at"] is None and finite([other["elbo"]])
+    # One step: the loss before it is finite, the parameters after it are useless.
+    (one,) = images.run(tuning(steps=1) | {"grid": [[1e-3, 1e39]]}, CONTEXT)["trials"]
+    assert one["diverged_at"] == 1 and one["elbo"] is None
+
+
+def in_place_of_clocks(monkeypatch, *seconds):
+    """What a step is measured to take: of one trial, and of all at once."""
+    taken = iter(seconds)
+    monkeypatch.setattr(image_tuning._Timed, "seconds", property(lambda self: next(taken)))
+    monkeypatch.setattr(image_tuning, "_TIMED_STEPS", 2)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_trials_at_once_come_to_what_each_comes_to_alone(monkeypatch):
+    settings = tuning(guide="amortized", width=3, batch_size=20, steps=60)
+    alone = images.run(settings, CONTEXT)["trials"]
+    in_place_of_clocks(monkeypatch, 1e6, 1e5)
+    result = images.run(settings | {"compile": True}, CONTEXT)
+    assert result["at_once"] == {"one_by_one_step_seconds": 3e6, "at_once_step_seconds": 1e5, "chosen": True}
+    for one, other in zip(alone, result["trials"], strict=True):
+        assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-4)
+        assert one["elbo"] != other["elbo"]
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("seconds", "chosen"), [((1e6, 1e5), True), ((1e6, 1e8), False), ((1e-9,), False)])
+def test_trials_that_diverge_do_so_at_once_too(monkeypatch, seconds, chosen):
+    settings = tuning(guide="constant", batch_size=20, steps=40) | {"compile": True, "grid": [[1e18, 1e18]] * 2}
+    in_place_of_clocks(monkeypatch, *seconds)
+    result = images.run(settings, CONTEXT)
+    assert result["at_once"]["chosen"] is chosen
+    assert (result["at_once"]["at_once_step_seconds"] is None) is (len(seconds) == 1)
+    assert all(1 <= trial["diverged_at"] <= 40 for trial in result["trials"])
 
 
 def numbers(result):
@@ -321,25 +379,22 @@ def test_a_cell_gives_the_same_numbers_wherever_and_after_whatever_it_runs(guide
     assert numbers(json.loads(done.stdout)) == first
 
 
-@pytest.mark.parametrize("purpose", ["result", "tuning"])
 @pytest.mark.parametrize("guide", ["constant", "amortized", "factorized"])
-def test_a_cell_that_diverges_says_so_and_where(guide, purpose):
+def test_a_cell_that_diverges_says_so_and_where(guide):
     width = 3 if guide == "amortized" else None
-    settings = tiny(guide=guide, width=width, purpose=purpose, lr_local=1e18, lr_global=1e18, steps=6)
-    result = images.run(settings, CONTEXT)
+    result = images.run(tiny(guide=guide, width=width, lr_local=1e18, lr_global=1e18, steps=6), CONTEXT)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert result["status"] == "diverged" and 1 <= result["diverged_at"] <= 6
     assert result["final"] is None and result["refined"] is None and result["images"] is None
     curve = result["curve"]
-    if purpose == "result":
-        assert curve["step"][0] == 0 and finite([curve["elbo"][0], curve["train_mse"][0], curve["test_mse"][0]])
-        assert len(curve["step"]) > 1 and curve["elbo"][-1] is None
+    assert curve["step"][0] == 0 and finite([curve["elbo"][0], curve["train_mse"][0], curve["test_mse"][0]])
+    assert len(curve["step"]) > 1 and curve["elbo"][-1] is None
     assert result["mean_image_mse"]["train"] > 0
 
 
 def test_a_training_that_ends_in_nonsense_has_diverged():
     # One step: the loss before it is finite, the parameters after it are useless.
-    result = images.run(tiny(purpose="tuning", lr_global=float("1e38"), steps=2), CONTEXT)
+    result = images.run(tiny(lr_global=float("1e38"), steps=2), CONTEXT)
     assert result["status"] == "diverged" and result["final"] is None
 
 
@@ -350,7 +405,7 @@ def test_a_cell_of_the_published_images():
     arguments.data_dir = str(SHARED)
     (cell, *_) = images.plan(arguments, {})
     assert cell.settings["num_train"] == 10_000
-    settings = cell.settings | {"hidden_dim": 4, "latent_dim": 2, "purpose": "tuning", "compile": False}
+    settings = cell.settings | {"hidden_dim": 4, "latent_dim": 2, "compile": False}
     result = images.run(settings, Context("cpu", str(SHARED), False))
     # Known of these images: what a guide without a look at the row can reach.
     assert result["mean_image_mse"]["train"] == pytest.approx(0.0675, abs=5e-4)
@@ -375,8 +430,8 @@ def test_the_command_draws_its_report_and_repeats_nothing(tmp_path):
 
     first = run()
     page = out / "images" / "report" / "report.html"
-    assert "24 cells: 24 run, 0 reused, 0 failed" in first and str(page) in first
+    assert "9 cells: 9 run, 0 reused, 0 failed" in first and str(page) in first
     assert "constant" in page.read_text() and "F-VI" in page.read_text()
     before = {path: path.stat().st_mtime_ns for path in (out / "images" / "cells").iterdir()}
-    assert len(before) == 24 and "24 cells: 0 run, 24 reused, 0 failed" in run()
+    assert len(before) == 9 and "9 cells: 0 run, 9 reused, 0 failed" in run()
     assert before == {path: path.stat().st_mtime_ns for path in (out / "images" / "cells").iterdir()}

@@ -108,7 +108,7 @@ def make_records(
     seeds=(1954, 1789, 1790),
     **changes,
 ):
-    """Records by key: results of every combination, and two tuning cells a guide for the fair protocol."""
+    """Records by key: results of every combination, and a tuning of two trials a guide for the fair protocol."""
     found = []
     for dataset in datasets:
         for guide, width in guides:
@@ -116,9 +116,26 @@ def make_records(
             found += [
                 make_record(here | {"protocol": protocol, "seed": seed}) for protocol in protocols for seed in seeds
             ]
-            tuned = here | {"purpose": "tuning", "protocol": "fair", "seed": 0, "steps": 100}
-            found += [make_record(tuned | {"lr_local": rate}) for rate in (1e-2, 1e-3) if "fair" in protocols]
+            if "fair" in protocols:
+                found.append(make_tuning(here | {"protocol": "fair", "seed": 0, "steps": 100}))
     return {record["key"]: record for record in found}
+
+
+def make_tuning(settings, *, rates=(1e-2, 1e-3), at_once=None):
+    """A tuning record as the images sweep writes it, with a trial at each of these rates of the local part."""
+    record = make_record(settings)
+    settings = {name: value for name, value in settings.items() if name not in ("lr_local", "lr_global")}
+    settings |= {"purpose": "tuning", "grid": [[rate, 1e-3] for rate in rates]}
+    trials = [
+        {"lr_local": rate, "lr_global": 1e-3, "diverged_at": None, "elbo": -300.0 - rate, "elbo_se": 0.1}
+        for rate in rates
+    ]
+    result = {"trials": trials, "at_once": at_once, "train_seconds": 2.5, "evaluation_seconds": 0.5}
+    return record | {"key": Cell("images", settings).key, "settings": settings, "result": result}
+
+
+def results_of(records):
+    return [record for record in records.values() if record["settings"]["purpose"] == "result"]
 
 
 def saved(records, out):
@@ -193,10 +210,14 @@ def test_summary_holds_the_numbers_of_the_records(written):
     assert lines["fair", "factorized", ""]["step_to_mse_0.07"] == ""
 
 
-def test_every_record_is_a_line_of_the_cells(written):
+def test_every_result_and_trial_is_a_line_of_the_cells(written):
     with (written / "cells.csv").open(encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    assert len(lines) == 40 and sum(line["purpose"] == "tuning" for line in lines) == 10
+    trials = [line for line in lines if line["purpose"] == "tuning"]
+    assert len(lines) == 40 and len(trials) == 10
+    assert {(line["lr_local"], line["train_elbo"], line["train_seconds"]) for line in trials} == {
+        ("0.01", "-300.01", ""), ("0.001", "-300.001", "")
+    }  # fmt: skip
 
 
 def test_f_vi_below_a_vi_is_called_not_converged():
@@ -232,7 +253,7 @@ def test_a_tolerance_that_the_mean_image_passes_is_not_reported():
 def test_the_constant_guide_is_held_to_the_mean_image():
     records = make_records()
     assert "as it must be" in texts(records)["Constant guide = mean image, fair"]
-    for record in records.values():
+    for record in results_of(records):
         record["result"]["mean_image_mse"]["train"] = 0.06
     assert "(+12.5%): they should be equal" in texts(records)["Constant guide = mean image, fair"]
 
@@ -240,7 +261,7 @@ def test_the_constant_guide_is_held_to_the_mean_image():
 def test_a_collapsed_model_is_called_so():
     records = make_records(guides=GUIDES[:2])
     assert "No collapse" in texts(records)
-    for record in records.values():
+    for record in results_of(records):
         record["result"]["final"]["train"]["mse"] = 0.066
     assert "no guide can show a gap" in texts(records)["The model has collapsed"]
 
@@ -257,10 +278,19 @@ def test_a_diverged_cell_is_named_and_left_out_of_the_means():
 
 def test_tuning_is_added_up_a_guide():
     section = sections(make_records())[0]
-    runs = section.arm("fair", "F-VI").tuning
-    assert len(runs) == 2 and section.arm("published", "F-VI").tuning == ()
-    assert section.arm("fair", "F-VI").tuning_seconds == sum(run.record["result"]["train_seconds"] for run in runs)
-    assert "F-VI 2." in texts(make_records())["Cost of tuning"]
+    (tuning,) = section.arm("fair", "F-VI").tuning
+    assert len(tuning.trials) == 2 and section.arm("published", "F-VI").tuning == ()
+    assert section.arm("fair", "F-VI").tuning_seconds == 2.5
+    assert "F-VI 2.5 s in 2 runs." in texts(make_records())["Cost of tuning"]
+    # One more grid, tried at once in its own cell.
+    more = make_tuning(tuning.record["settings"], rates=(0.3,), at_once={"chosen": True})
+    told = texts(make_records() | {more["key"]: more})["Cost of tuning"]
+    assert "A-VI k=256 2.5 s in 2 runs and F-VI 5 s in 3 runs." in told
+    settings = {**tuning.record["settings"], "grid": [[0.3, 1e-3]]}
+    tried = {record["key"]: record for record in (*make_records(guides=GUIDES[:1]).values(), more)}
+    del tried[next(key for key, record in tried.items() if record["settings"]["purpose"] == "tuning")]
+    constant = make_tuning({**settings, "guide": "constant"}, rates=(0.3,), at_once={"chosen": True})
+    assert "constant 2.5 s in 1 runs at once" in texts(tried | {constant["key"]: constant})["Cost of tuning"]
 
 
 def test_sections_keep_settings_apart():

@@ -78,6 +78,24 @@ class CellRecord:
         return number(self.setting("lr_local")), number(self.setting("lr_global"))
 
     @property
+    def is_tuning(self) -> bool:
+        """Whether this is the tuning of a guide's learning rates, and no result."""
+        return self.setting("purpose") == "tuning"
+
+    @property
+    def trials(self) -> list[CellRecord]:
+        """The trials of a tuning, each as a record of its own; of what it took its cell knows the sum alone."""
+        found = []
+        for trial in self.result("trials"):
+            rates = {name: trial[name] for name in ("lr_local", "lr_global")}
+            bound = {"elbo": trial["elbo"], "elbo_se": trial["elbo_se"], "mse": None}
+            result = dict.fromkeys(("refined", "noise_scale", "train_seconds", "evaluation_seconds"))
+            result |= {"status": "done" if trial["diverged_at"] is None else "diverged"}
+            result |= {"diverged_at": trial["diverged_at"], "final": {"train": bound, "test": None}}
+            found.append(CellRecord({**self.record, "settings": self.record["settings"] | rates, "result": result}))
+        return found
+
+    @property
     def diverged(self) -> bool:
         return self.result("status") == "diverged"
 
@@ -106,7 +124,7 @@ class CellRecord:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """The cells of one guide under one protocol, by seed, and the seconds that tuning its learning rates took."""
+    """The cells of one guide under one protocol, by seed, and the tuning of its learning rates."""
 
     label: str
     guide: str
@@ -230,9 +248,9 @@ def sections(records: Mapping[str, Mapping]) -> list[Section]:
     cells = [CellRecord(record) for _, record in sorted(records.items())]
     results: dict[tuple, list[CellRecord]] = {}
     for cell in cells:
-        if cell.setting("purpose") == "result":
+        if not cell.is_tuning:
             results.setdefault(tuple(cell.setting(name) for name in FIXED), []).append(cell)
-    tunings = [cell for cell in cells if cell.setting("purpose") == "tuning"]
+    tunings = [cell for cell in cells if cell.is_tuning]
     found = [section(dict(zip(FIXED, key, strict=True)), results[key], tunings) for key in sorted(results, key=str)]
     seen: Counter[str] = Counter()
     for place, one in enumerate(found):

@@ -154,8 +154,8 @@ def known(value: float) -> float | None:
 
 
 def cell_lines(cells: Sequence[CellRecord]) -> list[dict[str, Value]]:
-    """Every record as one line: settings, final numbers, provenance."""
-    return [cell_line(cell) for cell in cells]
+    """Every record as one line, one for each trial of a tuning: settings, final numbers, provenance."""
+    return [cell_line(run) for cell in cells for run in (cell.trials if cell.is_tuning else [cell])]
 
 
 def cell_line(cell: CellRecord) -> dict[str, Value]:
