@@ -21,9 +21,11 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_avi.adam import Adam
+from pyro_avi.captured import launched_together, warn_of_launches
 from pyro_avi.gradient import Gradient, Slope, clipped
 from pyro_avi.graphs import READS, CannotCompile, Traced, compile_graph, in_place_of, reason_of, slots_of, take_apart
 from pyro_avi.lifting import lift_draws, lift_tensors
+from pyro_avi.precision import kernels_in
 from pyro_avi.seeds import seeded
 
 __all__ = ["CompiledStep", "Update"]
@@ -159,18 +161,29 @@ class CompiledStep:
                 with self.given_back(slope):
                     # Tracing takes a step: by the same rows, where they are drawn, as those that are given back.
                     torch.manual_seed(0)
-                    graph = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
+                    graph, apart = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
                 self._compare(slope, graph, lambda: self._inputs(leaves, call, kwargs))
         except (CannotCompile, RuntimeError, NotImplementedError) as reason:
             warnings.warn(f"The training step is taken eagerly, not compiled: {reason_of(reason)}.", stacklevel=2)
             return None
+        warn_of_launches(apart)
         return graph
 
-    def _graph(self, leaves: list, tree, examples: list[Tensor], gathered: Any) -> Callable[[list[Tensor], Any], Slope]:
+    def _graph(
+        self, leaves: list, tree, examples: list[Tensor], gathered: Any
+    ) -> tuple[Callable[[list[Tensor], Any], Slope], str | None]:
+        """The graph, and why its kernels are launched apart on a CUDA device."""
         traced = self.trace(leaves, tree, examples, gathered)
         own, draws = traced.own, traced.draws
         compiled = compile_graph(traced.graph, [*own, *examples, *draws()], with_draws=not traced.drawn)
         shapes = [x.shape for x in examples]
+
+        @torch.no_grad()
+        def step(*tensors: Tensor) -> Sequence[Tensor]:
+            with kernels_in(self._eager.precision):
+                return compiled(*own, *tensors, *draws())
+
+        step, apart = launched_together(step, own, examples)
 
         @torch.no_grad()
         def graph(tensors: list[Tensor], gathered: Any) -> Slope:
@@ -179,7 +192,7 @@ class CompiledStep:
                     f"Expected {shapes[-1][0]} rows in every call with arguments of these shapes, got {len(tensors[-1])}.\n"
                     "Pass the positions of the rows as an argument of the model, or train with compile=False."
                 )
-            out = compiled(*own, *tensors, *draws())
+            out = step(*tensors)
             if self._moves:
                 # Left to move are rows that were gathered for the graph.
                 indices = [gathered.indices[name] for name in traced.names]
@@ -187,7 +200,7 @@ class CompiledStep:
             loss, grads, indices, of_rows = tree_unflatten(out, traced.outputs)
             return Slope(loss, grads, list(zip(traced.names, indices, of_rows, strict=True)))
 
-        return graph
+        return graph, apart
 
     def trace(self, leaves: list, tree, examples: list[Tensor], gathered: Any = None) -> Traced:
         """The step as a graph, for arguments of these shapes.

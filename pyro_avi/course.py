@@ -30,25 +30,71 @@ class DivergedError(ArithmeticError):
         self.step = step
 
 
+class _Clock:
+    """Adds up seconds between starts and stops; those of a CUDA device by its own marks, for which nobody waits.
+
+    Args:
+        device: what does the work.
+    """
+
+    # Of the marks that are kept until they are read.
+    _most = 1000
+
+    def __init__(self, device: torch.device):
+        self._device, self._seconds = device, 0.0
+        self._began: Any = None
+        self._spans: list[tuple[Any, Any]] = []
+
+    def start(self) -> None:
+        self._began = self._mark()
+
+    def stop(self) -> None:
+        self._spans.append((self._began, self._mark()))
+        self._began = None
+        if len(self._spans) == self._most:
+            self.read()
+
+    def read(self) -> float:
+        """The seconds so far, when the device has come to the last stop."""
+        for began, ended in self._spans:
+            if isinstance(ended, torch.cuda.Event):
+                ended.synchronize()
+                self._seconds += began.elapsed_time(ended) / 1000
+            else:
+                self._seconds += ended - began
+        self._spans.clear()
+        return self._seconds
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
 @dataclass
 class Fit:
     """The course of a training.
 
     Attributes:
         steps: the number of steps taken.
-        seconds: the time they took, device synchronized, callbacks excluded.
-        compile_seconds: the part of it in which steps were compiled.
-        losses: ``[steps]`` the loss of every step, an estimate of the negative ELBO in nats for the whole data set.
+        compile_seconds: the part of :attr:`seconds` in which steps were compiled.
     """
 
     steps: int
-    seconds: float
+    _clock: _Clock
     _buffer: Tensor
     compile_seconds: float = 0.0
 
     @property
+    def seconds(self) -> float:
+        """The time that the steps took, callbacks excluded; to read it waits for the device."""
+        return self._clock.read()
+
+    @property
     def losses(self) -> Tensor:
-        """``[steps]`` the loss of every step."""
+        """``[steps]`` the loss of every step, an estimate of the negative ELBO in nats for the whole data set."""
         return self._buffer[: self.steps].cpu()
 
     @property
@@ -86,18 +132,18 @@ def run(
     """
     shape = (num_steps,) if count is None else (count, num_steps)
     buffer = torch.empty(shape, device=device, dtype=torch.float64)
-    courses = [Fit(0, 0.0, losses) for losses in buffer.view(-1, num_steps)]
+    clock = _Clock(device)
+    courses = [Fit(0, clock, losses) for losses in buffer.view(-1, num_steps)]
     told = courses[0] if count is None else courses
-    seconds = 0.0
     with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
-        started = _now(device)
+        clock.start()
         for step in range(num_steps):
             buffer[..., step], compiling = take(step)
             last = step + 1 == num_steps
             if callbacks or last:
-                seconds += _now(device) - started
+                clock.stop()
             for course in courses:
-                course.steps, course.seconds, course.compile_seconds = step + 1, seconds, compiling
+                course.steps, course.compile_seconds = step + 1, compiling
             if (step + 1) % _CHECK_EVERY == 0 or last:
                 _check_finite(courses)
                 bar.set_postfix(loss=f"{buffer[..., step].mean().item():.4g}", refresh=False)
@@ -106,7 +152,8 @@ def run(
                 if any([callback(told) is True for callback in callbacks]):
                     _check_finite(courses)
                     break
-                started = _now(device)
+                clock.start()
+    clock.read()
     return told
 
 
@@ -115,9 +162,3 @@ def _check_finite(courses: Sequence[Fit]) -> None:
     if None not in diverged:
         last = max(range(len(courses)), key=diverged.__getitem__)
         raise DivergedError(diverged[last], courses[last].losses[diverged[last]].item())
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

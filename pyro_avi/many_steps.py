@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_avi.captured import launched_together, warn_of_launches
 from pyro_avi.gradient import Slope
 from pyro_avi.graphs import CannotCompile, compile_graph, take_apart
+from pyro_avi.precision import kernels_in
 from pyro_avi.seeds import Stream, seeded
 from pyro_avi.steps import Trained
 
@@ -116,12 +118,13 @@ class ManySteps:
             # What inductor deprecates of itself is nothing a caller could mend.
             warnings.simplefilter("ignore")
             with self._given_back(slopes):
-                graph = self._graph(apart, tensors, shared)
+                graph, launched_apart = self._graph(apart, tensors, shared)
             expected = [step.expected(slope) for step, slope in zip(self._steps, slopes, strict=True)]
             with self._given_back(slopes):
                 losses = graph(tensors, [Stream(0) for _ in self._steps])
                 for step, of, slope, loss in zip(self._steps, expected, slopes, losses, strict=True):
                     step.check(of, slope, Slope(loss, None, []))
+        warn_of_launches(launched_apart)
         return graph
 
     @contextmanager
@@ -131,29 +134,38 @@ class ManySteps:
                 stack.enter_context(step.given_back(slope))
             yield
 
-    def _graph(self, apart, tensors, shared) -> _Graph:
+    def _graph(self, apart, tensors, shared) -> tuple[_Graph, str | None]:
+        """The graph, and why its kernels are launched apart on a CUDA device."""
         traced = self._steps[0].trace(*apart[:2], [of[0] for of in tensors])
         if not traced.drawn:
             raise CannotCompile("a step draws numbers that depend on others")
         # What models and guides hold beside their parameters is that of the first one; the comparison tells if it differs.
         held = traced.own[len(self._own) :]
+        own, precision = [*self._own, *held], self._replicas[0].gradient.precision
 
-        def inputs(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> list[Tensor]:
+        def given(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> list[Tensor]:
             of_calls = [of[0] if same else torch.stack(of) for of, same in zip(tensors, shared, strict=True)]
-            return [*self._own, *held, *of_calls, *_draw(traced.draws, streams)]
+            return [*of_calls, *_draw(traced.draws, streams)]
 
-        example = inputs(tensors, [Stream(0) for _ in self._steps])
+        examples = given(tensors, [Stream(0) for _ in self._steps])
         dims = [0] * len(self._own) + [None] * len(held) + [None if same else 0 for same in shared]
-        dims += [0] * (len(example) - len(dims))
-        of_all = torch.func.vmap(lambda *own: traced.graph(*own)[0], in_dims=tuple(dims))
+        dims += [0] * (len(own) + len(examples) - len(dims))
+        of_all = torch.func.vmap(lambda *inputs: traced.graph(*inputs)[0], in_dims=tuple(dims))
         with torch.no_grad():
-            compiled = compile_graph(make_fx(lambda *own: [of_all(*own)])(*example), example, with_draws=False)
+            graph = make_fx(lambda *inputs: [of_all(*inputs)])(*own, *examples)
+            compiled = compile_graph(graph, [*own, *examples], with_draws=False)
 
         @torch.no_grad()
-        def graph(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> Tensor:
-            return compiled(*inputs(tensors, streams))[0]
+        def step(*tensors: Tensor) -> Sequence[Tensor]:
+            with kernels_in(precision):
+                return compiled(*own, *tensors)
 
-        return graph
+        step, launched_apart = launched_together(step, own, examples)
+
+        def losses(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> Tensor:
+            return step(*given(tensors, streams))[0]
+
+        return losses, launched_apart
 
 
 class OneByOne:

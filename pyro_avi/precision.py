@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["PRECISIONS", "products_in"]
+__all__ = ["PRECISIONS", "kernels_in", "products_in"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -55,12 +55,20 @@ def products_in(precision: str) -> Iterator[None]:
     if precision == "bfloat16":
         with _BFloat16Products():
             yield
-    elif precision == "tf32":
-        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-        try:
-            yield
-        finally:
-            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
     else:
+        with kernels_in(precision):
+            yield
+
+
+@contextmanager
+def kernels_in(precision: str) -> Iterator[None]:
+    """Run a graph that was traced by :func:`products_in`: TF32 is no part of a graph, but chosen at every product."""
+    if precision != "tf32":
         yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
