@@ -30,7 +30,7 @@ def tune_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     train, _ = load(settings, context)
     started = time.perf_counter()
     trials = [{**settings, "lr_local": local, "lr_global": rest} for local, rest in settings["grid"]]
-    at_once = _measure(trials, train) if settings["compile"] else None
+    at_once = None if settings["compile"] is False else _measure(trials, train)
     replicas = [build(trial, train) for trial in trials]
     if at_once is not None and at_once["chosen"]:
         diverged = _train_at_once(replicas, trials, train, context)
@@ -64,15 +64,18 @@ def _outcome(model, guide, trial: Mapping[str, Any], train: Tensor, diverged_at:
     return {**rates, "diverged_at": diverged_at, "elbo": elbo, "elbo_se": error}
 
 
-def _measure(trials: Sequence[Mapping[str, Any]], train: Tensor) -> dict[str, Any]:
+def _measure(trials: Sequence[Mapping[str, Any]], train: Tensor) -> dict[str, Any] | None:
     """Time steps of one trial and of all at once, on models of their own; whether to train all at once.
 
-    The latter are not compiled where all steps of all trials together take less than compiling one does.
+    The latter are not compiled where all steps of all trials together take less than compiling one does. None where steps
+    are taken eagerly.
     """
     one, every = _Timed(), _Timed()
     # Of a training that diverges a step takes as long.
     with suppress(avi.DivergedError):
         _fit(build(trials[0], train), trials[0], train, one)
+    if not one.compile_seconds:
+        return None
     one_by_one, at_once = len(trials) * one.seconds, None
     if one_by_one * trials[0]["steps"] > one.compile_seconds:
         with suppress(avi.DivergedError):
@@ -133,7 +136,7 @@ def _common(trial: Mapping[str, Any], told: Callable) -> dict[str, Any]:
 
 
 class _Timed:
-    """A callback that ends a training after some steps, and knows what compiling and the median step took."""
+    """A callback that ends a training after some compiled steps, and knows what compiling and the median step took."""
 
     def __init__(self) -> None:
         self._seconds = [0.0]
@@ -143,7 +146,7 @@ class _Timed:
         first = course[0] if isinstance(course, list) else course
         self.compile_seconds = first.compile_seconds
         self._seconds.append(first.seconds - first.compile_seconds)
-        return len(self._seconds) > _TIMED_STEPS
+        return len(self._seconds) > _TIMED_STEPS or not self.compile_seconds
 
     @property
     def seconds(self) -> float:

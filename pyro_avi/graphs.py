@@ -41,9 +41,8 @@ READS = {
 }
 
 
-# What compiling saves of a call, in seconds: what Pyro's handlers take, and a share of the arithmetic. Roughly those of one
-# core.
-_SAVED_OF_HANDLERS, _SAVED_PER_FLOP = 2e-3, 1e-11
+# The share of the arithmetic that compiling saves, in seconds. Roughly those of one core.
+_SAVED_PER_FLOP = 1e-11
 
 
 class CannotCompile(Exception):
@@ -92,7 +91,7 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
     return counter.get_total_flops()
 
 
-def pays(flops: int, *, calls: int, cost: float) -> bool:
+def pays(flops: int, *, calls: int, overhead: float, cost: float) -> bool:
     """Whether so many calls save more time than compiling takes.
 
     Counted and not timed, so that the numbers are decided by the arguments alone.
@@ -100,9 +99,10 @@ def pays(flops: int, *, calls: int, cost: float) -> bool:
     Args:
         flops: those of one call, see :func:`count_flops`.
         calls: how often it is to be called.
+        overhead: what a call takes beside its arithmetic, and compiled does not: seconds, roughly those of one core.
         cost: the seconds of compiling.
     """
-    return calls * (_SAVED_OF_HANDLERS + _SAVED_PER_FLOP * flops) > cost
+    return calls * (overhead + _SAVED_PER_FLOP * flops) > cost
 
 
 def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:

@@ -20,8 +20,8 @@ from pyro_avi.weights import LogWeights, row_log_probs
 
 __all__ = ["LocalJoint"]
 
-# Seconds that it takes to compile the log joint, roughly those of one core.
-_COST_OF_COMPILING = 10.0
+# Seconds that it takes to compile the log joint, and that handlers take of a call; roughly those of one core.
+_COST_OF_COMPILING, _HANDLERS = 10.0, 2e-3
 # What a model that cannot run in one more plate fails with.
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
 # Bytes of the points that a CPU evaluates at a time: with many more, what they leave in its cache is gone before it is
@@ -167,7 +167,7 @@ class LocalJoint:
             return
         if self._flops is None:
             self._flops = count_flops(self._evaluate, self.initial)
-        if pays(count * self._flops, calls=calls, cost=_COST_OF_COMPILING):
+        if pays(count * self._flops, calls=calls, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
             self._graphs[count] = fused(self._evaluate, *self._trial_points(count))
 
     def _trial_points(self, count: int) -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
 
 LearningRate = float | Callable[[int], float]
 
-# Seconds, roughly those of one core.
-_COST_OF_COMPILING = 30.0
+# Seconds that it takes to compile a step, and that handlers and dispatch take of an eager one; roughly those of one core.
+_COST_OF_COMPILING, _HANDLERS = 25.0, 8e-3
 
 
 @runtime_checkable
@@ -161,7 +161,8 @@ class Trained:
 
 def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
     with seeded(None):
-        return pays(count_flops(gradient, call, kwargs), calls=num_steps, cost=_COST_OF_COMPILING)
+        flops = count_flops(gradient, call, kwargs)
+        return pays(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING)
 
 
 def _find_parameters(loss: Callable, call: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Tensor], torch.device]:

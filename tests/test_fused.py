@@ -37,9 +37,9 @@ def test_a_graph_gives_the_same_weights(monkeypatch):
 
 
 def test_it_pays_by_a_count_of_work():
-    assert not pays(10**9, calls=10, cost=10.0) and pays(10**9, calls=1000, cost=10.0)
-    assert pays(0, calls=10**5, cost=10.0) and not pays(0, calls=100, cost=10.0)
-    assert not pays(10**9, calls=1000, cost=30.0)
+    assert not pays(10**9, calls=10, overhead=0.0, cost=9.0) and pays(10**9, calls=1000, overhead=0.0, cost=9.0)
+    assert pays(0, calls=10**5, overhead=1e-3, cost=9.0) and not pays(0, calls=10**5, overhead=1e-5, cost=9.0)
+    assert not pays(10**9, calls=1000, overhead=0.0, cost=11.0)
 
 
 def test_a_cpu_evaluates_pieces_that_fit_its_cache(monkeypatch):

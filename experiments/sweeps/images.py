@@ -36,7 +36,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "hidden_dim": 64,
         "noise": ["learned"],
         "protocol": ["published", "fair"],
-        "compile": False,
+        "compile": "auto",
     },
     "paper": {
         "dataset": ["mnist"],
@@ -49,7 +49,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "hidden_dim": 256,
         "noise": ["fixed"],
         "protocol": ["published"],
-        "compile": True,
+        "compile": "auto",
     },
 }
 
@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="compile the training step: worth it above some 1,000 steps",
+        help="compile the training step, or do not (default: where a count of operations says that it pays)",
     )
     add("--protocol", nargs="+", choices=_PROTOCOLS, help="one learning rate for all, or tuned for every guide")
 

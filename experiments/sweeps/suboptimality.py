@@ -41,7 +41,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "latent_dim": 8,
         "hidden_dim": 128,
         "wide_dim": 320,
-        "compile": False,
+        "compile": "auto",
         "rows": 100,
         "num_samples": 500,
         "refine_steps": 200,
@@ -66,7 +66,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "latent_dim": 50,
         "hidden_dim": 200,
         "wide_dim": 500,
-        "compile": True,
+        "compile": "auto",
         "rows": 1000,
         "num_samples": 5000,
         "refine_steps": 600,
@@ -96,7 +96,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a family that splits the approximation gap further",
     )
     add("--seeds", nargs="+", type=int, metavar="SEED", help="of initial values, minibatches and draws")
-    add("--compile", action=argparse.BooleanOptionalAction, help="compile the training step")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="compile the training step, or do not (default: where a count of operations says that it pays)",
+    )
     add("--lr", type=float, help="the learning rate at first; it falls to a tenth of it")
     add(
         "--refine-lr",
@@ -146,7 +150,7 @@ def estimate(cell: Cell, *, device: str) -> float:
     decoder = s["latent_dim"] * s["hidden_dim"] + s["hidden_dim"] ** 2 + s["hidden_dim"] * pixels
     encoder = s["encoder_dim"] * (pixels + s["encoder_dim"])
     rate = 2e10 if device == "cpu" else 2e12
-    handlers = 0.001 if s["compile"] else 0.005
+    handlers = 0.001 if s["compile"] is True or s["compile"] == "auto" and s["steps"] > 3000 else 0.005
     training = s["steps"] * (handlers + 6 * s["batch_size"] * (decoder + encoder) / rate)
     factors = 2 if s["richer"] is None else 3
     drawn = factors * s["num_samples"] * s["rows"] * 2
