@@ -58,7 +58,7 @@ class Captured:
     """
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], examples: Sequence[Tensor]):
-        self._inputs = [x.clone() for x in examples]
+        self._inputs = [x.detach().clone() for x in examples]
         for mine, x in zip(self._inputs, examples, strict=True):
             if mine.stride() != x.stride():
                 raise RuntimeError("an argument has elements that share memory")

@@ -25,7 +25,7 @@ from pyro_avi.captured import launched_together, warn_of_launches
 from pyro_avi.gradient import Gradient, Slope, clipped
 from pyro_avi.graphs import READS, CannotCompile, Traced, compile_graph, in_place_of, reason_of, slots_of, take_apart
 from pyro_avi.lifting import lift_draws, lift_tensors
-from pyro_avi.precision import kernels_in
+from pyro_avi.precision import with_kernels_in
 from pyro_avi.seeds import seeded
 
 __all__ = ["CompiledStep", "Update"]
@@ -178,12 +178,13 @@ class CompiledStep:
         compiled = compile_graph(traced.graph, [*own, *examples, *draws()], with_draws=not traced.drawn)
         shapes = [x.shape for x in examples]
 
-        @torch.no_grad()
-        def step(*tensors: Tensor) -> Sequence[Tensor]:
-            with kernels_in(self._eager.precision):
-                return compiled(*own, *tensors, *draws())
+        compiled = with_kernels_in(self._eager.precision, compiled)
 
-        step, apart = launched_together(step, own, examples)
+        def step(*tensors: Tensor) -> Sequence[Tensor]:
+            return compiled(*own, *tensors, *draws())
+
+        with torch.no_grad():
+            step, apart = launched_together(step, own, examples)
 
         @torch.no_grad()
         def graph(tensors: list[Tensor], gathered: Any) -> Slope:

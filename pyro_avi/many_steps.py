@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyro_avi.captured import launched_together, warn_of_launches
 from pyro_avi.gradient import Slope
 from pyro_avi.graphs import CannotCompile, compile_graph, take_apart
-from pyro_avi.precision import kernels_in
+from pyro_avi.precision import with_kernels_in
 from pyro_avi.seeds import Stream, seeded
 from pyro_avi.steps import Trained
 
@@ -141,7 +141,7 @@ class ManySteps:
             raise CannotCompile("a step draws numbers that depend on others")
         # What models and guides hold beside their parameters is that of the first one; the comparison tells if it differs.
         held = traced.own[len(self._own) :]
-        own, precision = [*self._own, *held], self._replicas[0].gradient.precision
+        own = [*self._own, *held]
 
         def given(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> list[Tensor]:
             of_calls = [of[0] if same else torch.stack(of) for of, same in zip(tensors, shared, strict=True)]
@@ -155,13 +155,15 @@ class ManySteps:
             graph = make_fx(lambda *inputs: [of_all(*inputs)])(*own, *examples)
             compiled = compile_graph(graph, [*own, *examples], with_draws=False)
 
-        @torch.no_grad()
+        compiled = with_kernels_in(self._replicas[0].gradient.precision, compiled)
+
         def step(*tensors: Tensor) -> Sequence[Tensor]:
-            with kernels_in(precision):
-                return compiled(*own, *tensors)
+            return compiled(*own, *tensors)
 
-        step, launched_apart = launched_together(step, own, examples)
+        with torch.no_grad():
+            step, launched_apart = launched_together(step, own, examples)
 
+        @torch.no_grad()
         def losses(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> Tensor:
             return step(*given(tensors, streams))[0]
 

@@ -1,13 +1,13 @@
 """In which precision matrix products are taken; everything else stays as it is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["PRECISIONS", "kernels_in", "products_in"]
+__all__ = ["PRECISIONS", "products_in", "with_kernels_in"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -55,20 +55,25 @@ def products_in(precision: str) -> Iterator[None]:
     if precision == "bfloat16":
         with _BFloat16Products():
             yield
-    else:
-        with kernels_in(precision):
+    elif precision == "tf32":
+        # No part of a graph, but chosen when a product's kernel is.
+        before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+        try:
             yield
+        finally:
+            torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+    else:
+        yield
 
 
-@contextmanager
-def kernels_in(precision: str) -> Iterator[None]:
-    """Run a graph that was traced by :func:`products_in`: TF32 is no part of a graph, but chosen at every product."""
+def with_kernels_in(precision: str, graph: Callable) -> Callable:
+    """A compiled graph that was traced in a precision, called in that of its kernels: bfloat16 is part of what was traced."""
     if precision != "tf32":
-        yield
-        return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+        return graph
+
+    def called(*args):
+        with products_in(precision):
+            return graph(*args)
+
+    return called

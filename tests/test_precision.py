@@ -59,6 +59,22 @@ def test_tf32_is_given_back():
     assert torch.backends.cuda.matmul.allow_tf32 == before
 
 
+@pytest.mark.parametrize(("precision", "seen"), [("tf32", {True}), ("float32", {False}), ("bfloat16", {False})])
+def test_tf32_is_chosen_whenever_a_graph_runs(monkeypatch, precision, seen):
+    """Kernels ask for it: at tracing, where graphs ask for bfloat16, it would be in vain."""
+    asked = []
+
+    def compile_graph(traced, inputs, **options):
+        return lambda *args: (asked.append(torch.backends.cuda.matmul.allow_tf32), traced(*args))[1]
+
+    monkeypatch.setattr("pyro_avi.compiled.compile_graph", compile_graph)
+    model = avi.models.VAE(avi.models.DenseDecoder(2, (4,), (1, 2, 2)), size=3)
+    guide = avi.AmortizedGuide(model, encoder=(3,))
+    avi.fit(model, guide, torch.rand(3, 1, 2, 2), num_steps=2, precision=precision, compile=True, progress=False)
+    # Compared once, then two steps.
+    assert len(asked) == 3 and set(asked) == seen and not torch.backends.cuda.matmul.allow_tf32
+
+
 def trained(precision, compile):
     torch.manual_seed(1)
     x = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(0))
