@@ -38,9 +38,13 @@ def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tu
 
 
 def _endless(tensors, batch_size, seed):
-    generator = torch.Generator().manual_seed(seed)
+    generator, device = torch.Generator().manual_seed(seed), tensors[0].device
     while True:
-        order = torch.randperm(len(tensors[0]), generator=generator).to(tensors[0].device)
+        order = torch.randperm(len(tensors[0]), generator=generator)
+        if device.type == "cuda":
+            # From pinned memory nobody waits for the copy.
+            order = order.pin_memory()
+        order = order.to(device, non_blocking=True)
         for index in order.split(batch_size):
             # Faster than tensor[index], the same rows.
             yield (*(tensor.index_select(0, index) for tensor in tensors), index)
