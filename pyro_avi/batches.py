@@ -40,7 +40,7 @@ def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tu
 def _endless(tensors, batch_size, seed):
     generator, device = torch.Generator().manual_seed(seed), tensors[0].device
     while True:
-        order = torch.randperm(len(tensors[0]), generator=generator)
+        order = torch.randperm(len(tensors[0]), generator=generator, device="cpu")
         if device.type == "cuda":
             # From pinned memory nobody waits for the copy.
             order = order.pin_memory()

@@ -1,0 +1,100 @@
+"""Everything stays on the device of the data. Torch's `meta` device, which knows shapes alone, stands in for any other."""
+
+import pytest
+import torch
+from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+
+import pyro_avi as avi
+
+GUIDES = {
+    "constant": avi.ConstantGuide,
+    "amortized": lambda model: avi.AmortizedGuide(model, encoder=(6,)),
+    "factorized": avi.FactorizedGuide,
+}
+MODELS = {"local": avi.models.VAE, "local and global": avi.models.BayesianDecoder}
+OPTIONS = {
+    "num_steps": 2,
+    "lr": {"local": lambda step: 0.1 / (step + 1), "global": 0.01},
+    "clip_norm": 1.0,
+    "progress": False,
+}
+# That two tensors have the same values cannot be asked here, so guides take them for unrelated.
+pytestmark = [pytest.mark.filterwarnings("ignore:The rows"), pytest.mark.filterwarnings("ignore:Encountered")]
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Values that are asked for are made up."""
+    monkeypatch.setattr("pyro_avi.structure.equal", lambda one, two: True)
+    for name, answer in {
+        "item": lambda x: 1.0,
+        "__bool__": lambda x: True,
+        "tolist": lambda x: [0] * x.numel(),
+        "cpu": lambda x: torch.zeros(x.shape, dtype=x.dtype),
+    }.items():
+        monkeypatch.setattr(torch.Tensor, name, _made_up(answer, getattr(torch.Tensor, name)))
+    return torch.device("meta")
+
+
+def _made_up(answer, known):
+    return lambda x: answer(x) if x.is_meta else known(x)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """The graphs that steps are traced to, run as they are; where their inputs and what they make are."""
+    places = []
+
+    def compile_graph(graph, inputs, *, with_draws):
+        made = [node.kwargs["device"] for node in graph.graph.nodes if node.kwargs.get("device") is not None]
+        places.append({torch.device(one).type for one in [*made, *(x.device for x in inputs)]})
+        assert not with_draws
+        return graph.forward
+
+    for user in ("compiled", "many_steps"):
+        monkeypatch.setattr(f"pyro_avi.{user}.compile_graph", compile_graph)
+    return places
+
+
+def build(guide, model, device):
+    decoder = avi.models.DenseDecoder(2, (5,), (1, 4, 4))
+    model = MODELS[model](decoder, size=12, likelihood=avi.models.GaussianLikelihood(0.5, learned=True)).to(device)
+    return model, GUIDES[guide](model)
+
+
+def batches(device):
+    x, index = torch.rand(12, 1, 4, 4, device=device), torch.arange(5, device=device)
+    while True:
+        yield x[:5], index
+
+
+def places_of(*modules):
+    return {parameter.device.type for module in modules for parameter in module.parameters()}
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("guide", GUIDES)
+def test_training(guide, model, device, traced):
+    pair = build(guide, model, device)
+    # The eager step is taken too, for comparison.
+    avi.fit(*pair, batches=batches(device), compile=True, elbo=Trace_ELBO(num_particles=2), **OPTIONS)
+    assert places_of(*pair) == {"meta"} and traced == [{"meta"}]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_training_at_once(guide, device, traced):
+    pairs = [build(guide, "local and global", device) for _ in range(2)]
+    of_each = [batches(device) for _ in pairs]
+    avi.fit_many(pairs, batches=of_each, seed=[0, 1], elbo=TraceMeanField_ELBO(), **OPTIONS)
+    assert places_of(*pairs[0], *pairs[1]) == {"meta"} and traced == [{"meta"}]
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_answers(guide, device):
+    model, guide = build(guide, "local", device)
+    x, index = torch.rand(12, 1, 4, 4, device=device), torch.arange(12, device=device)
+    guide.setup(x, index)
+    weights = avi.log_weights(model, guide, x, index, num_samples=3)
+    assert weights.local.device == device
+    refined = avi.refine(model, guide, x, num_steps=2)
+    assert places_of(refined) == {"meta"}
