@@ -3,6 +3,7 @@
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
+from torch.fx.experimental import _config
 
 import pyro_avi as avi
 
@@ -26,18 +27,26 @@ pytestmark = [pytest.mark.filterwarnings("ignore:The rows"), pytest.mark.filterw
 def device(monkeypatch):
     """Values that are asked for are made up."""
     monkeypatch.setattr("pyro_avi.structure.equal", lambda one, two: True)
+    monkeypatch.setattr("pyro_avi.gaps._check_bounded", lambda weights, whose: None)
+    monkeypatch.setattr(torch, "allclose", lambda one, two, **tolerances: True)
     for name, answer in {
         "item": lambda x: 1.0,
+        "__int__": lambda x: 1,
+        "__float__": lambda x: 1.0,
         "__bool__": lambda x: True,
-        "tolist": lambda x: [0] * x.numel(),
+        "any": lambda x: False,
+        "all": lambda x: True,
+        "tolist": lambda x: torch.zeros(x.shape).tolist(),
         "cpu": lambda x: torch.zeros(x.shape, dtype=x.dtype),
     }.items():
         monkeypatch.setattr(torch.Tensor, name, _made_up(answer, getattr(torch.Tensor, name)))
-    return torch.device("meta")
+    with _config.patch(meta_nonzero_assume_all_nonzero=True):
+        yield torch.device("meta")
 
 
 def _made_up(answer, known):
-    return lambda x: answer(x) if x.is_meta else known(x)
+    """Along a dimension nothing is asked for yet."""
+    return lambda x, *dims: answer(x) if x.is_meta and not dims else known(x, *dims)
 
 
 @pytest.fixture
@@ -94,7 +103,10 @@ def test_answers(guide, device):
     model, guide = build(guide, "local", device)
     x, index = torch.rand(12, 1, 4, 4, device=device), torch.arange(12, device=device)
     guide.setup(x, index)
-    weights = avi.log_weights(model, guide, x, index, num_samples=3)
+    weights = avi.log_weights(model, guide, x, index, num_samples=30)
     assert weights.local.device == device
-    refined = avi.refine(model, guide, x, num_steps=2)
-    assert places_of(refined) == {"meta"}
+    avi.elbo(weights), avi.iwelbo(weights), avi.khat(weights)
+    assert avi.ess(weights).device == device
+    assert places_of(avi.refine(model, guide, x, num_steps=2)) == {"meta"}
+    chains = {"num_chains": 25, "num_temperatures": 3, "num_leapfrog": 2}
+    avi.measure_gaps(model, guide, x, index, num_samples=30, num_steps=2, max_rounds=1, annealing=chains)
