@@ -46,9 +46,11 @@ class _Clock:
         self._spans: list[tuple[Any, Any]] = []
 
     def start(self) -> None:
+        """Count from here."""
         self._began = self._mark()
 
     def stop(self) -> None:
+        """Count to here."""
         self._spans.append((self._began, self._mark()))
         self._began = None
         if len(self._spans) == self._most:

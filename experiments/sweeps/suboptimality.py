@@ -150,7 +150,7 @@ def estimate(cell: Cell, *, device: str) -> float:
     decoder = s["latent_dim"] * s["hidden_dim"] + s["hidden_dim"] ** 2 + s["hidden_dim"] * pixels
     encoder = s["encoder_dim"] * (pixels + s["encoder_dim"])
     rate = 2e10 if device == "cpu" else 2e12
-    handlers = 0.001 if s["compile"] is True or s["compile"] == "auto" and s["steps"] > 3000 else 0.005
+    handlers = 0.001 if s["compile"] and s["steps"] > 3000 else 0.005
     training = s["steps"] * (handlers + 6 * s["batch_size"] * (decoder + encoder) / rate)
     factors = 2 if s["richer"] is None else 3
     drawn = factors * s["num_samples"] * s["rows"] * 2

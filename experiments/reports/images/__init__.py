@@ -9,8 +9,9 @@ from experiments.document import Document, Figure, Finding
 from experiments.document import Section as Part
 from experiments.figures import palette
 from experiments.reports.images import figures, pictures, tables
-from experiments.reports.images.cells import CellRecord, Section, sections
+from experiments.reports.images.cells import Section, sections
 from experiments.reports.images.findings import findings, headline
+from experiments.reports.images.records import CellRecord
 from experiments.reports.images.words import GLOSSARY, LEAD, METHOD
 
 __all__ = ["document"]

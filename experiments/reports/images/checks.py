@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from experiments.document import Finding
-from experiments.reports.images.cells import PROTOCOLS, TOLERANCES, CellRecord, Section
+from experiments.reports.images.cells import PROTOCOLS, TOLERANCES, Section
+from experiments.reports.images.records import CellRecord
 from experiments.reports.images.words import listed
 from experiments.summary import Mean, paired_difference, significant, with_error
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from experiments.document import Finding
 from experiments.reports.images import checks
-from experiments.reports.images.cells import ELBO_SHARE, Arm, CellRecord, Section
+from experiments.reports.images.cells import ELBO_SHARE, Arm, Section
+from experiments.reports.images.records import CellRecord
 from experiments.reports.images.tables import speed
 from experiments.reports.images.words import listed
 from experiments.summary import SEEN, Mean, median_duration, paired_difference, ratio_text, significant, with_error

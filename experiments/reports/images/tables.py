@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from experiments.document import Table, Value
-from experiments.reports.images.cells import FIXED, TOLERANCES, Arm, CellRecord, Section, number, pick
+from experiments.reports.images.cells import FIXED, TOLERANCES, Arm, Section
+from experiments.reports.images.records import CellRecord, number, pick
 from experiments.summary import Mean, median_duration, ratio_text, significant, with_error
 
 MIB = 2**20
