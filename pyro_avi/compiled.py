@@ -176,9 +176,8 @@ class CompiledStep:
         traced = self.trace(leaves, tree, examples, gathered)
         own, draws = traced.own, traced.draws
         compiled = compile_graph(traced.graph, [*own, *examples, *draws()], with_draws=not traced.drawn)
-        shapes = [x.shape for x in examples]
-
         compiled = with_kernels_in(self._eager.precision, compiled)
+        shapes = [x.shape for x in examples]
 
         def step(*tensors: Tensor) -> Sequence[Tensor]:
             return compiled(*own, *tensors, *draws())

@@ -154,7 +154,6 @@ class ManySteps:
         with torch.no_grad():
             graph = make_fx(lambda *inputs: [of_all(*inputs)])(*own, *examples)
             compiled = compile_graph(graph, [*own, *examples], with_draws=False)
-
         compiled = with_kernels_in(self._replicas[0].gradient.precision, compiled)
 
         def step(*tensors: Tensor) -> Sequence[Tensor]:
