@@ -20,8 +20,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pyro_avi.replay import CannotReplayError, Recorder, Replay
-from pyro_avi.structure import equal, is_scaled, plate_scale, quiet, site_mask, untraced
+from pyro_avi.masks import Mask, site_mask
+from pyro_avi.replay import CannotReplayError, Recorder, Replay, follow
+from pyro_avi.structure import equal, is_latent, is_scaled, plate_scale, quiet, untraced
 
 __all__ = ["Found", "Rows", "Sources"]
 
@@ -55,7 +56,7 @@ class Found:
 
     rows: dict[str, Rows]
     values: dict[str, Tensor]
-    masks: dict[str, Tensor | bool]
+    masks: dict[str, Mask]
     scales: dict[str, Tensor | float]
 
 
@@ -178,7 +179,8 @@ def _flatten(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
 
 def _describe(leaf) -> tuple:
     if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.dtype, leaf.device, leaf.is_contiguous()
+        # Strides of 0 tell that a mask is the same for all elements of an event.
+        return leaf.shape, leaf.dtype, leaf.device, leaf.is_contiguous() or leaf.stride()
     # Other objects are told apart by identity; the slice that belongs to them keeps them alive.
     return type(leaf), leaf if isinstance(leaf, bool | int | float | str | None) else id(leaf)
 
@@ -224,7 +226,9 @@ def _run(model, wanted: _Wanted, args, kwargs, *, rows: Mapping[str, Tensor], se
                     "An amortized guide reads the observations. Try one of the following fixes:\n"
                     "- pass them to the call\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
                 )
-        for name in [*values, *(name for name in wanted.latents if name in trace.nodes)]:
+        # Of sites that only recognize a call, nothing more is asked.
+        read = [] if wanted.optional else [*values]
+        for name in [*read, *(name for name in wanted.latents if name in trace.nodes)]:
             site = trace.nodes[name]
             mask = site_mask(site)
             if mask is not None:
@@ -245,7 +249,7 @@ class _Slice:
         return Found(
             {name: Rows(of.size, next(given)) for name, of in found.rows.items()},
             {name: next(given) for name in found.values},
-            {name: next(given) for name in found.masks},
+            {name: replace(mask, values=next(given)) for name, mask in found.masks.items()},
             {name: next(given) / self._plain[name] for name in found.scales},
         )
 
@@ -281,8 +285,8 @@ def _plain_scales(trace, found: Found) -> dict[str, float]:
 
 
 def _targets(found: Found) -> list[Any]:
-    parts = found.values, found.masks, found.scales
-    return [*(rows.index for rows in found.rows.values()), *(value for part in parts for value in part.values())]
+    masks = (mask.values for mask in found.masks.values())
+    return [*(rows.index for rows in found.rows.values()), *found.values.values(), *masks, *found.scales.values()]
 
 
 def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
@@ -290,6 +294,13 @@ def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
     # Under new identities: the model may also hold an argument itself, or be given one tensor in two places.
     args, kwargs = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     found, given, trace = _run(model, wanted, args, kwargs, rows={}, seed=0, recorder=recorder)
+    of_latents, reader = follow(recorder.calls, _latent_values(trace))
+    for name, mask in found.masks.items():
+        if id(mask.values) in of_latents:
+            raise _following_mask(name, is_latent(trace.nodes[name]))
+    # A mask that depends on a latent by way of a Python value may be the same in two runs.
+    for seed in range(2, 10) if reader is not None else ():
+        _check_masks_repeat(trace, found, _run(model, wanted, args, kwargs, rows=given.rows, seed=seed)[0])
     again, _, _ = _run(model, wanted, args, kwargs, rows=given.rows, seed=1)
     if wanted.optional:
         # A value that the model draws or computes is no data.
@@ -327,6 +338,37 @@ def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
         "Pass the data as tensor arguments, or tell the guide what to read: inputs=lambda *args, **kwargs: ..."
     )
     return _Rerun(model, wanted, given.drawn, keep)
+
+
+def _latent_values(trace) -> list[Tensor]:
+    return [
+        site["value"]
+        for site in trace.nodes.values()
+        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+    ]
+
+
+def _check_masks_repeat(trace, found: Found, again: Found) -> None:
+    for name in {*found.masks, *again.masks}:
+        pair = [each.masks.get(name, Mask(True)).values for each in (found, again)]
+        if not _equal(*pair):
+            raise _following_mask(name, is_latent(trace.nodes[name]))
+
+
+def _following_mask(name: str, latent: bool) -> ValueError:
+    if latent:
+        return ValueError(
+            f"Expected a mask of latent {name!r} that does not depend on latents, got one that does.\n"
+            "A guide leaves out what the model leaves out, and a guide's rows cannot know the latents that it is about to "
+            "draw. Try one of the following fixes:\n"
+            "- mask by the data, or by an argument of the model\n"
+            f"- leave {name!r} without a mask, and what depends on it with one: latents that nothing depends on keep their "
+            "prior"
+        )
+    return ValueError(
+        f"Expected a mask of observed site {name!r} that does not depend on latents, got one that does: the encoder cannot "
+        "read it.\nTell the guide what to read: inputs=lambda *args, **kwargs: ..."
+    )
 
 
 def _and(sites: Sequence[str]) -> str:

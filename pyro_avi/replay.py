@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["CannotReplayError", "Recorder", "Replay"]
+__all__ = ["CannotReplayError", "Recorder", "Replay", "follow"]
 
 
 class CannotReplayError(Exception):
@@ -109,7 +109,9 @@ _FIXED += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 def _slice_back(calls: list[_Call], inputs: Sequence[Any], targets: list[Tensor]) -> list[_Call]:
     """The calls that the targets depend on, in order."""
     given = {id(x) for x in inputs if isinstance(x, Tensor)}
-    _check_unread(calls, given)
+    _, reader = follow(calls, [x for x in inputs if isinstance(x, Tensor)])
+    if reader is not None:
+        raise CannotReplayError(f"the model reads data into Python by {reader}")
     needed = {id(x) for x in targets} - given
     # Views share their storage: what is written to one of them changes the others.
     tracked = _storages([x for x in inputs if isinstance(x, Tensor)] + targets)
@@ -133,15 +135,24 @@ def _storages(tensors: list[Tensor]) -> set[int]:
     return {x.untyped_storage().data_ptr() for x in tensors}
 
 
-def _check_unread(calls: list[_Call], given: set[int]) -> None:
-    """Refuse a run that turned the content of its inputs into Python values or sizes."""
-    from_inputs = set(given)
+def follow(calls: Sequence[_Call], start: Sequence[Tensor]) -> tuple[set[int], str | None]:
+    """What a run made of some tensors.
+
+    Returns:
+        The identities of all tensors whose content may depend on them, themselves included, and the name of an operation
+        that turned such content into a Python value or a size, if there was one.
+    """
+    made, reader = {id(x) for x in start}, None
     for call in calls:
-        if from_inputs & {id(x) for x in call.inputs}:
-            selected = _tensors(call.args[1:]) if call.name == "__getitem__" else []
-            if call.name in _READS or any(x.dtype in (torch.bool, torch.uint8) for x in selected):
-                raise CannotReplayError(f"the model reads data into Python by {call.name}")
-            from_inputs |= {id(x) for x in _tensors(call.out)}
+        if not made & {id(x) for x in call.inputs}:
+            continue
+        selected = _tensors(call.args[1:]) if call.name == "__getitem__" else []
+        if call.name in _READS or any(x.dtype in (torch.bool, torch.uint8) for x in selected):
+            reader = reader or call.name
+        # The others take the shape of their argument and nothing else.
+        if not call.name.endswith("_like") and not call.name.startswith("new_"):
+            made |= {id(x) for x in (*_tensors(call.out), *call.changed)}
+    return made, reader
 
 
 def _check_arguments(call: _Call, inputs: Sequence[Any]) -> None:

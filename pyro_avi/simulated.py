@@ -11,7 +11,8 @@ from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_avi.structure import equal, is_observation, is_scaled, quiet, site_mask
+from pyro_avi.masks import site_mask
+from pyro_avi.structure import equal, is_observation, is_scaled, quiet
 from pyro_avi.weights import row_log_probs
 
 __all__ = ["Simulator"]

@@ -9,7 +9,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.torch_distribution import MaskedDistribution
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.autoguide.utils import helpful_support_errors
 from pyro.poutine.indep_messenger import CondIndepStackFrame
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 
+from pyro_avi.masks import site_mask
 from pyro_avi.parameters import own_parameters
 from pyro_avi.seeds import seeded
 
@@ -35,7 +35,6 @@ __all__ = [
     "quiet",
     "row_plate",
     "row_plates",
-    "site_mask",
     "untraced",
 ]
 
@@ -248,13 +247,6 @@ def plate_scale(frames: Iterable[CondIndepStackFrame]) -> float:
     for frame in frames:
         scale *= (frame.full_size or frame.size) / frame.size
     return scale
-
-
-def site_mask(site: Mapping[str, Any]) -> Tensor | bool | None:
-    """What masks a site: ``poutine.mask`` around it, ``.mask()`` on its distribution, or both (``None``: nothing)."""
-    masks = [site["mask"], site["fn"]._mask if isinstance(site["fn"], MaskedDistribution) else None]
-    masks = [mask for mask in masks if mask is not None and mask is not True]
-    return None if not masks else masks[0] if len(masks) == 1 else masks[0] & masks[1]
 
 
 def is_scaled(site: Mapping[str, Any]) -> bool:

@@ -654,6 +654,31 @@ add(
 )
 
 
+def masked_inside(x, present, index=None):
+    with rows(x, index):
+        z = pyro.sample("z", dist.Normal(torch.zeros(x.shape), 1.0).mask(present).to_event(1))
+        pyro.sample("x", dist.Normal(z, 0.5).mask(present).to_event(1), obs=x)
+
+
+add(
+    "rows masked inside events",
+    masked_inside,
+    {"z": (ROWS, 3)},
+    (TABLE, SEEN[:, None]),
+    batches=by_loader(TABLE, SEEN[:, None]),
+    new=(NEW_TABLE, SEEN[:NEW_ROWS, None]),
+)
+add(
+    "elements masked inside events",
+    masked_inside,
+    {"z": (ROWS, 3)},
+    (TABLE, PRESENT),
+    batches=by_loader(TABLE, PRESENT),
+    new=(NEW_TABLE, NEW_PRESENT),
+    joint=False,
+)
+
+
 def annealed(x, weight, index=None):
     with poutine.scale(scale=weight):
         scale = pyro.sample("scale", dist.LogNormal(0.0, 0.5))

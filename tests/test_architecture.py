@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = frozenset({"torch", "pyro"})
-FOUNDATION = frozenset({"structure", "provenance", "parameters", "families", "encoders"})
+FOUNDATION = frozenset({"masks", "structure", "provenance", "parameters", "families", "encoders"})
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,10 @@ class Rule:
 RULES = {
     "parameters": Rule(),
     "seeds": Rule(packages=frozenset({"torch"})),
-    "structure": Rule(frozenset({"parameters", "seeds"})),
+    "masks": Rule(),
+    "structure": Rule(frozenset({"masks", "parameters", "seeds"})),
     "replay": Rule(packages=frozenset({"torch"})),
-    "provenance": Rule(frozenset({"structure", "replay"})),
+    "provenance": Rule(frozenset({"masks", "structure", "replay"})),
     "families": Rule(packages=TENSORS | {"zuko"}),
     "encoders": Rule(),
     "models": Rule(),
@@ -70,7 +71,7 @@ RULES = {
         FOUNDATION
         | {"guides", "weights", "estimators", "refine", "joint", "conditional", "annealed", "evidence", "gap_results"}
     ),
-    "simulated": Rule(frozenset({"structure", "weights"})),
+    "simulated": Rule(frozenset({"masks", "structure", "weights"})),
     "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
     "calibration_results": Rule(
         frozenset({"estimators", "calibration_figure", "tables"}), frozenset({"torch", "pandas", "arviz"})

@@ -329,6 +329,8 @@ AGREE = [
     "masked latents, one row set",
     "masked latents, two row sets",
     "masked rows",
+    "rows masked inside events",
+    "elements masked inside events",
     "missing observations, obs_mask",
     "annealed prior",
     "factors in and out of the plate",

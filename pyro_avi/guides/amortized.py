@@ -194,10 +194,9 @@ class AmortizedGuide(LocalGuide):
             )
         if not self._masked[name]:
             return [value]
-        # One mask for a batch element, over all of its event dimensions.
         event_dim = of.rows.frames[0].dim - of.rows.observations[name][0]
-        mask = torch.as_tensor(True if mask is None else mask, device=value.device)
-        mask = mask.reshape(mask.shape + (1,) * event_dim).expand_as(value)
+        mask = True if mask is None else mask.of_elements(event_dim)
+        mask = torch.as_tensor(mask, device=value.device).expand_as(value)
         return [torch.where(mask, value, 0.0), mask.to(value.dtype)]
 
     def _read_given(self, inputs: Tensor, plates: tuple[str, ...], found: Found, args, kwargs) -> Tensor:

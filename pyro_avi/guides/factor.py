@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pyro_avi.families import DiagonalNormal, Family, Flow, RowFlow
 from pyro_avi.guides.placed import Placed
+from pyro_avi.masks import Mask
 from pyro_avi.structure import Latent
 
 __all__ = ["Factor"]
@@ -81,7 +82,7 @@ class Factor(nn.Module):
         self,
         parameters: Tensor,
         plates: Mapping[str, pyro.plate],
-        masks: Mapping[str, Tensor | bool],
+        masks: Mapping[str, Mask],
         scales: Mapping[str, Tensor | float],
     ) -> dict[str, Callable[[], Tensor]]:
         """The sample statements by site, to be run in the order of the model; a joint family is sampled at once.
@@ -89,15 +90,19 @@ class Factor(nn.Module):
         Args:
             parameters: ``[*B, P]``, one row for each row of the plates.
             plates: the plates of the sites, by name.
-            masks: what masks the model's sites, by site.
+            masks: what masks the model's sites, by site; those of single elements of an event leave out the same
+                coordinates here.
             scales: the factor by which the model's sites count beyond their plates, by site.
         """
 
         def sample(latent: Latent, fn: dist.TorchDistribution) -> Tensor:
+            mask = masks.get(latent.name)
+            if mask is not None and mask.event_dim:
+                mask, fn = None, mask.inside(fn)
             with ExitStack() as stack:
                 for frame in latent.frames:
                     stack.enter_context(plates[frame.name])
-                _enter(stack, masks.get(latent.name), scales.get(latent.name))
+                _enter(stack, mask, scales.get(latent.name))
                 return pyro.sample(latent.name, fn)
 
         parts = parameters.split(self._split, -1) if self._discrete else [parameters]
@@ -116,20 +121,23 @@ class Factor(nn.Module):
         with ExitStack() as stack:
             for frame in self.frames:
                 stack.enter_context(plates[frame.name])
-            _enter(stack, self._of_rows(masks, "mask", None), self._of_rows(scales, "scale", None))
+            _enter(stack, self._of_rows(masks, "mask"), self._of_rows(scales, "scale"))
             return pyro.sample(self.name, fn, infer={"is_auxiliary": True})
 
-    def _of_rows(self, given: Mapping[str, Tensor | bool | float], what: str, default):
+    def _of_rows(self, given: Mapping[str, Mask | Tensor | float], what: str):
         """What masks or scales whole rows, the same for all of their latents."""
-        found = [given.get(latent.name, default) for latent in self._continuous]
-        whole = all(x is found[0] or (not isinstance(x, Tensor) and x == found[0]) for x in found)
-        if whole and isinstance(found[0], Tensor):
+        found = [given.get(latent.name) for latent in self._continuous]
+        values = [x.values if isinstance(x, Mask) else x for x in found]
+        whole = not any(isinstance(x, Mask) and x.event_dim for x in found)
+        whole &= all(x is values[0] or (not isinstance(x, Tensor) and x == values[0]) for x in values)
+        if whole and isinstance(values[0], Tensor):
             rows = {-frame.dim for frame in self.frames}
-            whole = all(size == 1 or found[0].dim() - i in rows for i, size in enumerate(found[0].shape))
+            whole = all(size == 1 or values[0].dim() - i in rows for i, size in enumerate(values[0].shape))
         if not whole:
+            names = [latent.name for latent in self._continuous]
             raise ValueError(
                 f"Expected one {what} for whole rows with the joint family {type(self.family).__name__}, got a {what} on "
-                f"{sorted(given)} of the latents {[latent.name for latent in self._continuous]}.\n"
+                f"{[name for name in names if name in given]} of the latents {names}, or on a part of their elements.\n"
                 "A joint factor cannot leave out a part of a row. Use family=DiagonalNormal(), or one poutine."
                 f"{what} around all latents of the rows."
             )
@@ -239,9 +247,9 @@ def _on_support(latent: Latent, normal: dist.Normal) -> dist.TorchDistribution:
     return dist.TransformedDistribution(normal.to_event(inner), [latent.transform]).to_event(latent.independent_dim)
 
 
-def _enter(stack: ExitStack, mask: Tensor | bool | None, scale: Tensor | float | None) -> None:
+def _enter(stack: ExitStack, mask: Mask | None, scale: Tensor | float | None) -> None:
     if mask is not None:
-        stack.enter_context(poutine.mask(mask=mask))
+        stack.enter_context(poutine.mask(mask=mask.values))
     if scale is not None:
         stack.enter_context(poutine.scale(scale=scale))
 
