@@ -8,7 +8,16 @@ from pyro_avi.calibration_results import Calibration, Coverage
 from pyro_avi.course import DivergedError, Fit
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.export import to_arviz
-from pyro_avi.families import DiagonalNormal, Family, Flow, LowRankNormal, MultivariateNormal, RowFlow
+from pyro_avi.families import (
+    Conditional,
+    DiagonalNormal,
+    Family,
+    Flow,
+    LowRankNormal,
+    MarkovNormal,
+    MultivariateNormal,
+    RowFlow,
+)
 from pyro_avi.fit import fit
 from pyro_avi.fit_many import fit_many
 from pyro_avi.gap_results import Gaps
@@ -22,6 +31,7 @@ from pyro_avi.weights import LogWeights, log_weights
 __all__ = [
     "AmortizedGuide",
     "Calibration",
+    "Conditional",
     "ConstantGuide",
     "Coverage",
     "DiagonalNormal",
@@ -34,6 +44,7 @@ __all__ = [
     "Gaps",
     "LogWeights",
     "LowRankNormal",
+    "MarkovNormal",
     "MeanFieldNormal",
     "MultivariateNormal",
     "RowFlow",

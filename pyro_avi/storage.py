@@ -129,7 +129,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 def _family(path, described: dict[str, Any]):
     if described["class"] not in _FAMILIES:
         raise ValueError(f"Expected a family of {sorted(_FAMILIES)} at {path}, got {described['class']!r}.")
-    return _FAMILIES[described["class"]](**described["settings"])
+    settings = described["settings"].items()
+    # Of a family that is made of another.
+    made = {name: _family(path, value) if isinstance(value, dict) else value for name, value in settings}
+    return _FAMILIES[described["class"]](**made)
 
 
 def _given(path, option: str, given: Any, described: Any) -> Any:

@@ -15,7 +15,7 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints
+from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 
 from pyro_avi.masks import site_mask
@@ -115,12 +115,17 @@ class Latent:
     @property
     def is_real(self) -> bool:
         """Whether the support is the whole real space, so that no transform is needed."""
-        return _peel(self.support)[0] is constraints.real
+        return _is(self.support, constraints.real)
 
     @property
     def is_boolean(self) -> bool:
         """Whether the values are 0 and 1, as those of a Bernoulli."""
-        return _peel(self.support)[0] is constraints.boolean
+        return _is(self.support, constraints.boolean)
+
+    @property
+    def is_one_hot(self) -> bool:
+        """Whether the values are vectors with a single one, as those of a one-hot Categorical."""
+        return _is(self.support, constraints.one_hot)
 
     @property
     def transform(self) -> Transform:
@@ -154,6 +159,11 @@ def _peel(support: constraints.Constraint) -> tuple[constraints.Constraint, int]
     while isinstance(support, constraints.independent):
         support, dims = support.base_constraint, dims + support.reinterpreted_batch_ndims
     return support, dims
+
+
+def _is(support: constraints.Constraint, known: constraints.Constraint) -> bool:
+    """Whether a support, in all dimensions of an event, is one of those without arguments; copies of them are, too."""
+    return type(_peel(support)[0]) is type(known)
 
 
 @dataclass(frozen=True)
@@ -310,7 +320,12 @@ def inspect_model(
 
 def _but_discrete(init_loc_fn: Callable) -> Callable:
     """Initial values for continuous sites, a draw for discrete ones."""
-    return lambda site: site["fn"].sample() if site["fn"].support.is_discrete else init_loc_fn(site)
+
+    def initial(site):
+        support = _of_components(site["name"], site["fn"].support)
+        return site["fn"].sample() if support.is_discrete else init_loc_fn(site)
+
+    return initial
 
 
 def _row_set(frames: list[CondIndepStackFrame], latents: list[Latent], observed: Mapping[str, Mapping]) -> RowSet:
@@ -345,12 +360,12 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
                 f"Expected vectorized plates around latent {name!r}, got the sequential plate {frame.name!r}.\n"
                 f"Write `with pyro.plate({frame.name!r}, size):` instead of `for i in pyro.plate(...)`."
             )
-    num_values, support = _num_values(name, fn), _alike(fn.support)
+    num_values, support = _num_values(name, fn), _alike(_of_components(name, fn.support))
     if num_values is not None:
         initial, event_dim = value, fn.event_dim
     else:
         with helpful_support_errors(site):
-            initial = value if _peel(support)[0] is constraints.real else biject_to(support).inv(value)
+            initial = value if _is(support, constraints.real) else biject_to(support).inv(value)
         event_dim = fn.event_dim + initial.dim() - value.dim()
     return Latent(
         name=name,
@@ -362,6 +377,35 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
         num_values=num_values,
         is_weighted=site_mask(site) is not None or is_scaled(site),
     )
+
+
+# A mixture's support, where torch has a constraint of its own for it: earlier it was that of the components.
+_MIXTURE = getattr(constraints, "MixtureSameFamilyConstraint", ())
+
+if _MIXTURE:
+    # What initial values are made by; torch knows no transforms to it.
+    for _registry in (biject_to, transform_to):
+        _registry.register(_MIXTURE, lambda support, registry=_registry: registry(_alike(support.base_constraint)))
+
+
+def _of_components(name: str, support: constraints.Constraint) -> constraints.Constraint:
+    """The support with that of its components in place of a mixture's."""
+    if isinstance(support, constraints.independent):
+        base = _of_components(name, support.base_constraint)
+        same = base is support.base_constraint
+        return support if same else constraints.independent(base, support.reinterpreted_batch_ndims)
+    if not isinstance(support, _MIXTURE):
+        return support
+    # Components and rows stand in dimensions of the bounds that are no longer told apart without the first.
+    of_components = _alike(support.base_constraint)
+    for bound in vars(_peel(of_components)[0]).values():
+        if isinstance(bound, Tensor) and bound.dim():
+            raise ValueError(
+                f"Expected latent {name!r} with one support for all components of its mixture, got {of_components!r} with "
+                "bounds that differ.\nSample on a fixed support and move it: u = pyro.sample(name, ...); "
+                "pyro.deterministic(other_name, low + (high - low) * u)."
+            )
+    return of_components
 
 
 def _alike(support: constraints.Constraint) -> constraints.Constraint:
@@ -388,15 +432,17 @@ def _alike(support: constraints.Constraint) -> constraints.Constraint:
 def _num_values(name: str, fn) -> int | None:
     """The number of values of a discrete latent, ``None`` for a continuous one."""
     support, _ = _peel(fn.support)
-    if support is constraints.boolean:
+    if _is(support, constraints.boolean):
         return 2
+    if _is(support, constraints.one_hot):
+        return fn.event_shape[-1]
     bounds = (support.lower_bound, support.upper_bound) if isinstance(support, constraints.integer_interval) else ()
     if bounds[:1] == (0,) and isinstance(bounds[1], int):
         return bounds[1] + 1
     if support.is_discrete:
         raise ValueError(
-            f"Expected latent {name!r} with real values or those of a Bernoulli or Categorical, got {type(fn).__name__} with "
-            f"support {support!r}.\n"
+            f"Expected latent {name!r} with real values or those of a Bernoulli, Categorical or OneHotCategorical, got "
+            f"{type(fn).__name__} with support {support!r}.\n"
             "Try one of the following fixes:\n"
             '- sum it out: infer={"enumerate": "parallel"} at its sample statement and TraceEnum_ELBO (finite supports)\n'
             "- write it as a Categorical over its values: it gets a categorical factor"

@@ -354,6 +354,84 @@ add(
 )
 
 
+def one_hot(x=None, index=None):
+    with rows(x, index):
+        label = pyro.sample("label", dist.OneHotCategorical(torch.tensor([0.2, 0.3, 0.5])))
+        z = pyro.sample("z", normal(2))
+        pyro.sample("x", dist.Normal(z.sum(-1) + label @ torch.tensor([-1.0, 0.0, 2.0]), 0.5), obs=x)
+
+
+add(
+    "one-hot latent",
+    one_hot,
+    {"label": (ROWS, 3), "z": (ROWS, 2)},
+    (Y,),
+    local=("label", "z"),
+    discrete=("label",),
+    elbos=without("TraceMeanField_ELBO"),
+    **ROWS_OF_Y,
+)
+
+
+def switches(x=None, index=None):
+    with rows(x, index):
+        on = pyro.sample("on", dist.Bernoulli(torch.tensor([0.3, 0.6])).to_event(1))
+        z = pyro.sample("z", normal(2))
+        pyro.sample("x", dist.Normal(on * z, 0.5).to_event(1), obs=x)
+
+
+add(
+    "binary vector",
+    switches,
+    {"on": (ROWS, 2), "z": (ROWS, 2)},
+    (X,),
+    local=("on", "z"),
+    discrete=("on",),
+    elbos=without("TraceMeanField_ELBO"),
+    **ROWS_OF_X,
+)
+
+
+def semi_supervised(x, label, known, index=None):
+    with rows(x, index):
+        label = pyro.sample("label", dist.Categorical(torch.tensor([0.2, 0.3, 0.5])), obs=label, obs_mask=known)
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z + torch.tensor([-1.0, 0.0, 2.0])[label], 0.5), obs=x)
+
+
+LABELS, KNOWN = torch.arange(ROWS) % 3, torch.arange(ROWS) % 2 > 0
+
+add(
+    "labels of some rows, obs_mask",
+    semi_supervised,
+    {"label_unobserved": (ROWS,), "z": (ROWS,)},
+    (Y, LABELS, KNOWN),
+    local=("label_unobserved", "z"),
+    discrete=("label_unobserved",),
+    elbos=without("TraceMeanField_ELBO"),
+    batches=by_loader(Y, LABELS, KNOWN),
+    new=(NEW_Y, LABELS[:NEW_ROWS], KNOWN[:NEW_ROWS]),
+)
+
+
+def two_peaks(x=None, index=None):
+    weights = dist.Categorical(torch.tensor([0.3, 0.7]))
+    with rows(x, index):
+        z = pyro.sample("z", dist.MixtureSameFamily(weights, dist.Normal(torch.tensor([-1.0, 1.0]), 0.4)))
+        rate = pyro.sample("rate", dist.MixtureSameFamily(weights, dist.Gamma(torch.tensor([2.0, 9.0]), 3.0)))
+        pyro.sample("x", dist.Normal(z, rate), obs=x)
+
+
+add(
+    "mixture as the prior of a row",
+    two_peaks,
+    {"z": (ROWS,), "rate": (ROWS,)},
+    (Y,),
+    local=("z", "rate"),
+    **ROWS_OF_Y,
+)
+
+
 def mixture(x=None, index=None):
     with pyro.plate("components", 2):
         locs = pyro.sample("locs", dist.Normal(0.0, 2.0))

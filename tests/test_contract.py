@@ -30,16 +30,21 @@ FAMILIES = {
     "DiagonalNormal": lambda: avi.DiagonalNormal(),
     "MultivariateNormal": lambda: avi.MultivariateNormal(),
     "LowRankNormal": lambda: avi.LowRankNormal(rank=2),
+    "MarkovNormal": lambda: avi.MarkovNormal(order=1),
+    "Conditional": lambda: avi.Conditional(avi.DiagonalNormal()),
     "Flow": lambda: avi.Flow(transforms=2, hidden=(8,), context=2, bins=4),
     "RowFlow": lambda: avi.RowFlow(transforms=2, hidden=3, bins=4),
 }
 # The outermost plates of the structures, which minibatches are taken from.
 ROW_PLATES = ("data", "outer", "persons")
-JOINT = [name for name in FAMILIES if name != "DiagonalNormal"]
+INDEPENDENT = [name for name, family in FAMILIES.items() if family().independent]
+JOINT = [name for name in FAMILIES if name not in INDEPENDENT]
 
 
 def structures(wanted=lambda structure: True, *, every=(), kinds=tuple(GUIDES), one_kind=False):
     """Run a test for structures with families in turn, every second time the default; in slow runs for all of them.
+
+    A conditional family has its turn where there is something to condition on.
 
     Args:
         wanted: chooses structures.
@@ -49,8 +54,9 @@ def structures(wanted=lambda structure: True, *, every=(), kinds=tuple(GUIDES), 
     """
     cases = []
     for i, (name, structure) in enumerate(STRUCTURES.items()):
-        families = list(FAMILIES) if structure.joint else ["DiagonalNormal"]
+        families = list(FAMILIES) if structure.joint else INDEPENDENT
         family_in_turn = JOINT[i // 2 % len(JOINT)] if structure.joint and i % 2 == 0 else "DiagonalNormal"
+        family_in_turn = "Conditional" if structure.discrete else family_in_turn
         kind_in_turn = kinds[(i + i // 6) % len(kinds)]
         for kind, family in itertools.product(kinds, families if wanted(structure) else ()):
             now = family in {family_in_turn, *every} and (kind == kind_in_turn or not one_kind)
@@ -230,7 +236,7 @@ def check_factors(guide, structure):
     for plates, values in parameters.items():
         assert values.shape[:-1] == tuple(ROWS if plate in ROW_PLATES else 3 for plate in plates)
         assert posterior[plates].batch_shape == values.shape[:-1]
-        draw = posterior[plates].rsample()
+        draw = posterior[plates].sample()
         assert draw.shape == values.shape[:-1] + posterior[plates].event_shape
         assert posterior[plates].log_prob(draw).isfinite().all()
         coordinates += draw.numel()

@@ -23,6 +23,9 @@ FAMILIES = {
     "LowRankNormal": lambda: avi.LowRankNormal(2),
     "LowRankNormal of rank 1": lambda: avi.LowRankNormal(rank=1),
     "LowRankNormal of full rank and more": lambda: avi.LowRankNormal(rank=5),
+    "MarkovNormal": lambda: avi.MarkovNormal(1),
+    "MarkovNormal of order 2": lambda: avi.MarkovNormal(order=2),
+    "Conditional": lambda: avi.Conditional(avi.MultivariateNormal()),
     "Flow": lambda: avi.Flow(transforms=2, hidden=(8, 6), context=3, bins=4),
     "Flow of one transform": lambda: avi.Flow(transforms=1, hidden=[7], context=1, bins=2),
     "RowFlow": lambda: avi.RowFlow(transforms=2, hidden=5, bins=4),
@@ -257,13 +260,13 @@ def test_settings_make_the_same_family_again(kind):
 
     again = type(family)(**family.settings())
 
-    assert again.settings() == family.settings()
+    assert again.describe() == family.describe()
     assert repr(again) == repr(family)
     assert again.num_parameters(3) == family.num_parameters(3)
-    plain = (int, float, str, list)
+    plain = (int, float, str, list, Family)
     assert all(isinstance(value, plain) for value in family.settings().values())
     # As in Python: what is printed makes it, too.
-    assert eval(repr(family), vars(avi)).settings() == family.settings()
+    assert eval(repr(family), vars(avi)).describe() == family.describe()
 
 
 def test_how_a_family_is_printed():
@@ -279,7 +282,7 @@ def test_a_copy_is_the_same_and_another(kind, copied):
 
     again = copied(family)
 
-    assert again.settings() == family.settings()
+    assert again.describe() == family.describe()
     torch.testing.assert_close(again.distribution(parameters).log_prob(z), expected, rtol=0, atol=0)
     with torch.no_grad():
         for parameter in again.parameters():

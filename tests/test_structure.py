@@ -220,6 +220,8 @@ def test_plates_that_give_a_part_of_their_rows_are_noted():
         (dist.Bernoulli(0.5), 2),
         (dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), 2),
         (dist.Categorical(torch.ones(4)), 4),
+        (dist.OneHotCategorical(torch.ones(5)), 5),
+        (dist.OneHotCategoricalStraightThrough(torch.ones(2, 5)).to_event(1), 5),
         (dist.Normal(0.0, 1.0), None),
     ],
 )
@@ -378,7 +380,7 @@ REFUSED = {
     "counts": (
         in_rows(counts),
         one_plate,
-        "latent 'z' with real values or those of a Bernoulli or Categorical, got Poisson",
+        "latent 'z' with real values or those of a Bernoulli, Categorical or OneHotCategorical, got Poisson",
     ),
     "subsampled inside a row": (subsampled_inside, "rows", "plate 'inner' of latent 'w' to have a fixed size"),
 }

@@ -31,6 +31,9 @@ class DiagonalNormal(Family):
         (torch.Size([5]), torch.Size([3]))
     """
 
+    symmetric = True
+    independent = True
+
     def num_parameters(self, num_latents: int) -> int:
         """``2 K``: a location and a log standard deviation for each latent."""
         return 2 * num_latents

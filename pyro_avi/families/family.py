@@ -2,12 +2,14 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Family", "check_count", "log_scales", "normal_quantile"]
+__all__ = ["Family", "check_count", "drawn_quantile", "log_scales", "normal_quantile"]
 
 # Those that quantiles are taken of, and how many numbers of them are held at a time.
 _DRAWS, _NUMBERS = 2000, 2**22
@@ -23,7 +25,14 @@ class Family(nn.Module, ABC):
     the family it is given, once for each set of rows, and calls :meth:`prepare` on the copy before anything else.
 
     Subclasses are final and give :meth:`num_parameters`, :meth:`initial`, :meth:`distribution` and :meth:`settings`,
-    and :meth:`quantile` where they have a formula.
+    and :meth:`quantile` where they have a formula. What else guides may rely on they say by attributes.
+
+    Attributes:
+        symmetric: whether every member is symmetric about its location, so that medians are means.
+        independent: whether every member is a product of normals, given by :meth:`coordinates`, which guides then sample
+            site by site.
+        conditional: whether a row has one member for each value of its discrete latents, see
+            :class:`~pyro_avi.Conditional`.
 
     Example::
 
@@ -33,6 +42,10 @@ class Family(nn.Module, ABC):
         >>> [family.num_parameters(10) for family in families]
         [20, 65, 40]
     """
+
+    symmetric: bool = False
+    independent: bool = False
+    conditional: bool = False
 
     def prepare(self, num_latents: int) -> None:
         """Make ready for rows of ``K = num_latents`` latents: create what all rows share, if there is anything.
@@ -71,24 +84,52 @@ class Family(nn.Module, ABC):
             parameters: ``[..., P]``.
             q: numbers between 0 and 1, of any shape.
         """
-        devices = [parameters.device] if parameters.is_cuda else []
-        rows = parameters.reshape(-1, parameters.shape[-1])
-        parts = []
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(0)
-            # By pieces: the draws of all rows at once would need a thousand times the memory of the answer.
-            for piece in rows.split(max(1, _NUMBERS // (_DRAWS * rows.shape[-1]))):
-                draws = self.distribution(piece).rsample((_DRAWS,))
-                parts.append(draws.quantile(q.reshape(-1).to(draws), dim=0))
-        result = torch.cat(parts, 1)
-        return result.reshape(*q.shape, *parameters.shape[:-1], result.shape[-1])
+        return drawn_quantile(self.distribution, parameters, q)
+
+    def coordinates(self, parameters: Tensor) -> dist.Normal:
+        """The ``K`` independent normals of an ``independent`` family: batch shape ``[..., K]``, no event.
+
+        Args:
+            parameters: ``[..., P]``.
+
+        Raises:
+            NotImplementedError: for a family that is not independent.
+        """
+        raise NotImplementedError(f"{self!r} is no family of independent normals.")
 
     @abstractmethod
-    def settings(self) -> dict[str, int | float | str | list]:
-        """The arguments that make the same family again, as plain data: ``type(family)(**family.settings())``."""
+    def settings(self) -> dict[str, "int | float | str | list | Family"]:
+        """The arguments that make the same family again: ``type(family)(**family.settings())``."""
+
+    def describe(self) -> dict[str, Any]:
+        """The name of the class and the settings, as plain data."""
+        settings = self.settings().items()
+        plain = {name: value.describe() if isinstance(value, Family) else value for name, value in settings}
+        return {"class": type(self).__name__, "settings": plain}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"
+
+
+def drawn_quantile(make: Callable[[Tensor], dist.TorchDistribution], parameters: Tensor, q: Tensor) -> Tensor:
+    """The ``q``-quantiles ``q.shape + [..., K]`` of every coordinate, of 2,000 draws under a seed of their own.
+
+    Args:
+        make: from parameters to a distribution with batch shape ``[...]`` and event shape ``[K]``.
+        parameters: ``[..., P]``.
+        q: numbers between 0 and 1, of any shape.
+    """
+    devices = [parameters.device] if parameters.is_cuda else []
+    rows = parameters.reshape(-1, parameters.shape[-1])
+    parts = []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(0)
+        # By pieces: the draws of all rows at once would need a thousand times the memory of the answer.
+        for piece in rows.split(max(1, _NUMBERS // (_DRAWS * rows.shape[-1]))):
+            draws = make(piece).sample((_DRAWS,))
+            parts.append(draws.quantile(q.reshape(-1).to(draws), dim=0))
+    result = torch.cat(parts, 1)
+    return result.reshape(*q.shape, *parameters.shape[:-1], result.shape[-1])
 
 
 def normal_quantile(loc: Tensor, scale: Tensor, q: Tensor) -> Tensor:

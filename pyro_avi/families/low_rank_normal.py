@@ -42,6 +42,8 @@ class LowRankNormal(Family):
         True
     """
 
+    symmetric = True
+
     def __init__(self, rank: int):
         super().__init__()
         self.rank = check_count("rank", rank)

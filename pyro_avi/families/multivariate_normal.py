@@ -36,6 +36,8 @@ class MultivariateNormal(Family):
         torch.Size([5, 3, 3])
     """
 
+    symmetric = True
+
     def num_parameters(self, num_latents: int) -> int:
         """``K + K (K + 1) / 2``: locations, log scales and the strict triangle of the factor."""
         return num_latents * (num_latents + 3) // 2

@@ -185,7 +185,7 @@ class LocalGuide(OwnedGuide):
         return {
             "class": type(self).__name__,
             "plate": None if self._plates_asked is None else list(self._plates_asked),
-            "family": {"class": type(self.family).__name__, "settings": self.family.settings()},
+            "family": self.family.describe(),
             "init_scale": self._init_scale,
             "dtype": str(self._like.dtype).removeprefix("torch."),
             "global_guide": None if given is None else qualified_name(self.global_guide),
