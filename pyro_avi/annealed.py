@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_avi.conditional import Theta, hold_globals
 from pyro_avi.estimators import Estimate, iwelbo
 from pyro_avi.estimators.ais import anneal, pilot, temperatures
+from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.joint import LocalJoint
 from pyro_avi.parameters import own_parameters
@@ -167,7 +168,7 @@ def annealed_weights(
         )
         for i, count in enumerate(sizes)
     ]
-    return LogWeights(torch.cat(local), local[0].new_zeros(num_chains), joint.scale, has_globals=False)
+    return joint.weigh(torch.cat(local))
 
 
 def posterior_of(guide: LocalGuide, args: tuple, kwargs: Mapping):
@@ -185,6 +186,6 @@ def row_plate_of(guide: LocalGuide) -> str:
 
 @contextmanager
 def sampling(seed: int):
-    """Run models beside the program many times: hidden from handlers, unchecked, random state given back."""
-    with seeded(seed), poutine.block(), own_parameters(), pyro.validation_enabled(False):
+    """Run models beside the program many times: hidden from handlers, unchecked, modules in evaluation mode."""
+    with seeded(seed), poutine.block(), own_parameters(), evaluation_mode(), pyro.validation_enabled(False):
         yield

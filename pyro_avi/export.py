@@ -7,8 +7,8 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_avi.structure import is_latent, is_observation, quiet
-from pyro_avi.weights import draw_traces, weigh
+from pyro_avi.structure import is_observation, quiet
+from pyro_avi.weights import Weigher
 
 __all__ = ["to_arviz"]
 
@@ -23,14 +23,15 @@ def to_arviz(
         guide: any Pyro guide.
         *args, **kwargs: the arguments of both.
         num_samples: ``S``, the number of draws.
-        plate: the name of the plate of the rows; by default the one that holds both a latent and an observation.
+        plate: as for :func:`~pyro_avi.log_weights`.
         seed: of the draws.
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with the groups ``posterior`` (latents
         by site, those of rows along a dimension of the plate's name), ``log_likelihood`` (of every observation, unscaled),
         ``observed_data`` and ``sample_stats``: ``log_weight``, the log weight of the draw, and ``local_log_weight``, those
-        of its rows, from which :func:`~pyro_avi.khat` and ArviZ's smoothing correct the guide.
+        of its rows (of its blocks of rows, where something ties rows), from which :func:`~pyro_avi.khat` and ArviZ's
+        smoothing correct the guide. Enumerated latents of the model are drawn from their posterior given the guide's draw.
 
     Raises:
         ValueError: if the guide lacks a latent of the model, there are no draws, or the model draws other rows every time.
@@ -51,16 +52,20 @@ def to_arviz(
     groups: dict[str, dict[str, list[Tensor]]] = {"posterior": {}, "log_likelihood": {}, "sample_stats": {}}
     observed, dims, coords = {}, {}, {}
     with quiet(seed):
-        for model_trace, guide_trace in draw_traces(model, guide, args, kwargs, num_samples):
-            rows = _rows(model_trace)
+        weigher = Weigher(model, guide, args, kwargs, plate=plate)
+        for model_trace, guide_trace in weigher.draws(num_samples):
+            local, rest = weigher.weigh(model_trace, guide_trace)
+            trace = weigher.completed(guide_trace) if weigher.enumerates else model_trace
+            rows = _rows(trace)
             if coords and rows != coords:
                 raise ValueError("Expected the same rows in every draw, got a model that draws its rows: pass them.")
             coords = rows
-            local, rest, scale, _, plate = weigh(model_trace, guide_trace, plate)
-            _add(groups["sample_stats"], "log_weight", rest + scale * local.sum())
+            _add(groups["sample_stats"], "log_weight", rest + weigher.attribution.scale * local.sum())
             _add(groups["sample_stats"], "local_log_weight", local)
-            for name, site in model_trace.nodes.items():
-                if is_latent(site):
+            for name, site in trace.nodes.items():
+                if site["type"] != "sample" or site_is_subsample(site):
+                    continue
+                if not site["is_observed"]:
                     _add(groups["posterior"], name, site["value"])
                 elif is_observation(site):
                     _add(groups["log_likelihood"], name, site["fn"].log_prob(site["value"]))
@@ -68,7 +73,7 @@ def to_arviz(
                 else:
                     continue
                 dims[name] = _dims(name, site)
-    dims["local_log_weight"] = [plate]
+    dims["local_log_weight"] = [*weigher.plates] if weigher.attribution.by_row and weigher.plates else ["block"]
     arrays = {
         group: {name: torch.stack(values).unsqueeze(0).cpu().numpy() for name, values in sites.items()}
         for group, sites in groups.items()

@@ -9,14 +9,13 @@ import torch
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import init_to_feasible
-from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
 
 from pyro_avi.fused import fused
 from pyro_avi.graphs import count_flops, pays
+from pyro_avi.row_densities import RowDensities
 from pyro_avi.structure import Latent, inspect_model
-from pyro_avi.weights import LogWeights, row_log_probs
+from pyro_avi.weights import LogWeights
 
 __all__ = ["LocalJoint"]
 
@@ -36,7 +35,7 @@ class LocalJoint:
               \qquad z_n = t(u_n)
 
     Points are evaluated in a plate of their own around the model; where the model does not run in one, or gives other
-    numbers, one after the other. The traces are read by :func:`~pyro_avi.weights.row_log_probs`, as for log weights.
+    numbers, one after the other. What belongs to a row is what depends on its latents, as for log weights.
 
     Args:
         model: any Pyro callable without global latents, reparameterizable and continuous in the local ones.
@@ -44,7 +43,7 @@ class LocalJoint:
         plate: the name of the plate of the rows.
 
     Raises:
-        ValueError: if the model has other latents, or masked or scaled ones.
+        ValueError: if the model has other latents, or masked or scaled ones, or something ties its rows.
     """
 
     def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, plate: str):
@@ -52,17 +51,14 @@ class LocalJoint:
         structure = inspect_model(model, args, kwargs, plates=(plate,), init_loc_fn=init_to_feasible)
         _check(structure, plate)
         self._latents = structure.local_latents
-        with torch.no_grad():
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
-        frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
-        self._depth = max(-frame.dim for frame in frames)
+        self._densities = RowDensities(model, args, kwargs, plate=plate)
+        self._rows, self._depth = self._densities.rows, self._densities.depth
         self._frame = structure.frames[plate]
-        self._rows = {name: site for name, site in trace.nodes.items() if site_is_subsample(site)}
         self._shapes = {latent.name: tuple(latent.initial.shape) for latent in self._latents}
         initial = [self._to_rows(latent, latent.initial.unsqueeze(0)) for latent in self._latents]
         self._sizes = [part.shape[-1] for part in initial]
         self.num_rows, self.num_latents = self._frame.size, sum(self._sizes)
-        self.scale = (self._frame.full_size or self._frame.size) / self._frame.size
+        self.scale, self.is_estimate = self._densities.scale, self._densities.is_estimate
         self.initial = torch.cat(initial, -1)
         self.at_once = self._runs_at_once()
         # By the number of points; None where there can be none.
@@ -159,7 +155,12 @@ class LocalJoint:
             pair.append(self._log_weight(posterior, u))
             local.append(torch.stack(pair, 1).flatten(0, 1))
         local = torch.cat(local)
-        return LogWeights(local, local.new_zeros(len(local)), self.scale, has_globals=False)
+        return self.weigh(local)
+
+    def weigh(self, local: Tensor) -> LogWeights:
+        """Log weights ``[S, B]`` of the rows, as they count in the data."""
+        zeros = local.new_zeros(len(local))
+        return LogWeights(local, zeros, self.scale, has_globals=False, is_estimate=self.is_estimate)
 
     def _prepare(self, count: int, calls: int) -> None:
         """Make a graph of the log joint at so many points, if so many calls pay for it."""
@@ -198,9 +199,7 @@ class LocalJoint:
 
     def _evaluate(self, u: Tensor, *, alone: bool = False) -> tuple[Tensor, Tensor]:
         count = len(u)
-        given = Trace()
-        for name, site in self._rows.items():
-            given.add_node(name, **site)
+        given = self._rows.copy()
         slope = u.new_zeros((), dtype=torch.double)
         for latent, rows in zip(self._latents, u.split(self._sizes, -1), strict=True):
             point = self._from_rows(latent, rows)
@@ -213,25 +212,14 @@ class LocalJoint:
             if alone:
                 value = value.reshape(value.shape[1 + self._depth - self._batch_dim(latent) :])
             given.add_node(latent.name, type="sample", is_observed=False, value=value, infer={})
-        outer = self._outer(count)
-        with nullcontext() if alone else outer:
-            trace = poutine.trace(poutine.replay(self._model, trace=given)).get_trace(*self._args, **self._kwargs)
-        frame = None if alone else outer
-        prior, likelihood = slope, u.new_zeros((), dtype=torch.double)
-        for site, value, scale in row_log_probs(prune_subsample_sites(trace), self._plate, outer=frame):
-            if scale is None:
-                continue
-            if site["name"] in self._shapes:
-                prior = prior + value
-            else:
-                likelihood = likelihood + value
+        with nullcontext() if alone else self._outer(count):
+            trace = self._densities.at(self._model, self._args, self._kwargs, given, outer=1)
+        prior, likelihood = self._densities.split(trace)
         shape = (count, self.num_rows)
-        return prior.expand(shape), likelihood.expand(shape)
+        return (slope + prior).expand(shape), likelihood.expand(shape)
 
     def _prior_draws(self, count: int, *, alone: bool = False) -> Tensor:
-        given = Trace()
-        for name, site in self._rows.items():
-            given.add_node(name, **site)
+        given = self._rows
         with torch.no_grad(), nullcontext() if alone else self._outer(count):
             trace = poutine.trace(poutine.replay(self._model, trace=given)).get_trace(*self._args, **self._kwargs)
         values = {}

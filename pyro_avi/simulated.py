@@ -7,13 +7,12 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_avi.masks import site_mask
-from pyro_avi.structure import equal, is_observation, is_scaled, quiet
-from pyro_avi.weights import row_log_probs
+from pyro_avi.row_densities import RowDensities
+from pyro_avi.structure import equal, is_scaled, quiet
 
 __all__ = ["Simulator"]
 
@@ -50,16 +49,12 @@ class Simulator:
         self._model, self._plate, self._latents = model, plate, tuple(latents)
         self._args, self._kwargs, self._rebuild = args, kwargs, rebuild
         with quiet(0):
-            trace = poutine.trace(model).get_trace(*args, **kwargs)
-        in_plate = {
-            name: site
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and any(frame.name == plate for frame in site["cond_indep_stack"])
-        }
-        observed = {name: site for name, site in in_plate.items() if is_observation(site)}
+            self._densities = RowDensities(model, args, kwargs, plate=plate)
+        nodes = self._densities.trace.nodes
+        observed = {name: nodes[name] for name in self._densities.observed}
         if not observed:
             raise ValueError(f"Expected an observation in plate {plate!r} in this call, got none: pass the data.")
-        _check_draws(in_plate, observed, self._latents)
+        _check_draws({name: nodes[name] for name in self._densities.sites}, observed, self._latents)
         self._observed = tuple(observed)
         self._leaves, self._structure = tree_flatten((args, dict(kwargs)))
         self._places = {} if rebuild else {name: self._find(name, site["value"]) for name, site in observed.items()}
@@ -94,7 +89,7 @@ class Simulator:
         latents = {name: nodes[name]["value"] for name in self._latents}
         values = {name: nodes[name]["value"] for name in self._observed}
         args, kwargs = self._rebuild(values) if self._rebuild else self._put(values)
-        simulated = Simulated(self._model, self._plate, args, kwargs, self._observed)
+        simulated = Simulated(self._model, self._densities, args, kwargs)
         trace = simulated.trace(latents)
         for name, value in values.items():
             site = trace.nodes.get(name)
@@ -124,9 +119,9 @@ class Simulated:
         args, kwargs: the arguments.
     """
 
-    def __init__(self, model: Callable, plate: str, args: tuple, kwargs: Mapping[str, Any], observed: Sequence[str]):
+    def __init__(self, model: Callable, densities: RowDensities, args: tuple, kwargs: Mapping[str, Any]):
         self.args, self.kwargs = tuple(args), dict(kwargs)
-        self._model, self._plate, self._observed = model, plate, observed
+        self._model, self._densities = model, densities
 
     def trace(self, latents: Mapping[str, Tensor]) -> Trace:
         """A trace of the model at given latents.
@@ -134,8 +129,10 @@ class Simulated:
         Args:
             latents: by site.
         """
-        with poutine.condition(data=latents):
-            return poutine.trace(self._model).get_trace(*self.args, **self.kwargs)
+        given = Trace()
+        for name, value in latents.items():
+            given.add_node(name, type="sample", is_observed=False, value=value, infer={})
+        return self._densities.at(self._model, self.args, self.kwargs, given)
 
     def log_likelihood(self, latents: Mapping[str, Tensor]) -> Tensor:
         """``[B]`` the log density of the rows' observations at given latents.
@@ -143,8 +140,7 @@ class Simulated:
         Args:
             latents: by site.
         """
-        trace = prune_subsample_sites(self.trace(latents))
-        return sum(value for site, value, _ in row_log_probs(trace, self._plate) if site["name"] in self._observed)
+        return self._densities.split(self.trace(latents))[1]
 
 
 def _same(leaf: Tensor, value: Tensor) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 
+from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.masks import site_mask
 from pyro_avi.parameters import own_parameters
 from pyro_avi.seeds import seeded
@@ -52,8 +53,11 @@ def untraced():
 
 @contextmanager
 def quiet(seed: int | None = None):
-    """Run a model or guide beside the program: hidden from handlers, without gradients, random state given back."""
-    with seeded(seed), torch.no_grad(), poutine.block(), own_parameters():
+    """Run a model or guide beside the program: hidden from handlers, without gradients, modules in evaluation mode.
+
+    The random state is given back.
+    """
+    with seeded(seed), torch.no_grad(), poutine.block(), own_parameters(), evaluation_mode():
         yield
 
 

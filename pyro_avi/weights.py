@@ -1,60 +1,77 @@
 """Log weights of draws from a guide: the only place where traces are evaluated."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyro
 import torch
 from pyro import poutine
+from pyro.infer import infer_discrete
 from pyro.poutine.trace_struct import Trace
-from pyro.poutine.util import prune_subsample_sites
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_avi.attribution import Attribution, attribute
+from pyro_avi.evaluation import evaluation_mode
+from pyro_avi.log_factors import enumeration_depth, log_factors, trace_at
 from pyro_avi.parameters import own_parameters
-from pyro_avi.structure import is_latent, row_plate
+from pyro_avi.perturbation import HasRowPlates
+from pyro_avi.structure import is_latent, quiet, row_plate
 
-__all__ = ["LogWeights", "draw_traces", "log_weights", "row_log_probs", "weigh"]
+__all__ = ["LogWeights", "Weigher", "log_weights"]
 
 
 @dataclass(frozen=True)
 class LogWeights:
-    r"""Log weights of ``S`` draws, split into rows and the rest, in nats and double precision.
+    r"""Log weights of ``S`` draws, split into independent blocks of rows and the rest, in nats and double precision.
+
+    A block owns every factor of the joint that depends on its latents, through any plate. Usually each row is one; rows
+    that a factor ties (a series, a pairwise observation, crossed plates) are one together.
 
     Attributes:
-        local: ``[S, B]``, :math:`\log p(x_n, z_n \mid \theta) - \log q(z_n)`, unscaled.
-        global_: ``[S]``, :math:`\log p(\theta) - \log q(\theta)`, with all else that stands outside the plate.
-        scale: ``N / B``, what one row of the call stands for in a sum over the data.
-        has_globals: whether the rows share latents, so that they are independent only given a draw of these.
+        local: ``[S, M]``, :math:`\log p(x_m, z_m \mid \theta) - \log q(z_m)`, unscaled.
+        global_: ``[S]``, :math:`\log p(\theta) - \log q(\theta)`, with all else that depends on no latent of a row.
+        scale: ``N / B``, what one block of the call stands for in a sum over the data.
+        has_globals: whether blocks share latents, so that they are independent only given a draw of these.
+        blocks: by the plates of a set of rows the block ``[N]`` of each of them; ``None`` where block ``n`` is row ``n``.
+        is_estimate: whether a block's density is an estimate itself, of which other plates take a part of their rows.
     """
 
     local: Tensor
     global_: Tensor
     scale: float
     has_globals: bool = True
+    blocks: Mapping[tuple[str, ...], Tensor] | None = None
+    is_estimate: bool = False
 
     @property
     def total(self) -> Tensor:
-        """``[S]`` the log weights of the whole data set, ``global_ + scale * sum_n local``."""
+        """``[S]`` the log weights of the whole data set, ``global_ + scale * sum_m local``."""
         return self.global_ + self.scale * self.local.sum(-1)
 
 
 @torch.no_grad()
 def log_weights(
-    model: Callable, guide: Callable, *args, num_samples: int, plate: str | None = None, **kwargs
+    model: Callable, guide: Callable, *args, num_samples: int, plate: str | Sequence[str] | None = None, **kwargs
 ) -> LogWeights:
     r"""Draw from the guide and weigh the draws by the model.
 
     .. math:: \log w = \log p(x, z, \theta) - \log q(z, \theta)
 
-    Its mean is the ELBO. Observed values are those that the model conditions on in a call with these arguments.
+    Its mean is the ELBO. Observed values are those that the model conditions on in a call with these arguments. Latents of
+    the model that are marked to be enumerated, and that the guide does not sample, are summed out. Modules are called in
+    evaluation mode.
+
+    What belongs to a row is found out by changing its latents: a factor that depends on them is the row's, whatever
+    plate it stands in. Before the draws are made the parts are checked to add up to the log joint.
 
     Args:
         model: any Pyro callable.
         guide: any Pyro guide.
         *args, **kwargs: the arguments of both.
         num_samples: ``S``, the number of draws.
-        plate: the name of the plate of the rows; by default the one that holds both a latent and an observation.
+        plate: the name of the plate of the rows, or several; by default those of the guide, if it is one of the three, or
+            the one that holds both a latent and an observation. Where no latent lies in a plate the call is one row.
 
     Raises:
         ValueError: if there is no such plate, the guide lacks a latent of the model, or ``num_samples`` is not positive.
@@ -70,114 +87,126 @@ def log_weights(
         >>> weights.local.shape, weights.global_.shape
         (torch.Size([3, 20]), torch.Size([3]))
     """
-    local, global_, scale, has_globals = [], [], 1.0, False
-    with own_parameters():
-        for model_trace, guide_trace in draw_traces(model, guide, args, kwargs, num_samples):
-            of_rows, rest, scale, has_globals, plate = weigh(model_trace, guide_trace, plate)
-            local.append(of_rows)
-            global_.append(rest)
-    return LogWeights(torch.stack(local), torch.stack(global_), scale, has_globals)
+    with own_parameters(), evaluation_mode():
+        weigher = Weigher(model, guide, args, kwargs, plate=plate)
+        local, global_ = zip(*(weigher.weigh(*traces) for traces in weigher.draws(num_samples)), strict=True)
+    return weigher.of(torch.stack(local), torch.stack(global_))
 
 
-def draw_traces(
-    model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any], num_samples: int
-) -> Iterator[tuple[Trace, Trace]]:
-    """Traces of model and guide with the same latents, drawn from the guide.
+class Weigher:
+    """Draws from a guide and weighs them by the model, for one call of both.
 
     Args:
-        model, guide, args, kwargs, num_samples: as in :func:`log_weights`.
+        model, guide, args, kwargs, plate: as in :func:`log_weights`.
 
-    Raises:
-        ValueError: if ``num_samples`` is not positive.
+    Attributes:
+        plates: the names of the plates of the rows.
+        attribution: how the log joint splits.
     """
-    if num_samples < 1:
-        raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
-    for _ in range(num_samples):
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        yield poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs), guide_trace
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        *,
+        plate: str | Sequence[str] | None = None,
+    ):
+        self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
+        with quiet(0):
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        self.plates = _plates(plate, guide, trace)
+        _check_sites(trace, guide_trace)
+        self._depth = enumeration_depth(trace, guide_trace.nodes)
+        self.attribution: Attribution = attribute(model, guide, args, kwargs, self.plates)
+        # Which rows they are matters where elements are not those of the rows in order.
+        self._rows = None if self.attribution.in_order else _rows(trace)
+
+    def draws(self, num_samples: int) -> Iterator[tuple[Trace, Trace]]:
+        """Traces of model and guide with the same latents, drawn from the guide.
+
+        Args:
+            num_samples: the number of draws.
+
+        Raises:
+            ValueError: if it is not positive.
+        """
+        if num_samples < 1:
+            raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
+        for _ in range(num_samples):
+            guide_trace = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
+            yield trace_at(self._model, self._args, self._kwargs, guide_trace, depth=self._depth), guide_trace
+
+    @property
+    def enumerates(self) -> bool:
+        """Whether latents of the model are summed out."""
+        return self._depth is not None
+
+    def completed(self, guide_trace: Trace) -> Trace:
+        """A trace of the model with the latents of a draw, and draws from the posterior of those that are summed out."""
+        model = poutine.replay(self._model, trace=guide_trace)
+        model = infer_discrete(model, first_available_dim=-1 - self._depth)
+        return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+
+    def weigh(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        """The log weight of one draw: by block ``[M]``, and the rest ``[]``."""
+        if self._rows is not None and not _same_rows(self._rows, model_trace):
+            raise ValueError(
+                f"Expected the same rows of plates {self.plates} in every draw, got a model that draws them and observes "
+                "rows in other plates.\nPass the rows of the call as arguments: pyro.plate(name, size, subsample=index)."
+            )
+        of_model = self.attribution.split(log_factors(model_trace))
+        of_guide = self.attribution.split(log_factors(guide_trace), of_guide=True)
+        return of_model[0] - of_guide[0], of_model[1] - of_guide[1]
+
+    def of(self, local: Tensor, global_: Tensor) -> LogWeights:
+        """The log weights of several draws together."""
+        found = self.attribution
+        return LogWeights(
+            local,
+            global_,
+            found.scale,
+            found.has_globals,
+            None if found.by_row else found.blocks,
+            found.is_estimate,
+        )
 
 
-def _find_plate(model_trace: Trace) -> str:
-    plate = row_plate(model_trace)
-    if plate is None:
+def _rows(trace: Trace) -> dict[str, Tensor]:
+    return {name: site["value"] for name, site in trace.nodes.items() if site_is_subsample(site)}
+
+
+def _same_rows(rows: Mapping[str, Tensor], trace: Trace) -> bool:
+    return all(torch.equal(index, rows[name]) for name, index in _rows(trace).items())
+
+
+def _plates(given: str | Sequence[str] | None, guide: Callable, trace: Trace) -> tuple[str, ...]:
+    """The plates of the rows: as given, as the guide has them, or as the model suggests."""
+    if given is not None:
+        return (given,) if isinstance(given, str) else tuple(given)
+    if isinstance(guide, HasRowPlates):
+        return guide.row_plates
+    found = row_plate(trace)
+    inside = [name for name, site in trace.nodes.items() if is_latent(site) and site["cond_indep_stack"]]
+    if found is None and inside:
         raise ValueError(
             "Expected a model with a plate that holds both a latent and an observation, found none.\n"
-            "Pass the observations to this call, or name the plate of the rows: plate=..."
+            f"Pass the observations to this call, or name the plate of the rows, which hold {inside}: plate=..."
         )
-    return plate
-
-
-def weigh(model_trace: Trace, guide_trace: Trace, plate: str | None) -> tuple[Tensor, Tensor, float, bool, str]:
-    """The log weight of one draw: by row ``[B]``, the rest ``[]``, the plate's scale, whether there are globals; the plate.
-
-    Args:
-        model_trace, guide_trace: with the same latents.
-        plate: the name of the plate of the rows; by default the one that holds both a latent and an observation.
-    """
-    plate = _find_plate(model_trace) if plate is None else plate
-    traces = [prune_subsample_sites(trace) for trace in (model_trace, guide_trace)]
-    _check_sites(*traces)
-    by_row, rest, scale, has_globals = [], [], None, False
-    for sign, trace in zip((1, -1), traces, strict=True):
-        for site, value, of_plate in row_log_probs(trace, plate):
-            if of_plate is None:
-                rest.append(sign * value)
-                has_globals |= is_latent(site)
-            else:
-                by_row.append(sign * value)
-                scale = of_plate
-    if scale is None:
-        raise ValueError(f"Expected sites in plate {plate!r}, found none.")
-    rest = sum(rest, torch.zeros((), dtype=torch.double, device=by_row[0].device))
-    return sum(by_row), rest, scale, has_globals, plate
-
-
-def row_log_probs(
-    trace: Trace, plate: str, *, outer: pyro.plate | None = None
-) -> Iterator[tuple[dict, Tensor, float | None]]:
-    """The log density of every sample site of a trace by the rows of a plate, in double precision.
-
-    Args:
-        trace: of a model or guide, without subsample sites.
-        plate: the name of the plate of the rows.
-        outer: a plate around the whole run, whose dimension is kept beside that of the rows.
-
-    Yields:
-        A site, its log density ``[B]`` (``[C, B]`` with ``C`` runs in the outer plate) and the plate's ``N / B``; of a site
-        outside the plate the sum ``[]`` and ``None``.
-    """
-    trace.compute_log_prob()
-    for site in trace.nodes.values():
-        if site["type"] != "sample":
-            continue
-        value = torch.as_tensor(site["log_prob"]).double()
-        frame = next((frame for frame in site["cond_indep_stack"] if frame.name == plate), None)
-        if frame is None:
-            yield site, value.sum(), None
-            continue
-        if not frame.vectorized:
-            raise ValueError(
-                f"Expected a vectorized plate, got the sequential plate {plate!r}.\n"
-                f"Write `with pyro.plate({plate!r}, size):` instead of `for i in pyro.plate(...)`."
-            )
-        kept = [frame] if outer is None else [outer, frame]
-        sizes = [of.size for of in kept]
-        value = value.reshape((1,) * (max(-of.dim for of in kept) - value.dim()) + tuple(value.shape))
-        value = value.movedim([of.dim for of in kept], list(range(len(kept))))
-        # Unscaled: the plate's N / B belongs to a sum over the data, not to a row.
-        scale = (frame.full_size or frame.size) / frame.size
-        yield site, value.expand(*sizes, *value.shape[len(kept) :]).reshape(*sizes, -1).sum(-1) / scale, scale
+    return () if found is None else (found,)
 
 
 def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
     def latents(trace):
-        return {
-            name
-            for name, site in trace.nodes.items()
-            if site["type"] == "sample" and not site["is_observed"] and not site["infer"].get("is_auxiliary")
-        }
+        return {name for name, site in trace.nodes.items() if is_latent(site) and not site["infer"].get("is_auxiliary")}
 
-    missing, unknown = latents(model_trace) - latents(guide_trace), latents(guide_trace) - latents(model_trace)
+    enumerated = {
+        name for name, site in model_trace.nodes.items() if site["type"] == "sample" and site["infer"].get("enumerate")
+    }
+    missing = latents(model_trace) - latents(guide_trace) - enumerated
+    unknown = latents(guide_trace) - latents(model_trace) - enumerated
     if missing or unknown:
         raise ValueError(
             f"Expected the guide to sample the latents of the model, got none for {sorted(missing)} and others "

@@ -34,7 +34,8 @@ RULES = {
     "parameters": Rule(),
     "seeds": Rule(packages=frozenset({"torch"})),
     "masks": Rule(),
-    "structure": Rule(frozenset({"masks", "parameters", "seeds"})),
+    "evaluation": Rule(packages=frozenset({"torch"})),
+    "structure": Rule(frozenset({"evaluation", "masks", "parameters", "seeds"})),
     "replay": Rule(packages=frozenset({"torch"})),
     "provenance": Rule(frozenset({"masks", "structure", "replay"})),
     "families": Rule(packages=TENSORS | {"zuko"}),
@@ -55,12 +56,19 @@ RULES = {
     "course": Rule(packages=frozenset({"torch", "tqdm"})),
     "fit": Rule(frozenset({"course", "parameters", "precision", "seeds", "steps"})),
     "fit_many": Rule(frozenset({"course", "fit", "graphs", "many_steps", "parameters", "seeds", "steps"})),
-    "weights": Rule(frozenset({"structure", "provenance", "parameters"})),
+    "dependence": Rule(packages=frozenset({"torch"})),
+    "log_factors": Rule(frozenset({"structure"})),
+    "perturbation": Rule(frozenset({"dependence", "log_factors", "structure"})),
+    "attribution": Rule(frozenset({"log_factors", "perturbation", "structure"}), TENSORS | {"scipy"}),
+    "row_densities": Rule(frozenset({"attribution", "log_factors", "structure"})),
+    "weights": Rule(frozenset({"structure", "parameters", "evaluation", "attribution", "log_factors", "perturbation"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy", "scipy"})),
     "fused": Rule(frozenset({"graphs", "lifting"}), frozenset({"torch"})),
-    "joint": Rule(frozenset({"structure", "parameters", "weights", "fused", "graphs"})),
+    "joint": Rule(frozenset({"structure", "parameters", "row_densities", "weights", "fused", "graphs"})),
     "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
-    "annealed": Rule(frozenset({"parameters", "seeds", "guides", "weights", "estimators", "joint", "conditional"})),
+    "annealed": Rule(
+        frozenset({"parameters", "seeds", "evaluation", "guides", "weights", "estimators", "joint", "conditional"})
+    ),
     "evidence": Rule(frozenset({"weights", "estimators"})),
     "export": Rule(frozenset({"structure", "weights"}), TENSORS | {"arviz"}),
     "figures": Rule(packages=frozenset({"matplotlib"})),
@@ -71,7 +79,7 @@ RULES = {
         FOUNDATION
         | {"guides", "weights", "estimators", "refine", "joint", "conditional", "annealed", "evidence", "gap_results"}
     ),
-    "simulated": Rule(frozenset({"masks", "structure", "weights"})),
+    "simulated": Rule(frozenset({"masks", "structure", "row_densities"})),
     "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
     "calibration_results": Rule(
         frozenset({"estimators", "calibration_figure", "tables"}), frozenset({"torch", "pandas", "arviz"})
@@ -273,7 +281,7 @@ OBEDIENT = {
     "pyro_avi/guides/guide.py": "from ..structure import inspect\nfrom .. import encoders, families\n",
     "pyro_avi/fit.py": "from pyro_avi.steps import step\n",
     "pyro_avi/steps.py": "from pyro_avi.adam import Adam\n",
-    "pyro_avi/weights.py": "from pyro_avi import provenance\n",
+    "pyro_avi/weights.py": "from pyro_avi import perturbation\n",
     "pyro_avi/estimators/elbo.py": "import numpy as np\n",
     "pyro_avi/refine.py": "from pyro_avi.guides import Guide\nfrom pyro_avi.fit import fit\n",
     "experiments/run.py": "import pyro_avi as avi\nfrom pyro_avi.models import VAE\nfrom pyro_avi import encoders\n"

@@ -335,7 +335,6 @@ def sequential_guide(x):
 
 
 REFUSED = {
-    "no plate": (no_plate, no_plate_guide, {}, "a plate that holds both a latent and an observation, found none"),
     "another plate": (model, exact_guide, {"plate": "rows"}, "sites in plate 'rows', found none"),
     "sequential plate": (sequential, sequential_guide, {}, "a vectorized plate, got the sequential plate 'data'"),
     "a latent missing": (model, without_theta, {}, r"got none for \['theta'\] and others \[\]"),

@@ -56,6 +56,11 @@ def iwelbo(weights) -> Estimate:
         ([2.0, 2.0], 1.3863)
     """
     local = checked(weights)
+    if weights.is_estimate:
+        raise ValueError(
+            "Expected weights of rows with all of their observations, got those of a part that stands for the whole.\n"
+            "The log of an estimated density is biased, and its mean no bound: pass all rows of the other plates."
+        )
     influence, bias = _influence(local), _bias(local)
     rows = {"rows": log_mean_exp(local), "rows_se": _standard_error(influence), "rows_bias": bias}
     if not weights.has_globals:
