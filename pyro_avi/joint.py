@@ -250,11 +250,15 @@ class LocalJoint:
 
 
 def _center(posterior: TorchDistribution) -> Tensor | None:
-    """``[B, K]`` what normals are symmetric around."""
+    """``[B, K]`` what the factor is symmetric around; ``None`` where there is no such point, or none is known."""
     try:
-        return posterior.mean
-    except NotImplementedError:
+        center, scale = posterior.mean, posterior.stddev
+        one = center + scale * torch.arange(1, center.shape[-1] + 1).to(center).sin()
+        # A mirror image of a draw is a draw of a symmetric factor only.
+        alike = torch.allclose(posterior.log_prob(one), posterior.log_prob(2 * center - one), rtol=1e-3, atol=1e-3)
+    except (NotImplementedError, ValueError):
         return None
+    return center if alike else None
 
 
 def _check(structure, plate: str) -> None:
