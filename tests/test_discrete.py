@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.trace_struct import Trace
 
 import pyro_avi as avi
-from pyro_avi.weights import weigh
+from pyro_avi.weights import Weigher
 
 ROWS = 4
 X = torch.linspace(-1.0, 2.5, ROWS).double()
@@ -104,15 +104,19 @@ def stirred(guide):
     return guide
 
 
-def weights_at(model, guide, args, values):
-    """The log weight of every row at given values, and the guide's log probability of them."""
-    given = Trace()
-    for name, value in values.items():
-        given.add_node(name, type="sample", is_observed=False, value=value, infer={})
-    guide_trace = poutine.trace(poutine.replay(guide, trace=given)).get_trace(*args)
-    model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
-    log_q = sum(guide_trace.nodes[name]["fn"].log_prob(value) for name, value in values.items())
-    return weigh(model_trace, guide_trace, "data")[0], log_q
+def weights_at(model, guide, args, site, values):
+    """The log weight of every row at values ``[C]`` of a site, ``[C, N]``, and the guide's log probability of them."""
+    weigher = Weigher(model, guide, args, {})
+    log_w, log_q = [], []
+    for value in values:
+        value = value.expand(ROWS, *value.shape)
+        given = Trace()
+        given.add_node(site, type="sample", is_observed=False, value=value, infer={})
+        guide_trace = poutine.trace(poutine.replay(guide, trace=given)).get_trace(*args)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args)
+        log_w.append(weigher.weigh(model_trace, guide_trace)[0])
+        log_q.append(guide_trace.nodes[site]["fn"].log_prob(value))
+    return torch.stack(log_w), torch.stack(log_q)
 
 
 @pytest.mark.parametrize("make", GUIDES)
@@ -122,9 +126,8 @@ def test_weights_add_up_to_the_evidence_over_the_support(make, name):
     model, args, site, support, expected = SUMS[name]
     guide = stirred(make(model).setup(*args))
 
-    terms = [weights_at(model, guide, args, {site: value.expand(ROWS, *value.shape)}) for value in support]
+    log_w, log_q = weights_at(model, guide, args, site, support)
 
-    log_w, log_q = (torch.stack(part) for part in zip(*terms, strict=True))
     torch.testing.assert_close(log_q.logsumexp(0), torch.zeros(ROWS))
     torch.testing.assert_close((log_w + log_q).logsumexp(0), expected)
     # Rows whose label is known have no say in it.
@@ -138,9 +141,7 @@ def test_weights_add_up_to_the_evidence_over_the_support(make, name):
 def test_answers_about_discrete_latents(name):
     model, args, site, support, _ = SUMS[name]
     guide = stirred(avi.FactorizedGuide(model).setup(*args))
-    log_q = torch.stack(
-        [weights_at(model, guide, args, {site: value.expand(ROWS, *value.shape)})[1] for value in support]
-    )
+    _, log_q = weights_at(model, guide, args, site, support)
     mean = torch.einsum("yn,y...->n...", log_q.exp(), support.double())
 
     by_row = guide.posterior_by_row([args])[site]
@@ -188,9 +189,8 @@ def test_weights_integrate_to_the_evidence_of_a_mixture(model):
     grid = torch.linspace(-6.0, 6.0, 121)
     points = grid if model is two_peaks else grid.exp()
 
-    terms = [weights_at(model, guide, (X,), {"z": value.expand(ROWS)}) for value in points]
+    log_w, log_q = weights_at(model, guide, (X,), "z", points)
 
-    log_w, log_q = (torch.stack(part) for part in zip(*terms, strict=True))
     width = (0.1 * (torch.ones(len(points)) if model is two_peaks else points)).log()[:, None]
     # Of normal components with normal noise, and of their exponentials with that of logarithms, in closed form.
     locs, variance = torch.tensor([-1.0, 1.0]), 0.4**2 + 0.7**2
