@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_avi.structure import is_latent
 
-__all__ = ["LogFactor", "enumeration_depth", "log_factors", "trace_at"]
+__all__ = ["LogFactor", "enumeration_depth", "is_enumerated", "log_factors", "trace_at"]
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,14 @@ def log_factors(trace: Trace, *, but: Collection[str] = ()) -> list[LogFactor]:
     trace = prune_subsample_sites(trace)
     trace.compute_log_prob()
     sites = [site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in but]
-    if not any(_is_enumerated(site) for site in sites):
+    if not any(is_enumerated(site) for site in sites):
         return [_factor_of(site) for site in sites]
     trace.pack_tensors()
-    symbols = {site["infer"]["_enumerate_symbol"] for site in sites if _is_enumerated(site)}
+    symbols = {site["infer"]["_enumerate_symbol"] for site in sites if is_enumerated(site)}
     factors, tied = [], []
     for site in sites:
         # A site whose value was enumerated, or that depends on such a value.
-        ties = _is_enumerated(site) or not symbols.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
+        ties = is_enumerated(site) or not symbols.isdisjoint(site["packed"]["log_prob"]._pyro_dims)
         if ties:
             tied.append(site)
         else:
@@ -112,7 +112,8 @@ def log_factors(trace: Trace, *, but: Collection[str] = ()) -> list[LogFactor]:
     return factors + _summed_out(trace, tied, symbols)
 
 
-def _is_enumerated(site: Mapping[str, Any]) -> bool:
+def is_enumerated(site: Mapping[str, Any]) -> bool:
+    """Whether a site of a trace has all of its values, to be summed out."""
     return not site["is_observed"] and site["infer"].get("_enumerate_dim") is not None
 
 
@@ -134,7 +135,7 @@ def _summed_out(trace: Trace, sites: list[Mapping[str, Any]], symbols: set[str])
     frames = {trace.plate_to_symbol[f.name]: f for site in sites for f in site["cond_indep_stack"] if f.vectorized}
     for site in sites:
         term = site["packed"]["unscaled_log_prob"]
-        if not _is_enumerated(site):
+        if not is_enumerated(site):
             # A mask leaves an observation out; without its probabilities an enumerated latent would count its values.
             term = packed.scale_and_mask(term, mask=site["packed"]["mask"])
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_avi.dependence import find_rows, row_codes
-from pyro_avi.log_factors import LogFactor, enumeration_depth, log_factors, trace_at
+from pyro_avi.log_factors import LogFactor, enumeration_depth, is_enumerated, log_factors, trace_at
 from pyro_avi.structure import is_latent, plate_scale
 
 __all__ = ["HasRowPlates", "Perturbed", "Plates", "row_frames", "scale_of"]
@@ -238,7 +238,7 @@ class Perturbed:
                     continue
                 if name not in inside:
                     yield name
-                elif len(inside[name].sites) == 1:
+                elif len(inside[name].sites) == 1 and not is_enumerated(site):
                     total = torch.as_tensor(site["log_prob"]).double().sum()
                     if not bool(self.same(total, inside[name].value.sum())):
                         yield name
