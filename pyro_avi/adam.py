@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Adam"]
+__all__ = ["Adam", "add_up"]
 
 
 class Adam:
@@ -58,7 +58,8 @@ class Adam:
         """Move the parameter, or the rows of one batch.
 
         Args:
-            index: ``[B]`` different rows, ``None`` for all in order; where the parameter is.
+            index: ``[B]`` rows ``0 <= n < N``, ``None`` for all in order; where the parameter is. The gradients of a row that
+                is there several times are added up: it is visited once.
             grad: ``[B, P]`` the gradient of the loss in their parameters; on any device.
             lr: the learning rate :math:`\\alpha`.
         """
@@ -66,6 +67,10 @@ class Adam:
 
     def move(self, states: Sequence[Tensor], index: Tensor | None, grad: Tensor, lr: float | Tensor) -> None:
         """The same on states that stand in for the own ones, as when a graph is traced: parameter, moments, visits."""
+        if index is not None:
+            # Equal rows then have the same gradient, move alike, and may be written in any order.
+            index, sums, group = add_up(index, grad)
+            grad = sums[group]
         values, first, second, visits = states if index is None else [state[index] for state in states]
         beta1, beta2 = self.betas
         grad = torch.atleast_1d(grad)
@@ -80,6 +85,30 @@ class Adam:
             for state, new in zip(states, (values, first, second, visits), strict=True):
                 # As index_copy_, for which torch.vmap has no rule either.
                 state.index_put_((index,), new)
+
+
+def add_up(index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Add up the gradients of equal rows, in time and memory that grow with ``B`` and not with ``N``.
+
+    Args:
+        index: ``[B]`` rows.
+        grad: ``[B, P]`` their gradients.
+
+    Returns:
+        The rows in order ``[B]``; the sums of each different row ``[B, P]``, behind which zeros follow; and which of the
+        sums belongs to each row ``[B]``.
+
+    Example::
+
+        >>> import torch
+        >>> index, sums, group = add_up(torch.tensor([5, 2, 5]), torch.tensor([[1.0], [2.0], [3.0]]))
+        >>> index.tolist(), sums.flatten().tolist(), group.tolist()
+        ([2, 5, 5], [2.0, 4.0, 0.0], [0, 1, 1])
+    """
+    # Stable, so that a sum has the same order of its terms every time.
+    ordered, order = index.sort(stable=True)
+    group = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).to(ordered.dtype)]).cumsum(0)
+    return ordered, torch.zeros_like(grad).index_put_((group,), grad[order], accumulate=True), group
 
 
 def _correction(beta: float, visits: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.joint import LocalJoint
 from pyro_avi.parameters import own_parameters
 from pyro_avi.seeds import seeded
+from pyro_avi.turns import in_turn
 from pyro_avi.weights import LogWeights
 
 __all__ = ["ais", "annealed_weights", "posterior_of", "row_plate_of", "sampling"]
@@ -25,6 +26,7 @@ __all__ = ["ais", "annealed_weights", "posterior_of", "row_plate_of", "sampling"
 _PILOT_CHAINS = 16
 
 
+@in_turn
 def ais(
     model: Callable,
     guide: LocalGuide,
@@ -187,5 +189,5 @@ def row_plate_of(guide: LocalGuide) -> str:
 @contextmanager
 def sampling(seed: int):
     """Run models beside the program many times: hidden from handlers, unchecked, modules in evaluation mode."""
-    with seeded(seed), poutine.block(), own_parameters(), evaluation_mode(), pyro.validation_enabled(False):
+    with own_parameters(), seeded(seed), poutine.block(), evaluation_mode(), pyro.validation_enabled(False):
         yield

@@ -1,24 +1,27 @@
 """Minibatches of tensors that stand in memory."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = ["minibatches"]
 
 
-def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
+def minibatches(*tensors: Any, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
     """Endless minibatches ``(x[index], ..., index)``, a fresh permutation every epoch.
 
     The last batch of an epoch may be smaller. The order is decided by the seed alone.
 
     Args:
-        tensors: each ``[N, ...]``.
+        tensors: each ``[N, ...]``; also NumPy arrays and data frames, whose floating-point numbers get torch's default type.
         batch_size: ``B``.
         seed: of the permutations.
 
     Raises:
+        TypeError: if one is no array of numbers.
         ValueError: if there is no tensor, the tensors differ in their number of rows, or the batch size is not positive.
 
     Example::
@@ -29,12 +32,26 @@ def minibatches(*tensors: Tensor, batch_size: int, seed: int = 0) -> Iterator[tu
         >>> [len(index) for x, index in (next(batches) for _ in range(4))]
         [4, 4, 2, 4]
     """
+    tensors = tuple(map(_tensor, tensors))
     sizes = {len(tensor) for tensor in tensors}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"Expected tensors with one and the same number of rows, at least 1, got {sorted(sizes)}.")
     if batch_size < 1:
         raise ValueError(f"Expected batch_size of at least 1, got {batch_size}.")
     return _endless(tensors, batch_size, seed)
+
+
+def _tensor(given: Any) -> Tensor:
+    if isinstance(given, Tensor):
+        return given
+    array = np.asarray(given)
+    if array.dtype.kind not in "biuf" or array.ndim == 0:
+        raise TypeError(
+            f"Expected tensors or arrays of numbers with a row for each observation, got a {type(given).__name__} of "
+            f"{array.dtype} and {array.ndim} dimensions.\nPass categories as whole numbers, for example by pandas.factorize."
+        )
+    tensor = torch.as_tensor(array.copy() if not array.flags.writeable else array)
+    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
 def _endless(tensors, batch_size, seed):

@@ -16,6 +16,7 @@ from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.refine import refine
 from pyro_avi.simulated import Simulated, Simulator
 from pyro_avi.structure import quiet
+from pyro_avi.turns import in_turn
 
 __all__ = ["sbc"]
 
@@ -24,6 +25,7 @@ _NUMBERS = 2**24
 _LIKELIHOOD = "log likelihood"
 
 
+@in_turn
 def sbc(
     model: Callable,
     guide: LocalGuide,

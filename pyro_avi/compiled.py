@@ -83,7 +83,7 @@ class CompiledStep:
         self._eager, self._model, self._guide, self._elbo = eager, model, guide, elbo
         self._moves, self._updates, self._tables = updates is not None, list(updates or ()), dict(tables)
         self._clip_norm, self._gather = clip_norm, gather
-        self._graphs: dict[tuple, Callable | None] = {}
+        self._graphs: dict[tuple | None, Callable | None] = {}
         of_tables = [update.adam.parameter for update in self._tables.values()]
         self._trained = [*eager.parameters, *of_tables]
         self._values = [torch.atleast_1d(parameter.detach()) for parameter in self._trained]
@@ -97,7 +97,13 @@ class CompiledStep:
 
     def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> Slope:
         """Take one step, or give the slope of one."""
-        leaves, tree, signature = take_apart(call, kwargs)
+        try:
+            leaves, tree, signature = take_apart(call, kwargs)
+        except CannotCompile as reason:
+            if None not in self._graphs:
+                self._graphs[None] = None
+                _warn(reason)
+            return self._eager(call, kwargs)
         if signature not in self._graphs:
             started = time.perf_counter()
             self._graphs[signature] = self._compile(leaves, tree, call, kwargs)
@@ -113,7 +119,19 @@ class CompiledStep:
         gathered = self._gather(*call, **kwargs)
         if gathered.draws and self._elbo.num_particles > 1:
             raise CannotCompile("each of its particles draws rows, whose parameters are in host memory")
-        return [*tensors, *gathered.draws.values(), *gathered.rows.values()], gathered
+        return [
+            *tensors,
+            *gathered.draws.values(),
+            *gathered.rows.values(),
+            *self._positions(gathered).values(),
+        ], gathered
+
+    def _positions(self, gathered: Any) -> dict[str, Tensor]:
+        """The positions of the rows that were gathered, where a graph needs them: to clip by the norm of their sums."""
+        if self._clip_norm is None:
+            return {}
+        indices = gathered.indices.items()
+        return {name: index.to(gathered.rows[name].device) for name, index in indices if index is not None}
 
     def set_rates(self, rates: Sequence[float]) -> None:
         """Write the learning rate of each group where graphs read it."""
@@ -164,7 +182,7 @@ class CompiledStep:
                     graph, apart = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
                 self._compare(slope, graph, lambda: self._inputs(leaves, call, kwargs))
         except (CannotCompile, RuntimeError, NotImplementedError) as reason:
-            warnings.warn(f"The training step is taken eagerly, not compiled: {reason_of(reason)}.", stacklevel=2)
+            _warn(reason)
             return None
         warn_of_launches(apart)
         return graph
@@ -223,7 +241,9 @@ class CompiledStep:
                 (tuple(values_of_call), {}) if isinstance(tree, int) else tree_unflatten(values_of_call, tree)
             )
             rows = gathered and gathered._replace(
-                draws=dict(zip(gathered.draws, given, strict=False)), rows=dict(zip(gathered.rows, given, strict=True))
+                draws=dict(zip(gathered.draws, given, strict=False)),
+                rows=dict(zip(gathered.rows, given, strict=False)),
+                indices=gathered.indices | dict(zip(self._positions(gathered), given, strict=True)),
             )
             # The guide itself takes the rows that a call reads out of its other tables.
             own = [
@@ -335,3 +355,7 @@ class CompiledStep:
         grads = [] if self._moves else taken.grads
         parts += [grad for grad in (*grads, *(grad for _, _, grad in taken.rows)) if grad is not None]
         return [part.clone() for part in parts]
+
+
+def _warn(reason: Exception) -> None:
+    warnings.warn(f"The training step is taken eagerly, not compiled: {reason_of(reason)}.", stacklevel=3)

@@ -8,11 +8,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.structure import is_observation, quiet
+from pyro_avi.turns import in_turn
 from pyro_avi.weights import Weigher
 
 __all__ = ["to_arviz"]
 
 
+@in_turn
 def to_arviz(
     model: Callable, guide: Callable, *args, num_samples: int, plate: str | None = None, seed: int = 0, **kwargs
 ):

@@ -4,37 +4,19 @@ import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyro_avi.course import DivergedError, Fit, run
+from pyro_avi.options import check_keywords, check_optimizer, check_options
 from pyro_avi.parameters import own_parameters
-from pyro_avi.precision import PRECISIONS
 from pyro_avi.seeds import seeded
 from pyro_avi.steps import LearningRate, Trained
 
-__all__ = [
-    "DivergedError",
-    "Fit",
-    "HasDifferentiableLoss",
-    "LearningRate",
-    "calls_of",
-    "check_options",
-    "fit",
-    "next_call",
-]
-
-
-@runtime_checkable
-class HasDifferentiableLoss(Protocol):
-    """An ELBO that gives its loss as a tensor; some of Pyro's take their gradients themselves."""
-
-    def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
-        """The loss of one step."""
-        ...
+__all__ = ["DivergedError", "Fit", "LearningRate", "calls_of", "fit", "next_call"]
 
 
 def fit(
@@ -61,7 +43,9 @@ def fit(
 
     Every step draws from the guide once and moves the parameters of model and guide, as ``pyro.infer.SVI`` does.
     Unlike there, modules train their own tensors whatever the global parameter store holds, and the rows of a
-    factorized guide's table move only when they are in the batch. Pyro's validation, where it is on, sees the first step.
+    factorized guide's table move only when they are in the batch; the gradients of a row that is there several times are
+    added up. Pyro's validation, where it is on, sees the first step. Trainings in several threads wait for each other: Pyro
+    has one stack of handlers and torch one random state.
 
     Args:
         model: any Pyro callable.
@@ -74,7 +58,9 @@ def fit(
             parameters of the model) has the other; what is left out is not trained.
         optimizer: makes a ``torch.optim.Optimizer`` for all parameters from parameter groups and ``lr=``, for example
             ``torch.optim.AdamW``. By default Adam, row by row for tables.
-        elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``.
+        elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``. Of one with several losses, as ``ReweightedWakeSleep``, the
+            sum is recorded. Networks that serve as baselines of ``TraceGraph_ELBO`` are trained where they are registered,
+            as submodules of model or guide or by ``pyro.module``.
         seed: of the draws, ``None`` for those of the surrounding program. The global random state is left as it was.
         clip_norm: the largest norm of the gradient of all parameters together; by default it is not clipped.
         precision: of matrix products and convolutions: ``"float32"``, that of the tensors given; ``"bfloat16"`` rounds
@@ -93,7 +79,7 @@ def fit(
         The course of the training. Model and guide are trained in place, also when interrupted.
 
     Raises:
-        ValueError: if an argument is not one of the above, or batches run out.
+        ValueError, TypeError: if an argument is not one of the above, model and guide have other latents, or batches run out.
         DivergedError: if the loss is no longer finite.
 
     Example::
@@ -108,7 +94,9 @@ def fit(
         torch.Size([8])
     """
     elbo = Trace_ELBO() if elbo is None else elbo
-    check_options(num_steps, elbo, clip_norm, precision, compile)
+    check_options(num_steps, elbo, lr, clip_norm, precision, compile)
+    check_optimizer(optimizer)
+    check_keywords(model, kwargs)
     calls = calls_of(args, batches)
     first = next_call(calls, 0, num_steps)
     with own_parameters(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
@@ -133,23 +121,6 @@ def fit(
             return loss, 0.0 if trained.compiled is None else trained.compiled.seconds
 
         return run(take, num_steps, count=None, device=trained.device, progress=progress, callbacks=callbacks)
-
-
-def check_options(num_steps: int, elbo: ELBO, clip_norm: float | None, precision: str, compile: str | bool) -> None:
-    """Refuse options that are none, before any work."""
-    if not isinstance(elbo, HasDifferentiableLoss):
-        raise TypeError(
-            f"Expected an ELBO with a differentiable_loss, as Trace_ELBO or TraceMeanField_ELBO, got {type(elbo).__name__}.\n"
-            "Train with it by pyro.infer.SVI."
-        )
-    if num_steps < 1:
-        raise ValueError(f"Expected num_steps of at least 1, got {num_steps}.")
-    if clip_norm is not None and not clip_norm > 0:
-        raise ValueError(f"Expected clip_norm > 0, got {clip_norm}.")
-    if precision not in PRECISIONS:
-        raise ValueError(f"Expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
-    if compile not in ("auto", True, False):
-        raise ValueError(f"Expected compile to be 'auto', True or False, got {compile!r}.")
 
 
 def calls_of(args: tuple, batches: Iterable[tuple] | None) -> Iterator[tuple]:

@@ -10,9 +10,10 @@ from pyro.infer import ELBO, Trace_ELBO
 from torch import Tensor
 
 from pyro_avi.course import Fit, run
-from pyro_avi.fit import LearningRate, calls_of, check_options, next_call
+from pyro_avi.fit import LearningRate, calls_of, next_call
 from pyro_avi.graphs import in_modules, reason_of
 from pyro_avi.many_steps import CANNOT, ManySteps, OneByOne
+from pyro_avi.options import check_keywords, check_options
 from pyro_avi.parameters import own_parameters
 from pyro_avi.seeds import seeded
 from pyro_avi.steps import Trained
@@ -78,9 +79,11 @@ def fit_many(
         [torch.Size([3]), torch.Size([3])]
     """
     elbo = Trace_ELBO() if elbo is None else elbo
-    check_options(num_steps, elbo, clip_norm, precision, True)
     count = len(replicas)
     rates, seeds = _for_each("lr", lr, count), _for_each("seed", seed, count)
+    for (model, _), rate in zip(replicas, rates, strict=True):
+        check_options(num_steps, elbo, rate, clip_norm, precision, True)
+        check_keywords(model, kwargs)
     calls = [calls_of(args, of) for of in _for_each("batches", batches, count)]
     first = [next_call(of, 0, num_steps) for of in calls]
     with own_parameters(), warnings.catch_warnings(), seeded(None):
@@ -113,7 +116,7 @@ def fit_many(
 
 def _for_each(name: str, given: Any, count: int) -> Sequence:
     """One for each replica, of one for all."""
-    if not isinstance(given, Sequence):
+    if not isinstance(given, Sequence) or isinstance(given, str):
         given = [given] * count
     if count < 1 or len(given) != count:
         raise ValueError(f"Expected at least one replica and one {name} for each, got {count} and {len(given)}.")

@@ -18,6 +18,7 @@ from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.joint import LocalJoint
 from pyro_avi.refine import check_latents, refine
+from pyro_avi.turns import in_turn
 from pyro_avi.weights import LogWeights
 
 __all__ = ["measure_gaps"]
@@ -28,6 +29,7 @@ _JUDGE, _STEPS, _CHAINS = 10_007, 20_011, 30_011
 _JUDGE_DRAWS = 500
 
 
+@in_turn
 def measure_gaps(
     model: Callable,
     guide: LocalGuide,

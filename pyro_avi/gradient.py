@@ -9,9 +9,10 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_avi.adam import add_up
 from pyro_avi.precision import products_in
 
-__all__ = ["Gradient", "Slope", "clipped"]
+__all__ = ["Gradient", "Slope", "TakenGradient", "clipped"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Slope:
         loss: an estimate of the negative ELBO, ``[]``.
         grads: its gradient in each parameter, ``None`` in one that it does not depend on. In place of all of them
             ``None`` where the parameters have been moved already.
-        rows: for each table that was read the name, the index ``[B]`` (``None`` for all rows) and the gradient ``[B, P]``;
-            without the tables that have been moved already.
+        rows: for each table that was read the name, the index ``[B]`` (``None`` for all rows; one may be there several
+            times) and the gradient ``[B, P]``; without the tables that have been moved already.
     """
 
     loss: Tensor
@@ -73,7 +74,54 @@ class Gradient:
             grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
         of_rows = grads[len(parameters) :]
         rows = [(name, index, grad) for (name, index, _), grad in zip(touched, of_rows, strict=True)]
-        return Slope(value.detach(), grads[: len(parameters)], rows)
+        return Slope(value.detach(), grads[: len(parameters)], _one_a_table(rows))
+
+
+class TakenGradient(Gradient):
+    """The same of an ELBO that takes its gradient itself and gives its loss as a number, as ``TraceGraph_ELBO``.
+
+    Args:
+        loss: takes the gradient and gives the number, or several of which the sum is the loss.
+        parameters, touched_rows, precision: as for :class:`Gradient`.
+        found: all that a gradient is taken of, also of what is not trained.
+    """
+
+    def __init__(self, loss, parameters, touched_rows, precision="float32", *, found: Sequence[Tensor]):
+        super().__init__(loss, parameters, touched_rows, precision)
+        self._found = found
+
+    def of(self, loss, parameters, call, kwargs, gathered=None):
+        """As for :class:`Gradient`; ``parameters`` are the own ones."""
+        for parameter in self._found:
+            parameter.grad = None
+        with products_in(self.precision), self.touched_rows(gathered) as touched:
+            value = loss(*call, **kwargs)
+        slope = Slope(
+            torch.as_tensor(sum(value) if isinstance(value, tuple) else value, dtype=torch.double).detach(),
+            [parameter.grad for parameter in parameters],
+            _one_a_table([(name, index, rows.grad) for name, index, rows in touched]),
+        )
+        for parameter in self._found:
+            parameter.grad = None
+        return slope
+
+
+def _one_a_table(
+    rows: list[tuple[str, Tensor | None, Tensor | None]],
+) -> list[tuple[str, Tensor | None, Tensor | None]]:
+    """The rows that each table was read at, one behind another where particles have drawn rows of their own."""
+    read: dict[str, list] = {}
+    for name, index, grad in rows:
+        if grad is not None or name not in read:
+            read.setdefault(name, []).append((index, grad))
+    joined = []
+    for name, parts in read.items():
+        parts = [part for part in parts if part[1] is not None] or parts[:1]
+        if len(parts) > 1:
+            every = [torch.arange(len(grad), device=grad.device) if index is None else index for index, grad in parts]
+            parts = [(torch.cat(every), torch.cat([grad for _, grad in parts]))]
+        joined.append((name, *parts[0]))
+    return joined
 
 
 def clipped(slope: Slope, norm: float | None) -> Slope:
@@ -89,7 +137,13 @@ def clipped(slope: Slope, norm: float | None) -> Slope:
     """
     if norm is None:
         return slope
-    grads = [grad for grad in (*slope.grads, *(grad for _, _, grad in slope.rows)) if grad is not None]
+    # The index is where the table is, which may be in host memory.
+    of_rows = [
+        grad if index is None else add_up(index.to(grad.device), grad)[1]
+        for _, index, grad in slope.rows
+        if grad is not None
+    ]
+    grads = [*(grad for grad in slope.grads if grad is not None), *of_rows]
     length = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
     factor = (norm / length).clamp(max=1.0)
     return replace(

@@ -1,13 +1,20 @@
 """Steps as graphs: when they can be had, what they depend on, and what inductor makes of them."""
 
+import linecache
 import os
 import shutil
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
@@ -69,14 +76,21 @@ class Traced:
     outputs: Any
 
 
-def can_be_compiled(elbo: ELBO, parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:
+def can_be_compiled(
+    elbo: ELBO, parameters: Sequence[Tensor], owners: Sequence[Callable], call: tuple, kwargs: Mapping[str, Any]
+) -> bool:
     """Whether compiling may be tried without being asked for.
 
     Args:
         elbo: the loss.
         parameters: what is trained.
         owners: model and guide.
+        call, kwargs: the arguments of the first step.
     """
+    try:
+        take_apart(call, kwargs)
+    except CannotCompile:
+        return False
     if not in_modules(parameters, owners):
         return False
     if any(parameter.device.type == "cpu" for parameter in parameters) and not has_compiler():
@@ -114,9 +128,36 @@ def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool
     return True
 
 
+# What torch says where a program reads a number out of a tensor, in its versions and in graphs of either kind.
+_READ_OUT = ("data-dependent", "local_scalar_dense", "data dependent", "value out of a tracing tensor")
+
+
 def reason_of(error: BaseException) -> str:
-    """Why something could not be compiled, in a line: what inductor and dynamo append is pages long."""
-    return " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
+    """Why something could not be compiled, in a line, and where: what torch appends is pages long."""
+    reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2]).removesuffix(".")
+    if isinstance(error, CannotCompile):
+        return reason
+    if any(words in str(error).lower() for words in _READ_OUT):
+        reason = "a number is read out of a tensor there, as by if, float() or .item(), which a graph cannot follow"
+    place = _place_of(error)
+    return reason if place is None else f"{place}: {reason}"
+
+
+def _place_of(error: BaseException) -> str | None:
+    """The line of the caller's own program that an error came from: the innermost outside of libraries and this package."""
+    found = None
+    for frame, line in traceback.walk_tb(error.__traceback__):
+        path = Path(frame.f_code.co_filename)
+        if path.is_file() and not any(path.is_relative_to(folder) for folder in _libraries()):
+            text = linecache.getline(str(path), line).strip()
+            found = f"{path}:{line}, `{text}`"
+    return found
+
+
+@cache
+def _libraries() -> list[Path]:
+    installed = [Path(folder) for folder in sysconfig.get_paths().values()]
+    return [Path(__file__).parent, *(Path(module.__file__).parent for module in (torch, pyro)), *installed]
 
 
 def has_compiler() -> bool:
@@ -126,15 +167,37 @@ def has_compiler() -> bool:
 
 
 def take_apart(call: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Any, tuple]:
-    """The leaves of the arguments, their tree, and what a graph depends on of them."""
+    """The leaves of the arguments, their tree, and what a graph depends on of them.
+
+    Raises:
+        CannotCompile: if an argument may change without becoming another, as an array or a namespace.
+    """
     # torch's walk through nests takes as long as a small graph.
     plain = not kwargs and all(isinstance(x, Tensor) for x in call)
     leaves, tree = (list(call), len(call)) if plain else tree_flatten((call, dict(kwargs)))
-    return (
-        leaves,
-        tree,
-        (tree, *((x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else x for x in leaves)),
+    known = (
+        (x.shape, x.stride(), x.dtype, x.device) if isinstance(x, Tensor) else _checked_constant(x) for x in leaves
     )
+    return leaves, tree, (tree, *known)
+
+
+def _checked_constant(leaf: Any) -> Any:
+    """An argument that is no tensor, if it is what it is for ever: its value becomes part of the graph."""
+    try:
+        hash(leaf)
+    except TypeError:
+        changes = True
+    else:
+        # Equal only to itself: it may have other attributes tomorrow. Functions and modules are what is called.
+        changes = type(leaf).__eq__ is object.__eq__ and not callable(leaf) and not isinstance(leaf, _CONSTANTS)
+    if changes:
+        raise CannotCompile(
+            f"an argument is a {type(leaf).__name__}, whose content may change from step to step; pass tensors and numbers"
+        )
+    return leaf
+
+
+_CONSTANTS = (Enum, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None), type(...))
 
 
 def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: bool) -> Callable:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import pyro
 from torch import nn
 
+from pyro_avi.turns import turn
+
 __all__ = ["own_parameters"]
 
 
@@ -15,23 +17,25 @@ def own_parameters() -> Iterator[None]:
 
     Pyro's store knows parameters by name, and two models of one class have the same names: the second would be evaluated
     or trained with the first one's tensors. Inside this context modules start unregistered. What a model keeps by bare
-    ``pyro.param`` statements has no other home than the store, so it is brought along and given back.
+    ``pyro.param`` statements has no other home than the store, so it is brought along and given back. As the store, the
+    context belongs to one thread at a time.
     """
     store = pyro.get_param_store()
-    # Reading the store's state takes these references off its parameters; a step around this one still needs them.
-    references = [(x, x.unconstrained) for _, x in store.named_parameters() if "unconstrained" in vars(x)]
-    state = _bare(store.get_state())
-    try:
-        with store.scope(state=state):
-            try:
-                yield
-            finally:
-                state.update(store.get_state())
-    finally:
-        # Also after an interruption: what was trained so far is kept.
-        store.set_state(_bare(state))
-        for parameter, reference in references:
-            parameter.unconstrained = reference
+    with turn():
+        # Reading the store's state takes these references off its parameters; a step around this one still needs them.
+        references = [(x, x.unconstrained) for _, x in store.named_parameters() if "unconstrained" in vars(x)]
+        state = _bare(store.get_state())
+        try:
+            with store.scope(state=state):
+                try:
+                    yield
+                finally:
+                    state.update(store.get_state())
+        finally:
+            # Also after an interruption: what was trained so far is kept.
+            store.set_state(_bare(state))
+            for parameter, reference in references:
+                parameter.unconstrained = reference
 
 
 def _bare(state):

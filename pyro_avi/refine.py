@@ -14,11 +14,13 @@ from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.structure import quiet
+from pyro_avi.turns import in_turn
 from pyro_avi.weights import log_weights
 
 __all__ = ["check_latents", "refine"]
 
 
+@in_turn
 def refine(
     model: Callable,
     guide: LocalGuide,

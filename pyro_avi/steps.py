@@ -6,14 +6,14 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
 from pyro_avi.adam import Adam
 from pyro_avi.compiled import CompiledStep, Update
-from pyro_avi.gradient import Gradient, Slope, clipped
+from pyro_avi.gradient import Gradient, Slope, TakenGradient, clipped
 from pyro_avi.graphs import can_be_compiled, count_flops, pays
+from pyro_avi.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.seeds import seeded
 
 __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
@@ -81,13 +81,19 @@ class Trained:
         self, model, guide, elbo: ELBO, *, optimizer, lr, clip_norm, precision, compile, num_steps, call, kwargs
     ):
         def loss(*args, **kwargs):
-            return elbo.differentiable_loss(model, guide, *args, **kwargs)
+            return evaluate(model, guide, *args, **kwargs)
 
-        self.parameters, self.device = _find_parameters(loss, call, kwargs)
+        evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
+        by_row = optimizer is None and isinstance(guide, HasRowTables)
+        if by_row and keeps_one_graph(elbo):
+            raise ValueError(
+                f"Expected an ELBO that runs the guide at every step, for one with a table, got {type(elbo).__name__}."
+                f"\nPass {type(elbo).__name__.removeprefix('Jit')}(...), and compile=True for one graph a step."
+            )
+        self.parameters, self.device = find_parameters(elbo, model, guide, call, kwargs)
         self._clip_norm = clip_norm
         groups = _split(self.parameters, guide, lr)
         self._rates = [rate for _, rate in groups]
-        by_row = optimizer is None and isinstance(guide, HasRowTables)
         tables = guide.row_tables() if by_row else {}
         trained = {id(p): (p, group) for group, (members, _) in enumerate(groups) for p in members}
         self._tables = {
@@ -98,14 +104,14 @@ class Trained:
         self._parameters = [parameter for parameter, _ in trained.values()]
         self.check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
         touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
-        self.gradient = gradient = Gradient(loss, self._parameters, touched_rows, precision)
+        kind = Gradient if gives_loss(elbo) else partial(TakenGradient, found=self.parameters)
+        self.gradient = gradient = kind(loss, self._parameters, touched_rows, precision)
         self.compiled: CompiledStep | None = None
         self._take: Callable[..., Slope] = gradient
         self._updates, self._optimizer = None, None
         if compile == "auto":
-            compile = can_be_compiled(elbo, self._parameters, (model, guide)) and _pays(
-                gradient, call, kwargs, num_steps
-            )
+            can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
+            compile = can and _pays(gradient, call, kwargs, num_steps)
         if compile and optimizer is None:
             self._updates = [Update(Adam(parameter), group) for parameter, group in trained.values()]
         elif self._parameters:
@@ -163,17 +169,6 @@ def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps:
     with seeded(None):
         flops = count_flops(gradient, call, kwargs)
         return pays(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING)
-
-
-def _find_parameters(loss: Callable, call: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Tensor], torch.device]:
-    """What a loss depends on and can be trained, and the device of the arithmetic, which is not that of every table."""
-    with seeded(None), poutine.trace(param_only=True) as capture:
-        value = loss(*call, **kwargs)
-    found = [site["value"].unconstrained() for site in capture.trace.nodes.values()]
-    parameters = list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
-    if not parameters:
-        raise ValueError("Expected a model or a guide with parameters to train, found none.")
-    return parameters, value.device
 
 
 def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:

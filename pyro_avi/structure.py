@@ -57,7 +57,7 @@ def quiet(seed: int | None = None):
 
     The random state is given back.
     """
-    with seeded(seed), torch.no_grad(), poutine.block(), own_parameters(), evaluation_mode():
+    with own_parameters(), seeded(seed), torch.no_grad(), poutine.block(), evaluation_mode():
         yield
 
 

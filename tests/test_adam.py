@@ -91,3 +91,26 @@ def test_the_first_step_of_a_row_is_the_learning_rate_whenever_it_comes():
     rowwise.step(torch.tensor([1]), -5 * torch.ones(1, 1, dtype=torch.float64), lr=1e-3)
     torch.testing.assert_close(table[1].item(), 1e-3, rtol=1e-6, atol=0.0)
     assert rowwise.visits.flatten().tolist() == [100.0, 1.0]
+
+
+# --- a row several times in a batch
+
+
+def test_gradients_of_equal_rows_are_added_up_and_count_as_one_visit(draw):
+    index = torch.tensor([4, 1, 4, 0, 1, 4])
+    different = index.unique()
+    one, other = (Adam(draw(N, P) * 0, rows=True) for _ in range(2))
+    for _ in range(3):
+        grad = draw(len(index), P)
+        sums = torch.stack([grad[index == row].sum(0) for row in different])
+        one.step(index, grad, lr=0.1)
+        other.step(different, sums, lr=0.1)
+    torch.testing.assert_close(one.parameter, other.parameter, rtol=0.0, atol=1e-14)
+    assert torch.equal(one.visits, other.visits) and one.visits.max() == 3
+
+
+def test_opposite_gradients_of_one_row_leave_it_where_it_is():
+    table = torch.zeros(3, 1)
+    Adam(table, rows=True).step(torch.tensor([1, 2, 1]), torch.tensor([[5.0], [1.0], [-5.0]]), lr=0.99)
+    # The twin, row 2, moves by the rate.
+    torch.testing.assert_close(table.flatten(), torch.tensor([0.0, 0.0, -0.99]))

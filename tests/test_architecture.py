@@ -31,7 +31,8 @@ class Rule:
 
 
 RULES = {
-    "parameters": Rule(),
+    "turns": Rule(packages=frozenset()),
+    "parameters": Rule(frozenset({"turns"})),
     "seeds": Rule(packages=frozenset({"torch"})),
     "masks": Rule(),
     "evaluation": Rule(packages=frozenset({"torch"})),
@@ -41,21 +42,23 @@ RULES = {
     "families": Rule(packages=TENSORS | {"zuko"}),
     "encoders": Rule(),
     "models": Rule(),
-    "batches": Rule(packages=frozenset({"torch"})),
+    "batches": Rule(packages=frozenset({"torch", "numpy"})),
     "guides": Rule(FOUNDATION),
     "adam": Rule(packages=frozenset({"torch"})),
     "precision": Rule(packages=frozenset({"torch"})),
-    "gradient": Rule(frozenset({"precision"})),
+    "gradient": Rule(frozenset({"adam", "precision"})),
     "lifting": Rule(packages=frozenset({"torch"})),
     "captured": Rule(packages=frozenset({"torch"})),
     "sticking_the_landing": Rule(),
     "graphs": Rule(frozenset({"sticking_the_landing"})),
     "compiled": Rule(frozenset({"adam", "captured", "gradient", "graphs", "lifting", "precision", "seeds"})),
-    "steps": Rule(frozenset({"adam", "gradient", "graphs", "compiled", "seeds"})),
+    "losses": Rule(frozenset({"seeds"})),
+    "options": Rule(frozenset({"losses", "precision"})),
+    "steps": Rule(frozenset({"adam", "gradient", "graphs", "compiled", "losses", "seeds"})),
     "many_steps": Rule(frozenset({"captured", "graphs", "gradient", "precision", "seeds", "steps"})),
     "course": Rule(packages=frozenset({"torch", "tqdm"})),
-    "fit": Rule(frozenset({"course", "parameters", "precision", "seeds", "steps"})),
-    "fit_many": Rule(frozenset({"course", "fit", "graphs", "many_steps", "parameters", "seeds", "steps"})),
+    "fit": Rule(frozenset({"course", "options", "parameters", "seeds", "steps"})),
+    "fit_many": Rule(frozenset({"course", "fit", "graphs", "many_steps", "options", "parameters", "seeds", "steps"})),
     "dependence": Rule(packages=frozenset({"torch"})),
     "log_factors": Rule(frozenset({"structure"})),
     "perturbation": Rule(frozenset({"dependence", "log_factors", "structure"})),
@@ -67,17 +70,30 @@ RULES = {
     "joint": Rule(frozenset({"structure", "parameters", "row_densities", "weights", "fused", "graphs"})),
     "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
     "annealed": Rule(
-        frozenset({"parameters", "seeds", "evaluation", "guides", "weights", "estimators", "joint", "conditional"})
+        frozenset(
+            {"turns", "parameters", "seeds", "evaluation", "guides", "weights", "estimators", "joint", "conditional"}
+        )
     ),
     "evidence": Rule(frozenset({"weights", "estimators"})),
-    "export": Rule(frozenset({"structure", "weights"}), TENSORS | {"arviz"}),
+    "export": Rule(frozenset({"turns", "structure", "weights"}), TENSORS | {"arviz"}),
     "figures": Rule(packages=frozenset({"matplotlib"})),
     "tables": Rule(packages=frozenset()),
     "gap_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "matplotlib"})),
     "gap_results": Rule(frozenset({"estimators", "gap_figure", "tables"}), frozenset({"torch", "pandas"})),
     "gaps": Rule(
         FOUNDATION
-        | {"guides", "weights", "estimators", "refine", "joint", "conditional", "annealed", "evidence", "gap_results"}
+        | {
+            "turns",
+            "guides",
+            "weights",
+            "estimators",
+            "refine",
+            "joint",
+            "conditional",
+            "annealed",
+            "evidence",
+            "gap_results",
+        }
     ),
     "simulated": Rule(frozenset({"masks", "structure", "row_densities"})),
     "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
@@ -85,12 +101,14 @@ RULES = {
         frozenset({"estimators", "calibration_figure", "tables"}), frozenset({"torch", "pandas", "arviz"})
     ),
     "calibration": Rule(
-        frozenset({"structure", "guides", "estimators", "annealed", "conditional", "refine", "simulated"})
+        frozenset({"turns", "structure", "guides", "estimators", "annealed", "conditional", "refine", "simulated"})
         | {"calibration_results"},
         frozenset({"torch"}),
     ),
     "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
-    "refine": Rule(FOUNDATION | {"course", "sticking_the_landing", "guides", "models", "fit", "weights", "estimators"}),
+    "refine": Rule(
+        FOUNDATION | {"turns", "course", "sticking_the_landing", "guides", "models", "fit", "weights", "estimators"}
+    ),
 }
 
 

@@ -1,5 +1,6 @@
 """Replicas that are trained together come to what each comes to alone."""
 
+import itertools
 import warnings
 
 import pyro
@@ -46,6 +47,21 @@ def assert_as_alone(lr=0.01, elbo=TraceMeanField_ELBO, steps=7, **of):
                 # Every replica has memory of its own again.
                 assert a.untyped_storage().nbytes() == a.numel() * 8
     assert not fits[0].losses.equal(fits[1].losses)
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_row_twice_in_a_batch():
+    index = torch.tensor([3, 7, 3, 0, 7])
+    together, alone = ([make(seed) for seed in SEEDS] for _ in range(2))
+    options = {"num_steps": 4, "elbo": TraceMeanField_ELBO(), "progress": False, "clip_norm": 50.0}
+    calls = [(X[index], index), (X[:5], torch.arange(5))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        avi.fit_many(together, batches=[itertools.cycle(calls) for _ in SEEDS], seed=SEEDS, **options)
+    for seed, one, other in zip(SEEDS, together, alone, strict=True):
+        avi.fit(*other, batches=itertools.cycle(calls), seed=seed, compile=False, **options)
+        torch.testing.assert_close(one[1].table, other[1].table, rtol=1e-7, atol=1e-9)
 
 
 @needs_compiler

@@ -1,6 +1,7 @@
 """Tables in host memory: the same trainings as with tables where the model is, and they stay where they are."""
 
 import copy
+import itertools
 import pickle
 import warnings
 
@@ -57,10 +58,16 @@ def train(model_class, rows_on, device="cpu", **options):
     guide = avi.FactorizedGuide(model, rows_on=rows_on)
     args = (x,) if model_class is Drawn else ()
     if not args:
-        options["batches"] = avi.minibatches(x, batch_size=B)
+        options.setdefault("batches", avi.minibatches(x, batch_size=B))
     options = {"num_steps": 9, "lr": 0.02, "elbo": TraceMeanField_ELBO(), "progress": False, **options}
     losses = avi.fit(model, guide, *args, **options).losses
     return losses, torch.cat([p.detach().cpu().flatten() for module in (model, guide) for p in module.parameters()])
+
+
+def twice(rows=(3, 7, 3, 0, 7)):
+    """Batches with rows that are in them twice, as from sampling with replacement."""
+    index = torch.tensor(rows)
+    return itertools.cycle([(X[index], index), (X[:B], torch.arange(B))])
 
 
 OPTIONS = {
@@ -93,6 +100,31 @@ def assert_compiled_alike(model_class, **options):
 @needs_compiler
 def test_a_graph_is_given_the_rows_and_gives_their_gradient():
     assert_compiled_alike(Drawn, clip_norm=0.7)
+
+
+@pytest.mark.parametrize("rows_on", ["cpu", None])
+@pytest.mark.parametrize("clip_norm", [None, 0.7])
+def test_a_row_twice_in_a_batch_moves_by_the_sum_of_its_gradients(clip_norm, rows_on):
+    one, dense = (
+        train(Given, rows_on, batches=twice(), num_steps=1, clip_norm=clip_norm, optimizer=optimizer, compile=False)
+        for optimizer in (None, torch.optim.Adam)
+    )
+    torch.testing.assert_close(one[1], dense[1], rtol=0.0, atol=1e-9)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("rows_on", ["cpu", None])
+@pytest.mark.parametrize("clip_norm", [None, 0.7])
+def test_rows_twice_in_a_batch_are_compiled_as_eager(clip_norm, rows_on):
+    options = {"batches": twice(), "clip_norm": clip_norm}
+    eager = train(Given, None, compile=False, batches=twice(), clip_norm=clip_norm)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # Other rows, of the same shapes, than those that the graph is traced with.
+        host = train(Given, rows_on, compile=True, **options)
+    torch.testing.assert_close(host[0], eager[0], rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(host[1], eager[1], rtol=1e-7, atol=1e-9)
 
 
 @needs_compiler
