@@ -19,7 +19,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = frozenset({"torch", "pyro"})
-FOUNDATION = frozenset({"masks", "structure", "provenance", "parameters", "families", "encoders"})
+FOUNDATION = frozenset(
+    {"errors", "masks", "positions", "structure", "provenance", "parameters", "families", "encoders"}
+)
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,14 @@ RULES = {
     "turns": Rule(packages=frozenset()),
     "parameters": Rule(frozenset({"turns"})),
     "seeds": Rule(packages=frozenset({"torch"})),
+    "errors": Rule(packages=frozenset()),
     "masks": Rule(),
     "evaluation": Rule(packages=frozenset({"torch"})),
+    "positions": Rule(packages=frozenset({"torch"})),
     "structure": Rule(frozenset({"evaluation", "masks", "parameters", "seeds"})),
     "replay": Rule(packages=frozenset({"torch"})),
-    "provenance": Rule(frozenset({"masks", "structure", "replay"})),
+    "one_run": Rule(frozenset({"masks", "positions", "structure", "replay"})),
+    "provenance": Rule(frozenset({"masks", "one_run", "positions", "structure", "replay"})),
     "families": Rule(packages=TENSORS | {"zuko"}),
     "encoders": Rule(),
     "models": Rule(),

@@ -127,7 +127,8 @@ class AmortizedGuide(LocalGuide):
                     )
             sites.update(dict.fromkeys(rows.observations))
         latents = [latent.name for latent in structure.global_latents + structure.local_latents]
-        return Sources(self.model, tuple(structure.frames), tuple(sites), latents)
+        unobserved = not structure.observations
+        return Sources(self.model, tuple(structure.frames), tuple(sites), latents, unobserved=unobserved, inputs=True)
 
     def _all_rows(self):
         # The rows are what it reads.
