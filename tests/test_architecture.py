@@ -110,7 +110,7 @@ RULES = {
         | {"calibration_results"},
         frozenset({"torch"}),
     ),
-    "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
+    "storage": Rule(frozenset({"encoders", "families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(
         FOUNDATION | {"turns", "course", "sticking_the_landing", "guides", "models", "fit", "weights", "estimators"}
     ),
