@@ -28,6 +28,7 @@ __all__ = [
     "RowSet",
     "Structure",
     "equal",
+    "give_sizes",
     "inspect_model",
     "is_latent",
     "is_observation",
@@ -286,7 +287,7 @@ def _extent(site: Mapping[str, Any], frame: CondIndepStackFrame) -> int:
     return batch[frame.dim] if len(batch) >= -frame.dim else 1
 
 
-def _give_sizes(trace: Trace) -> frozenset[str]:
+def give_sizes(trace: Trace) -> frozenset[str]:
     """Write the numbers of rows into plates without a size, and leave out those in which a site has one value for all rows.
 
     Returns:
@@ -294,6 +295,8 @@ def _give_sizes(trace: Trace) -> frozenset[str]:
     """
     sizes = sizes_by_shape(trace)
     for site in trace.nodes.values() if sizes else ():
+        if not any(frame.name in sizes for frame in _frames(site)):
+            continue
         site["cond_indep_stack"] = tuple(
             frame._replace(size=sizes[frame.name], full_size=sizes[frame.name]) if frame.size == -1 else frame
             for frame in _frames(site)
@@ -333,7 +336,7 @@ def inspect_model(
         trace = poutine.trace(InitMessenger(_but_discrete(init_loc_fn))(model)).get_trace(*args, **kwargs)
         again = poutine.trace(poutine.replay(model, trace=_rows(trace))).get_trace(*args, **kwargs)
     _check_static(trace, again)
-    without_size = _give_sizes(trace)
+    without_size = give_sizes(trace)
     for name, site in list(trace.nodes.items()):
         # A value that follows the latents is computed by the model; it is no data.
         if is_observation(site) and not equal(site["value"], again.nodes[name]["value"]):

@@ -143,7 +143,7 @@ def test_a_table_takes_the_positions_by_plates_of_its_own():
 
     guide = avi.FactorizedGuide(model, create_plates=lambda x, index: pyro.plate("data", N, subsample=index))
     batches = avi.minibatches(X, batch_size=B)
-    avi.fit(model, guide, batches=batches, num_steps=150, lr=0.3, progress=False)
+    avi.fit(model, guide, batches=batches, num_steps=200, lr=0.3, progress=False)
 
     assert guide.table.shape == (N, 2)
     torch.testing.assert_close(guide.table[:, 0].detach(), X / 1.01, rtol=0.03, atol=0.2)
@@ -211,7 +211,7 @@ def test_created_plates_may_draw_the_rows(kind, elbo):
 
 def test_created_plates_that_draw_train_a_table_row_by_row():
     guide = avi.FactorizedGuide(whole, create_plates=draw_plates)
-    avi.fit(whole, guide, X, num_steps=150, lr=0.3, progress=False)
+    avi.fit(whole, guide, X, num_steps=200, lr=0.3, progress=False)
     torch.testing.assert_close(guide.table[:, 0].detach(), X / 1.01, rtol=0.03, atol=0.2)
 
 
