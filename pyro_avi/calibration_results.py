@@ -7,6 +7,7 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from pyro_avi.arviz_import import import_arviz
 from pyro_avi.calibration_figure import plot_calibration
 from pyro_avi.estimators.ranks import UniformBand
 from pyro_avi.tables import check_format, lined_up
@@ -155,8 +156,7 @@ class Calibration:
             variable for each quantity, rows as draws of one chain. ``arviz.plot_ecdf_pit`` of ArviZ 1.x draws it as it is,
             ``arviz.plot_ecdf`` of 0.x a variable at a time.
         """
-        import arviz
-
+        arviz = import_arviz()
         values = {name: column.unsqueeze(0).numpy() for name, column in zip(self.names, self.pit.T, strict=True)}
         if int(arviz.__version__.partition(".")[0]) >= 1:
             return arviz.from_dict({"prior_sbc": values})

@@ -7,6 +7,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_avi.arviz_import import import_arviz
 from pyro_avi.structure import is_observation, quiet
 from pyro_avi.turns import in_turn
 from pyro_avi.weights import Weigher
@@ -49,8 +50,7 @@ def to_arviz(
         >>> dict(data["posterior"]["z"].sizes)
         {'chain': 1, 'draw': 10, 'data': 20, 'z_dim_0': 2}
     """
-    import arviz
-
+    arviz = import_arviz()
     groups: dict[str, dict[str, list[Tensor]]] = {"posterior": {}, "log_likelihood": {}, "sample_stats": {}}
     observed, dims, coords = {}, {}, {}
     with quiet(seed):

@@ -80,7 +80,8 @@ RULES = {
         )
     ),
     "evidence": Rule(frozenset({"weights", "estimators"})),
-    "export": Rule(frozenset({"turns", "structure", "weights"}), TENSORS | {"arviz"}),
+    "arviz_import": Rule(packages=frozenset({"arviz"})),
+    "export": Rule(frozenset({"arviz_import", "turns", "structure", "weights"})),
     "figures": Rule(packages=frozenset({"matplotlib"})),
     "tables": Rule(packages=frozenset()),
     "gap_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "matplotlib"})),
@@ -103,7 +104,7 @@ RULES = {
     "simulated": Rule(frozenset({"masks", "structure", "row_densities"})),
     "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
     "calibration_results": Rule(
-        frozenset({"estimators", "calibration_figure", "tables"}), frozenset({"torch", "pandas", "arviz"})
+        frozenset({"arviz_import", "estimators", "calibration_figure", "tables"}), frozenset({"torch", "pandas"})
     ),
     "calibration": Rule(
         frozenset({"turns", "structure", "guides", "estimators", "annealed", "conditional", "refine", "simulated"})

@@ -1,6 +1,10 @@
 """What ArviZ is given: the guide's draws by site and row, their log likelihoods and weights."""
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import arviz
 import pyro
@@ -98,3 +102,25 @@ def test_errors_say_what_to_do():
         avi.to_arviz(model, guide, X, num_samples=0)
     with pytest.raises(ValueError, match="Expected the same rows in every draw"):
         avi.to_arviz(drawing, avi.ConstantGuide(drawing), X, num_samples=9)
+
+
+def test_who_makes_errors_of_warnings_can_export_on_any_day(tmp_path):
+    """ArviZ 0.23 warns on the first import of a day, which it remembers in the user's cache."""
+    code = """
+import torch
+import pyro_avi as avi
+x = torch.rand(20, 1, 8, 8)
+model = avi.models.VAE(avi.models.DenseDecoder(2, (4,), (1, 8, 8)), size=20)
+guide = avi.ConstantGuide(model).setup(x)
+assert set(avi.to_arviz(model, guide, x, num_samples=3)["posterior"].sizes) >= {"chain", "draw", "data"}
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=Path(__file__).resolve().parents[1],
+        env=environment | {"HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
