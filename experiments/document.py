@@ -134,3 +134,16 @@ def made_by(records: Mapping[str, Mapping]) -> Table:
 
     lines = sorted({line(record["provenance"]) for record in records.values()})
     return Table("Made by", ["commit", "machine", "torch", "command"], lines)
+
+
+def not_compiled(records: Mapping[str, Mapping]) -> list[Finding]:
+    """A warning of the records with numbers that were evaluated eagerly though they were to be compiled."""
+    reasons = [record["provenance"].get("fallbacks") or [] for record in records.values()]
+    count = sum(map(bool, reasons))
+    if not count:
+        return []
+    text = (
+        f"{count} of {len(records)} cells hold numbers that were to be compiled and were evaluated eagerly, which rounds sums "
+        "differently: the last digits, and what a choice makes of them, may be those of no other machine. "
+    )
+    return [Finding("warning", "Not compiled", text + " ".join(sorted({reason for of in reasons for reason in of})))]

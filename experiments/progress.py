@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from tqdm import tqdm
@@ -65,8 +65,14 @@ class Display:
             bar.update(done - bar.n)
             self._advance()
 
-    def end(self, cell: Cell, *, failed: str = "") -> None:
-        """A cell has ended here or was finished by another process; `failed` is the last line of its error."""
+    def end(self, cell: Cell, *, failed: str = "", fallbacks: Sequence[str] = ()) -> None:
+        """A cell has ended here or was finished by another process.
+
+        Args:
+            cell: the cell.
+            failed: the last line of its error.
+            fallbacks: what of it was evaluated eagerly though it was to be compiled, and why.
+        """
         bar = self._cells.pop(cell, None)
         if bar is not None:
             bar.close()
@@ -74,6 +80,8 @@ class Display:
             self.say(f"failed: {self._describe(cell)}: {failed}")
         else:
             self._finished += 1
+            for fallback in fallbacks:
+                self.say(f"not compiled: {self._describe(cell)}: {fallback}")
         if self._bars:
             self._advance()
         elif time.monotonic() - self._printed >= _LINE_EVERY:

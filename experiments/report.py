@@ -12,13 +12,14 @@ import importlib
 import pkgutil
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup, escape
 
 from experiments import reports
-from experiments.document import Document, ReportError, csv_text
+from experiments.document import Document, ReportError, csv_text, not_compiled
 from experiments.store import Store, StoreError
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -46,7 +47,8 @@ def document(name: str, out: Path) -> Document:
             f"- run it first: python -m experiments.sweep {name} --out {out}\n"
             f"- name the folder that holds its records: python -m experiments.report {name} --out FOLDER"
         )
-    return importlib.import_module(f"experiments.reports.{name}").document(records)
+    drawn = importlib.import_module(f"experiments.reports.{name}").document(records)
+    return replace(drawn, findings=[*drawn.findings, *not_compiled(records)])
 
 
 def write(name: str, out: Path) -> Path:

@@ -4,14 +4,17 @@ import copy
 import functools
 import importlib.metadata
 import json
+import logging
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -20,10 +23,11 @@ from experiments import sweeps
 from experiments.cell import JSON, Cell
 from experiments.store import FORMAT, Record
 
-__all__ = ["Context", "Progress", "keep_compiled", "run_cell", "usable_cores", "use_one_thread"]
+__all__ = ["Context", "Progress", "keep_compiled", "one_thread", "run_cell", "usable_cores"]
 
 Progress = Callable[[int, int, str], None]
 
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PACKAGES = ("torch", "pyro-ppl", "pyro_avi", "numpy")
 
 
@@ -51,22 +55,24 @@ class Context:
 
 
 def run_cell(cell: Cell, context: Context) -> Record:
-    """Run the cell on one thread and return its record. Seeds are the sweep's matter.
+    """Run the cell on one thread, whatever the caller has, and return its record. Seeds are the sweep's matter.
 
     `peak_memory_bytes` is the memory that torch allocated on CUDA; elsewhere the resident memory of the whole process,
     the interpreter and the libraries included: its peak since the cell began where the system can tell (Linux), else
-    since the process began.
+    since the process began. `compiled` is what one graph evaluated, `fallbacks` what was to be one and was evaluated
+    eagerly, and why: sums are rounded differently, so the last digits of such a cell may be no other machine's.
 
     Raises:
         ValueError: the sweep is unknown, or its result is no JSON (a sweep gives None for a number that is not finite).
     """
-    use_one_thread()
     keep_compiled()
     sweep = sweeps.find(cell.sweep)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _reset_peak_memory(context.device)
     begin = time.perf_counter()
-    result = _as_json(sweep.run(copy.deepcopy(cell.settings), context), cell)
+    with one_thread(), _graphs() as graphs:
+        result = _as_json(sweep.run(copy.deepcopy(cell.settings), context), cell)
+        threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
     seconds = time.perf_counter() - begin
     return {
         "format": FORMAT,
@@ -85,7 +91,9 @@ def run_cell(cell: Cell, context: Context) -> Record:
                 "processor": _processor(),
                 "cores": usable_cores(),
             },
-            "threads": 1,
+            "threads": threads,
+            "compiled": sorted({graph.what for graph in graphs if graph.fallback is None}),
+            "fallbacks": sorted({_without_paths(graph.getMessage()) for graph in graphs if graph.fallback is not None}),
             "device": context.device,
             "device_name": _device_name(context.device),
             "peak_memory_bytes": _peak_memory(context.device),
@@ -93,27 +101,71 @@ def run_cell(cell: Cell, context: Context) -> Record:
     }
 
 
-def use_one_thread() -> None:
-    """Hold this process, and those it starts, to one thread of arithmetic.
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block this process, and those it starts, are held to one thread of arithmetic.
 
     Cells run side by side; with more threads than cores a step was measured to take ten times as long, and the order of
     a sum, hence its last digits, would depend on the machine.
     """
     # The environment decides for libraries that are yet to be loaded. torch takes seconds to import and not every
-    # process needs it, so it is told only where it is loaded.
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[variable] = "1"
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+    # process needs it, so it is told only where it is loaded; where the block loads it, it keeps one thread.
+    environment = {name: os.environ.get(name) for name in _THREADS}
+    torch = sys.modules.get("torch")
+    threads = torch and torch.get_num_threads()
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for name, value in environment.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if torch:
+            torch.set_num_threads(threads)
 
 
 def keep_compiled() -> None:
     """Keep compiled steps in the user's cache, where the next cell or process of the same shapes finds them.
 
-    torch's own folder for them is a temporary one. `TORCHINDUCTOR_CACHE_DIR` names another.
+    torch's own folder for them is a temporary one, which is left where nothing can be written to the user's.
+    `TORCHINDUCTOR_CACHE_DIR` names another.
     """
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(caches / "pyro_avi"))
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_avi"
+    with suppress(OSError):
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+
+
+@contextmanager
+def _graphs() -> Iterator[list[logging.LogRecord]]:
+    """What the library says of its compiled graphs within the block, and of what it evaluates eagerly in their place."""
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    logger = logging.getLogger("pyro_avi")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _without_paths(text: str) -> str:
+    """Names of files without their folders: a record says nothing of the place.
+
+    >>> _without_paths("Read-only file system: '/home/ada/.cache/pyro_avi/x.cpp', 1/2")
+    "Read-only file system: 'x.cpp', 1/2"
+    """
+    return re.sub(r"(?<!\w)/(?:[^\s/'\":,]+/)+", "", text)
 
 
 def usable_cores() -> int:

@@ -15,7 +15,7 @@ from experiments import engines, sweeps
 from experiments.cell import Cell
 from experiments.engines import Engine
 from experiments.progress import Display
-from experiments.run import Context, usable_cores, use_one_thread
+from experiments.run import Context, one_thread, usable_cores
 from experiments.store import Store, StoreError
 from experiments.work import Work
 
@@ -43,9 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     work = None
     try:
-        with _stoppable():
-            # Before torch is imported: what is loaded first takes its number of threads from the environment.
-            use_one_thread()
+        # Before torch is imported: what is loaded first takes its number of threads from the environment.
+        with _stoppable(), one_thread():
             try:
                 options = _parse(argv)
                 if options.list:
@@ -175,6 +174,11 @@ def _run(work: Work, engine: Engine) -> int:
         for cell, failure in work.failures.items():
             print(f"\nfailed: {work.module.describe(cell)} ({cell.key})\n{failure}", file=sys.stderr)
     drawn = _report(work) if work.finished() else 0
+    if eager := work.not_compiled():
+        print(
+            f"{len(eager)} of the cells were to be compiled and were not: their records and the report say why. To run them "
+            f"again, move these files of {work.store.folder(work.name)} away: {' '.join(f'{c.key}.json' for c in eager)}"
+        )
     ran, reused = len(work.ran), work.finished() - len(work.ran)
     took = _duration(time.monotonic() - begin)
     print(f"{work.total} cells: {ran} run, {reused} reused, {len(work.failures)} failed, {took}.")

@@ -48,6 +48,11 @@ class Work:
         """How many of the planned cells have a record."""
         return sum(cell.key in self.records for cell in self.planned())
 
+    def not_compiled(self) -> list[Cell]:
+        """The finished cells with numbers that were evaluated eagerly though they were to be compiled."""
+        finished = [cell for cell in self.planned() if cell.key in self.records]
+        return [cell for cell in finished if self.records[cell.key]["provenance"].get("fallbacks")]
+
     def run(self, engine: Engine, display: Display) -> None:
         """Run what is missing, save each record as it comes, and wait for the cells that other processes run.
 
@@ -92,5 +97,5 @@ class Work:
             self.store.save(outcome.record)
             self.records[cell.key] = outcome.record
             self.ran.add(cell)
-            display.end(cell)
+            display.end(cell, fallbacks=outcome.record["provenance"]["fallbacks"])
         self._claims.pop(cell).close()

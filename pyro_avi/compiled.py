@@ -23,7 +23,17 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from pyro_avi.adam import Adam
 from pyro_avi.captured import launched_together, warn_of_launches
 from pyro_avi.gradient import Gradient, Slope, clipped
-from pyro_avi.graphs import READS, CannotCompile, Traced, compile_graph, in_place_of, reason_of, slots_of, take_apart
+from pyro_avi.graphs import (
+    READS,
+    CannotCompile,
+    Traced,
+    compile_graph,
+    in_place_of,
+    log_graph,
+    reason_of,
+    slots_of,
+    take_apart,
+)
 from pyro_avi.lifting import lift_draws, lift_tensors
 from pyro_avi.precision import with_kernels_in
 from pyro_avi.seeds import seeded
@@ -181,9 +191,10 @@ class CompiledStep:
                     torch.manual_seed(0)
                     graph, apart = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
                 self._compare(slope, graph, lambda: self._inputs(leaves, call, kwargs))
-        except (CannotCompile, RuntimeError, NotImplementedError) as reason:
+        except (CannotCompile, RuntimeError, NotImplementedError, OSError) as reason:
             _warn(reason)
             return None
+        log_graph("The training step")
         warn_of_launches(apart)
         return graph
 
@@ -359,3 +370,4 @@ class CompiledStep:
 
 def _warn(reason: Exception) -> None:
     warnings.warn(f"The training step is taken eagerly, not compiled: {reason_of(reason)}.", stacklevel=3)
+    log_graph("The training step", reason_of(reason))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_avi.course import Fit, run
 from pyro_avi.fit import LearningRate, calls_of, next_call
-from pyro_avi.graphs import in_modules, reason_of
+from pyro_avi.graphs import in_modules, log_graph, reason_of
 from pyro_avi.many_steps import CANNOT, ManySteps, OneByOne
 from pyro_avi.options import check_keywords, check_options
 from pyro_avi.parameters import own_parameters
@@ -101,6 +101,7 @@ def fit_many(
             steps: ManySteps | OneByOne = ManySteps(trained, seeds, first, kwargs)
         except CANNOT as reason:
             warnings.warn(f"The replicas take their steps one after another: {reason_of(reason)}.", stacklevel=2)
+            log_graph("The training step of all replicas", reason_of(reason))
             steps = OneByOne(trained, seeds)
 
         def take(step: int) -> tuple[Tensor, float]:

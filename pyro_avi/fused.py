@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_avi.graphs import compile_graph, has_compiler, reason_of
+from pyro_avi.graphs import NO_COMPILER, compile_graph, has_compiler, log_graph, reason_of
 from pyro_avi.lifting import lift_tensors
 
 __all__ = ["fused"]
@@ -27,6 +27,7 @@ def fused(
         one, two: two arguments.
     """
     if one.device.type == "cpu" and not has_compiler():
+        log_graph("The log joint", NO_COMPILER)
         return None
     try:
         # What inductor deprecates of itself is nothing a caller could mend.
@@ -44,9 +45,11 @@ def fused(
         # Sums are rounded in another order.
         pairs = zip(found, function(two), strict=True)
         if all(torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True) for a, b in pairs):
+            log_graph("The log joint")
             return graph
         reason = "its graph gives other numbers"
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, OSError) as error:
         reason = reason_of(error)
+    log_graph("The log joint", reason)
     warnings.warn(f"The log joint is evaluated eagerly, not compiled: {reason}.", stacklevel=3)
     return None

@@ -1,6 +1,7 @@
 """Steps as graphs: when they can be had, what they depend on, and what inductor makes of them."""
 
 import linecache
+import logging
 import os
 import shutil
 import sys
@@ -25,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 
 __all__ = [
+    "NO_COMPILER",
     "READS",
     "CannotCompile",
     "Traced",
@@ -34,6 +36,7 @@ __all__ = [
     "has_compiler",
     "in_modules",
     "in_place_of",
+    "log_graph",
     "pays",
     "reason_of",
     "slots_of",
@@ -47,6 +50,10 @@ READS = {
     TraceMeanField_ELBO: "pyro.infer.trace_mean_field_elbo.torch_item",
 }
 
+#: A reason to evaluate eagerly what is on a CPU.
+NO_COMPILER = "there is no C++ compiler"
+
+_LOG = logging.getLogger("pyro_avi")
 
 # The share of the arithmetic that compiling saves, in seconds. Roughly those of one core.
 _SAVED_PER_FLOP = 1e-11
@@ -91,11 +98,7 @@ def can_be_compiled(
         take_apart(call, kwargs)
     except CannotCompile:
         return False
-    if not in_modules(parameters, owners):
-        return False
-    if any(parameter.device.type == "cpu" for parameter in parameters) and not has_compiler():
-        return False
-    return type(elbo) in READS
+    return in_modules(parameters, owners) and type(elbo) in READS
 
 
 def count_flops(function: Callable, *args, **kwargs) -> int:
@@ -158,6 +161,20 @@ def _place_of(error: BaseException) -> str | None:
 def _libraries() -> list[Path]:
     installed = [Path(folder) for folder in sysconfig.get_paths().values()]
     return [Path(__file__).parent, *(Path(module.__file__).parent for module in (torch, pyro)), *installed]
+
+
+def log_graph(what: str, fallback: str | None = None) -> None:
+    """Tell the logger ``pyro_avi``, at level INFO, that something is one graph, or that it is none though it was to be.
+
+    Both round sums differently, so it is worth knowing of a number which of them it is from. What the arguments decide,
+    as whether compiling pays, is not told.
+
+    Args:
+        what: "The training step" or the like, also the attribute ``what`` of the log's record.
+        fallback: why it is evaluated eagerly all the same, also an attribute of the record.
+    """
+    how = "is one compiled graph" if fallback is None else f"is evaluated eagerly, not compiled: {fallback}"
+    _LOG.info("%s %s.", what, how, extra={"what": what, "fallback": fallback})
 
 
 def has_compiler() -> bool:

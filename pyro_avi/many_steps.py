@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avi.captured import launched_together, warn_of_launches
 from pyro_avi.gradient import Slope
-from pyro_avi.graphs import CannotCompile, compile_graph, take_apart
+from pyro_avi.graphs import CannotCompile, compile_graph, log_graph, take_apart
 from pyro_avi.precision import with_kernels_in
 from pyro_avi.seeds import Stream, seeded
 from pyro_avi.steps import Trained
@@ -21,7 +21,7 @@ from pyro_avi.steps import Trained
 __all__ = ["CANNOT", "ManySteps", "OneByOne"]
 
 # What a step that cannot be vectorized or compiled ends in.
-CANNOT = (CannotCompile, RuntimeError, NotImplementedError)
+CANNOT = (CannotCompile, RuntimeError, NotImplementedError, OSError)
 
 
 _Graph = Callable[[Sequence[tuple[Tensor, ...]], Sequence[Stream]], Tensor]
@@ -124,6 +124,7 @@ class ManySteps:
                 losses = graph(tensors, [Stream(0) for _ in self._steps])
                 for step, of, slope, loss in zip(self._steps, expected, slopes, losses, strict=True):
                     step.check(of, slope, Slope(loss, None, []))
+        log_graph("The training step of all replicas")
         warn_of_launches(launched_apart)
         return graph
 

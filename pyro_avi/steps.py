@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_avi.adam import Adam
 from pyro_avi.compiled import CompiledStep, Update
 from pyro_avi.gradient import Gradient, Slope, TakenGradient, clipped
-from pyro_avi.graphs import can_be_compiled, count_flops, pays
+from pyro_avi.graphs import NO_COMPILER, can_be_compiled, count_flops, has_compiler, log_graph, pays
 from pyro_avi.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.seeds import seeded
 
@@ -112,6 +112,9 @@ class Trained:
         if compile == "auto":
             can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
             compile = can and _pays(gradient, call, kwargs, num_steps)
+            if compile and self.device.type == "cpu" and not has_compiler():
+                compile = False
+                log_graph("The training step", NO_COMPILER)
         if compile and optimizer is None:
             self._updates = [Update(Adam(parameter), group) for parameter, group in trained.values()]
         elif self._parameters:

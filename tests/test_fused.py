@@ -9,6 +9,7 @@ from pyro_avi.annealed import posterior_of, sampling
 from pyro_avi.fused import fused
 from pyro_avi.graphs import pays
 from pyro_avi.joint import LocalJoint
+from tests.marks import needs_compiler
 
 
 def images():
@@ -26,6 +27,7 @@ def weights(model, guide, x, *, num_samples=40, max_memory=1):
         return joint.log_weights(factors, num_samples=num_samples, max_memory=max_memory).local, joint
 
 
+@needs_compiler
 def test_a_graph_gives_the_same_weights(monkeypatch):
     call = images()
     eager, joint = weights(*call)
@@ -63,13 +65,28 @@ def test_without_a_graph_the_weights_are_those_of_the_model(monkeypatch):
     assert torch.equal(eager, same) and joint._graphs == {1: None}
 
 
+@needs_compiler
 def test_what_branches_on_its_argument_is_refused():
     with pytest.warns(UserWarning, match="The log joint is evaluated eagerly, not compiled"):
         assert fused(lambda u: (u * float(u.max() > 0.5),), torch.zeros(2), torch.ones(2)) is None
 
 
+@needs_compiler
 def test_a_graph_with_other_numbers_is_refused():
     # What a graph holds of Python at its tracing is no part of the function.
     state = iter([1.0, 2.0])
     with pytest.warns(UserWarning, match="its graph gives other numbers"):
         assert fused(lambda u: (u * next(state),), torch.ones(2), torch.ones(2)) is None
+
+
+@needs_compiler
+def test_the_log_tells_graphs_from_what_is_evaluated_in_their_place(monkeypatch, caplog):
+    caplog.set_level("INFO", logger="pyro_avi")
+    assert fused(lambda u: (u + 1,), torch.ones(2), torch.zeros(2)) is not None
+    monkeypatch.setattr("pyro_avi.fused.has_compiler", lambda: False)
+    assert fused(lambda u: (u + 1,), torch.ones(2), torch.zeros(2)) is None
+    assert [(told.what, told.fallback) for told in caplog.records] == [
+        ("The log joint", None),
+        ("The log joint", "there is no C++ compiler"),
+    ]
+    assert caplog.messages[1] == "The log joint is evaluated eagerly, not compiled: there is no C++ compiler."

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from experiments.cell import Cell
 from experiments.engines import Engine, Outcome, Watch, attempt
-from experiments.run import Context, Progress, use_one_thread
+from experiments.run import Context, Progress, one_thread
 
 __all__ = ["Processes"]
 
@@ -140,10 +140,9 @@ def _lost(worker: _Worker) -> Outcome:
 def _serve(connection: Connection, context: Context) -> None:
     """The life of a worker: cells in, progress and outcomes out, until nobody is at the other end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    use_one_thread()
     # tqdm would make a lock for all processes, which a worker that is ended leaves behind with a warning.
     tqdm.set_lock(threading.RLock())
-    with suppress(EOFError, ConnectionError):
+    with one_thread(), suppress(EOFError, ConnectionError):
         while True:
             cell = connection.recv()
             connection.send(attempt(cell, replace(context, progress=_sender(connection.send))))

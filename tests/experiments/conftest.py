@@ -106,10 +106,5 @@ def tiny(monkeypatch):
 
     monkeypatch.setenv("PYRO_AVI_SWEEPS", str(SWEEPS))
     monkeypatch.setattr(sweeps, "__path__", [*sweeps.__path__, str(SWEEPS)])
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(variable, "1")
-    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     yield sweeps.find("tiny")
-    if threads is not None:
-        sys.modules["torch"].set_num_threads(threads)
     sys.modules.pop("experiments.sweeps.tiny")

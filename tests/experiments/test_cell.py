@@ -12,6 +12,7 @@ import pytest
 
 from experiments import cell as cell_module
 from experiments.cell import Cell
+from experiments.engines import attempt
 from experiments.run import Context, run_cell
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,6 +90,7 @@ def test_a_record_says_what_was_run_and_nothing_of_the_place(tiny, tmp_path):
     assert json.loads(json.dumps(record, allow_nan=False)) == record
     provenance = record["provenance"]
     assert provenance["command"] == "the command" and provenance["threads"] == 1 and provenance["device"] == "cpu"
+    assert provenance["compiled"] == provenance["fallbacks"] == []
     assert provenance["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
     assert set(provenance["versions"]) == {"python", "torch", "pyro-ppl", "pyro_avi", "numpy"}
     assert provenance["started"].endswith("+00:00") and 0 <= provenance["seconds"] < 60
@@ -107,6 +109,7 @@ def test_peak_memory_is_that_of_the_cell():
 import types
 from experiments import sweeps
 from experiments.cell import Cell
+from experiments.engines import attempt
 from experiments.run import Context, run_cell
 
 def peak(mib):
@@ -122,13 +125,24 @@ print(peak(100), peak(1))
     assert 100 < large < 250 and 80 < large - small < 120
 
 
-def test_a_cell_runs_on_one_thread(tiny, tmp_path):
+@pytest.mark.parametrize("kind", ["threads", "fail"])
+def test_a_cell_runs_on_one_thread_and_leaves_the_callers(tiny, tmp_path, monkeypatch, kind):
     import torch
 
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     torch.set_num_threads(2)
-    assert torch.get_num_threads() == 2
-    record = run_cell(Cell("tiny", {"kind": "threads", "seed": 0}), Context("cpu", str(tmp_path), False))
-    assert record["result"] == {"value": 1}
+    try:
+        outcome = attempt(Cell("tiny", {"kind": kind, "seed": 0}), Context("cpu", str(tmp_path), False))
+        if kind == "threads":
+            assert outcome.record["result"] == {"value": 1} and outcome.record["provenance"]["threads"] == 1
+        else:
+            assert outcome.record is None
+        assert torch.get_num_threads() == 2
+        assert os.environ["OMP_NUM_THREADS"] == "2" and "MKL_NUM_THREADS" not in os.environ
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_number_that_is_not_finite_is_refused(tiny, tmp_path):

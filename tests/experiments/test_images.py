@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import pyro_avi as avi
-from experiments import datasets, image_training, image_tuning, sweep
+from experiments import datasets, image_training, sweep
 from experiments.cell import Cell
 from experiments.run import Context, run_cell
 from experiments.sweeps import images
@@ -21,17 +21,13 @@ from tests.marks import needs_compiler
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("PYRO_AVI_DATA") or REPOSITORY.parent / "shared" / "data")
-THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """Commands and cells set the number of threads and seed torch: both are given back."""
-    for variable in THREADS:
-        monkeypatch.setenv(variable, "1")
-    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+def surroundings():
+    """Cells seed torch: its state is given back."""
+    random_state = torch.get_rng_state()
     yield
-    torch.set_num_threads(threads)
     torch.set_rng_state(random_state)
     pyro.clear_param_store()
 
@@ -301,7 +297,7 @@ def test_a_tuning_cell_measures_the_training_bound_of_every_trial(guide):
     settings = tuning(guide=guide)
     result = images.run(settings, context)
     assert json.loads(json.dumps(result, allow_nan=False)) == result
-    assert progress == [(12, 12, "")] and result["at_once"] is None and result["train_seconds"] > 0
+    assert progress == [(12, 12, "")] and result["train_seconds"] > 0 and result["evaluation_seconds"] > 0
     assert [[trial["lr_local"], trial["lr_global"]] for trial in result["trials"]] == settings["grid"]
     assert finite([trial[name] for trial in result["trials"] for name in ("elbo", "elbo_se")])
     assert len({trial["elbo"] for trial in result["trials"]}) == 3
@@ -320,61 +316,76 @@ def test_a_trial_that_diverges_leaves_the_others():
     assert one["diverged_at"] == 1 and one["elbo"] is None
 
 
-def in_place_of_clocks(monkeypatch, *seconds):
-    """What a step is measured to take: of one trial, and of all at once."""
-    taken = iter(seconds)
-    monkeypatch.setattr(image_tuning._Timed, "seconds", property(lambda self: next(taken)))
-    monkeypatch.setattr(image_tuning, "_TIMED_STEPS", 2)
-
-
 @needs_compiler
 @pytest.mark.slow
-def test_trials_at_once_come_to_what_each_comes_to_alone(monkeypatch):
+def test_compiled_trials_come_to_the_same_every_time():
     settings = tuning(guide="amortized", width=3, batch_size=20, steps=60)
-    alone = images.run(settings, CONTEXT)["trials"]
-    in_place_of_clocks(monkeypatch, 1e6, 1e5)
-    result = images.run(settings | {"compile": True}, CONTEXT)
-    assert result["at_once"] == {"one_by_one_step_seconds": 3e6, "at_once_step_seconds": 1e5, "chosen": True}
-    for one, other in zip(alone, result["trials"], strict=True):
-        assert one["elbo"] == pytest.approx(other["elbo"], rel=1e-4)
-        assert one["elbo"] != other["elbo"]
+    eager = images.run(settings, CONTEXT)["trials"]
+    records = [run_cell(Cell("images", settings | {"compile": True}), CONTEXT) for _ in range(2)]
+    one, other = (record["result"]["trials"] for record in records)
+    assert one == other
+    for alone, compiled in zip(eager, one, strict=True):
+        assert alone["elbo"] == pytest.approx(compiled["elbo"], rel=1e-4)
+    for record in records:
+        assert record["provenance"]["compiled"] == ["The training step"] and record["provenance"]["fallbacks"] == []
 
 
-@needs_compiler
-@pytest.mark.slow
-@pytest.mark.parametrize(("seconds", "chosen"), [((1e6, 1e5), True), ((1e6, 1e8), False), ((1e-9,), False)])
-def test_trials_that_diverge_do_so_at_once_too(monkeypatch, seconds, chosen):
-    settings = tuning(guide="constant", batch_size=20, steps=40) | {"compile": True, "grid": [[1e18, 1e18]] * 2}
-    in_place_of_clocks(monkeypatch, *seconds)
-    result = images.run(settings, CONTEXT)
-    assert result["at_once"]["chosen"] is chosen
-    assert (result["at_once"]["at_once_step_seconds"] is None) is (len(seconds) == 1)
-    assert all(1 <= trial["diverged_at"] <= 40 for trial in result["trials"])
+def test_a_record_says_that_a_step_was_to_be_compiled_and_was_not(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("Read-only file system: '/home/ada/.cache/pyro_avi/ab/c.cpp'")
+
+    monkeypatch.setattr("pyro_avi.compiled.compile_graph", broken)
+    with pytest.warns(UserWarning, match="taken eagerly, not compiled"):
+        provenance = run_cell(Cell("images", tiny(compile=True)), CONTEXT)["provenance"]
+    assert provenance["compiled"] == []
+    (told,) = provenance["fallbacks"]
+    assert told.startswith("The training step is evaluated eagerly, not compiled: ")
+    assert told.endswith("Read-only file system: 'c.cpp'.") and str(REPOSITORY) not in told
 
 
-def numbers(result):
-    """A result without the times."""
-    untimed = {name: value for name, value in result.items() if not name.endswith("_seconds")}
-    return untimed | {"curve": {name: value for name, value in result["curve"].items() if name != "seconds"}}
+@pytest.mark.parametrize(("saved", "told"), [(True, 1), (False, 0)])
+def test_a_record_says_that_a_step_would_be_compiled_if_there_were_a_compiler(monkeypatch, saved, told):
+    monkeypatch.setattr("pyro_avi.steps.has_compiler", lambda: False)
+    monkeypatch.setattr("pyro_avi.steps._COST_OF_COMPILING", 0.0 if saved else 1e9)
+    provenance = run_cell(Cell("images", tiny(compile="auto")), CONTEXT)["provenance"]
+    assert provenance["compiled"] == [] and len(provenance["fallbacks"]) == told
+    assert all("there is no C++ compiler" in text for text in provenance["fallbacks"])
+
+
+def numbers(record):
+    """A record's result without the times."""
+    untimed = {name: value for name, value in record["result"].items() if not name.endswith("_seconds")}
+    return untimed | {"curve": {name: value for name, value in untimed["curve"].items() if name != "seconds"}}
 
 
 @pytest.mark.parametrize(("guide", "protocol"), [("amortized", "published"), ("factorized", "fair")])
 def test_a_cell_gives_the_same_numbers_wherever_and_after_whatever_it_runs(guide, protocol):
     settings = tiny(guide=guide, width=3 if guide == "amortized" else None, protocol=protocol)
-    first = numbers(images.run(settings, CONTEXT))
-    # Another cell, other draws, a store full of other parameters.
+    cell, threads = Cell("images", settings), torch.get_num_threads()
+    first = numbers(run_cell(cell, CONTEXT))
+    # Another cell, other draws, a store full of other parameters, more threads.
     images.run(tiny(guide="factorized", seed=5), CONTEXT)
     torch.manual_seed(99)
     pyro.param("likelihood$$$log_scale", torch.tensor(3.0))
     pyro.param("decoder", torch.tensor(1.0))
-    assert numbers(images.run(settings, CONTEXT)) == first
-    assert numbers(images.run({**settings, "seed": 1}, CONTEXT)) != first
+    try:
+        torch.set_num_threads(3 if threads == 2 else 2)
+        assert numbers(run_cell(cell, CONTEXT)) == first
+    finally:
+        torch.set_num_threads(threads)
+    assert numbers(run_cell(Cell("images", {**settings, "seed": 1}), CONTEXT)) != first
     code = (
-        "import json, sys\nfrom experiments.run import Context, use_one_thread\nfrom experiments.sweeps import images\n"
-        "use_one_thread()\nprint(json.dumps(images.run(json.loads(sys.argv[1]), Context('cpu', None, False))))"
+        "import json, sys\nfrom experiments.cell import Cell\nfrom experiments.run import Context, run_cell\n"
+        "cell = Cell('images', json.loads(sys.argv[1]))\n"
+        "print(json.dumps(run_cell(cell, Context('cpu', None, False))))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(settings)], cwd=REPOSITORY, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, json.dumps(settings)],
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "4"},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert numbers(json.loads(done.stdout)) == first
 

@@ -121,7 +121,7 @@ def make_records(
     return {record["key"]: record for record in found}
 
 
-def make_tuning(settings, *, rates=(1e-2, 1e-3), at_once=None):
+def make_tuning(settings, *, rates=(1e-2, 1e-3)):
     """A tuning record as the images sweep writes it, with a trial at each of these rates of the local part."""
     record = make_record(settings)
     settings = {name: value for name, value in settings.items() if name not in ("lr_local", "lr_global")}
@@ -130,7 +130,7 @@ def make_tuning(settings, *, rates=(1e-2, 1e-3), at_once=None):
         {"lr_local": rate, "lr_global": 1e-3, "diverged_at": None, "elbo": -300.0 - rate, "elbo_se": 0.1}
         for rate in rates
     ]
-    result = {"trials": trials, "at_once": at_once, "train_seconds": 2.5, "evaluation_seconds": 0.5}
+    result = {"trials": trials, "train_seconds": 2.5, "evaluation_seconds": 0.5}
     return record | {"key": Cell("images", settings).key, "settings": settings, "result": result}
 
 
@@ -282,15 +282,26 @@ def test_tuning_is_added_up_a_guide():
     assert len(tuning.trials) == 2 and section.arm("published", "F-VI").tuning == ()
     assert section.arm("fair", "F-VI").tuning_seconds == 2.5
     assert "F-VI 2.5 s in 2 runs." in texts(make_records())["Cost of tuning"]
-    # One more grid, tried at once in its own cell.
-    more = make_tuning(tuning.record["settings"], rates=(0.3,), at_once={"chosen": True})
+    # One more grid.
+    more = make_tuning(tuning.record["settings"], rates=(0.3,))
     told = texts(make_records() | {more["key"]: more})["Cost of tuning"]
     assert "A-VI k=256 2.5 s in 2 runs and F-VI 5 s in 3 runs." in told
-    settings = {**tuning.record["settings"], "grid": [[0.3, 1e-3]]}
-    tried = {record["key"]: record for record in (*make_records(guides=GUIDES[:1]).values(), more)}
-    del tried[next(key for key, record in tried.items() if record["settings"]["purpose"] == "tuning")]
-    constant = make_tuning({**settings, "guide": "constant"}, rates=(0.3,), at_once={"chosen": True})
-    assert "constant 2.5 s in 1 runs at once" in texts(tried | {constant["key"]: constant})["Cost of tuning"]
+
+
+def test_cells_that_were_to_be_compiled_and_were_not_are_told(tmp_path):
+    records = make_records(seeds=(1, 2), guides=GUIDES[:1])
+    assert ["compiled", "unknown"] in document(records).provenance.rows
+    for record in records.values():
+        record["provenance"] |= {"compiled": ["The training step"], "fallbacks": []}
+    out = saved(records, tmp_path)
+    drawn = report.document("images", out)
+    assert ["compiled", "The training step"] in drawn.provenance.rows
+    assert "Not compiled" not in {finding.title for finding in drawn.findings}
+    record = next(iter(records.values()))
+    record["provenance"] |= {"compiled": [], "fallbacks": ["The training step is evaluated eagerly: no disk."]}
+    drawn = report.document("images", saved(records, tmp_path))
+    (told,) = [finding for finding in drawn.findings if finding.title == "Not compiled"]
+    assert told.kind == "warning" and f"1 of {len(records)} cells" in told.text and "no disk" in told.text
 
 
 def test_sections_keep_settings_apart():

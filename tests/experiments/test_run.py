@@ -1,5 +1,6 @@
 """Where compiled steps are kept."""
 
+import os
 from pathlib import Path
 
 from experiments.run import keep_compiled
@@ -10,6 +11,15 @@ def test_compiled_steps_are_kept_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     keep_compiled()
     assert kept() == tmp_path / "pyro_avi"
+
+
+def test_where_nothing_can_be_written_torch_keeps_its_own_folder(monkeypatch, tmp_path):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    in_the_way = tmp_path / "file"
+    in_the_way.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
+    keep_compiled()
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 
 
 def test_a_folder_that_is_named_is_kept_to(monkeypatch, tmp_path):

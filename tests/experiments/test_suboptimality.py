@@ -38,13 +38,10 @@ def plan(line=""):
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    """Cells set the number of threads and seed torch: both are given back."""
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        monkeypatch.setenv(variable, "1")
-    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+def surroundings():
+    """Cells seed torch: its state is given back."""
+    random_state = torch.get_rng_state()
     yield
-    torch.set_num_threads(threads)
     torch.set_rng_state(random_state)
     pyro.clear_param_store()
 
@@ -183,10 +180,9 @@ def test_the_weight_rises_while_training(compiled):
 @pytest.fixture(scope="module")
 def records():
     """One cell, and what would be those of other guides and of another seed."""
-    threads, random_state = torch.get_num_threads(), torch.get_rng_state()
+    random_state = torch.get_rng_state()
     (cell,) = plan(TINY)
     record = run_cell(cell, Context("cpu", None, False, command="c"))
-    torch.set_num_threads(threads)
     torch.set_rng_state(random_state)
     found = {}
     for changed in ({}, {"encoder": "wide", "encoder_dim": 16}, {"family": "full", "richer": None}):

@@ -83,6 +83,21 @@ def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(here, bench):
     assert len(bench.records()) == 2 and bench.seeds("end") == [0, 2]
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cell_that_was_to_be_compiled_and_was_not_is_told(here, bench, jobs):
+    code, out, err = here("--kinds", "plain,eager,plain", jobs=jobs)
+    told = "not compiled: tiny eager seed 1: The step is evaluated eagerly, not compiled: no compiler today."
+    assert code == 0 and told in err and "3 cells: 3 run, 0 reused, 0 failed" in out
+    (eager,) = (path for path in bench.records() if json.loads(path.read_text())["provenance"]["fallbacks"])
+    told = "1 of the cells were to be compiled and were not"
+    assert told in out and eager.name in out
+    # As long as its record is used.
+    _, out, err = here("--kinds", "plain,eager,plain", jobs=jobs)
+    assert err == "" and told in out and "0 run, 3 reused" in out
+    eager.unlink()
+    assert told not in here("--kinds", "plain")[1]
+
+
 def test_a_failed_first_stage_ends_the_sweep(here, bench, tiny, monkeypatch):
     def fail(settings, context):
         raise RuntimeError("no tuning today")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from experiments.document import Finding
 from experiments.reports.images import checks
 from experiments.reports.images.cells import ELBO_SHARE, Arm, Section
-from experiments.reports.images.records import CellRecord
 from experiments.reports.images.tables import speed
 from experiments.reports.images.words import listed
 from experiments.summary import SEEN, Mean, median_duration, paired_difference, ratio_text, significant, with_error
@@ -196,20 +195,14 @@ def tuning(section: Section) -> list[Finding]:
     paid = [arm for arm in section.under("fair") if arm.tuning]
     if not paid:
         return []
-    parts = [f"{arm.label} {significant(arm.tuning_seconds)} s in {told_trials(arm.tuning)}" for arm in paid]
+    runs = {arm.label: sum(len(cell.trials) for cell in arm.tuning) for arm in paid}
+    parts = [f"{arm.label} {significant(arm.tuning_seconds)} s in {runs[arm.label]} runs" for arm in paid]
     text = f"Spent before the runs of the fair protocol: {listed(parts)}."
     trained = sum(mean.value for arm in paid if (mean := arm.mean("train_seconds")).known)
     if trained > 0:
         share = sum(arm.tuning_seconds for arm in paid) / trained
         text += f" Together {significant(share, 2)} times the training of one seed of each."
     return [Finding("result", "Cost of tuning", text)]
-
-
-def told_trials(tuning: Sequence[CellRecord]) -> str:
-    """How many trials these cells hold, and whether one graph has taken the steps of all."""
-    count = sum(len(cell.trials) for cell in tuning)
-    at_once = all((cell.result("at_once") or {}).get("chosen") for cell in tuning)
-    return f"{count} runs at once" if at_once else f"{count} runs"
 
 
 def headline(sections: Sequence[Section]) -> list[Finding]:

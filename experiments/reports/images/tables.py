@@ -196,12 +196,19 @@ def described_machine(cell: CellRecord) -> str:
     return f"{machine['system']}, {machine['processor']}, {machine['cores']} cores"
 
 
+def described_graphs(cell: CellRecord) -> str:
+    # Records of before this was told do not have it.
+    compiled = cell.record["provenance"].get("compiled")
+    return "unknown" if compiled is None else ", ".join(compiled) or "nothing"
+
+
 DESCRIPTIONS = {
     "command": lambda cell: str(pick(cell.record, "provenance", "command")),
     "commit": described_commit,
     "machine": described_machine,
     "device": lambda c: f"{pick(c.record, 'provenance', 'device')} ({pick(c.record, 'provenance', 'device_name')})",
     "threads a cell": lambda cell: str(pick(cell.record, "provenance", "threads")),
+    "compiled": described_graphs,
     "versions": lambda cell: ", ".join(
         f"{k} {v}" for k, v in sorted(pick(cell.record, "provenance", "versions").items())
     ),

@@ -4,6 +4,7 @@
 cells that wait go on when the file `go` appears there.
 """
 
+import logging
 import os
 import random
 import signal
@@ -14,7 +15,7 @@ from experiments.cell import Cell
 
 summary = "numbers, for tests"
 
-KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan")
+KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan", "eager")
 
 
 def add_arguments(parser):
@@ -70,10 +71,18 @@ def run(settings, context):
             import torch
 
             return {"value": torch.get_num_threads()}
+        case "eager":
+            log_graph("The step", "no compiler today")
         case "nan":
             return {"value": float("nan")}
     log(folder, "end", settings)
     return {"value": random.Random(settings["seed"]).random(), "curve": (1, 2.5, None)}
+
+
+def log_graph(what, fallback):
+    """As the library tells of a step that was to be compiled; it takes seconds to import."""
+    message = f"{what} is evaluated eagerly, not compiled: {fallback}."
+    logging.getLogger("pyro_avi").info(message, extra={"what": what, "fallback": fallback})
 
 
 def wait_for(path):
