@@ -15,7 +15,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 
-from pyro_avi.structure import is_latent
+from pyro_avi.structure import give_sizes, is_latent
 
 __all__ = ["LogFactor", "enumeration_depth", "is_enumerated", "log_factors", "trace_at"]
 
@@ -95,6 +95,7 @@ def log_factors(trace: Trace, *, but: Collection[str] = ()) -> list[LogFactor]:
         ValueError: if sites tied by an enumerated latent count differently often.
     """
     trace = prune_subsample_sites(trace)
+    give_sizes(trace)
     trace.compute_log_prob()
     sites = [site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in but]
     if not any(is_enumerated(site) for site in sites):

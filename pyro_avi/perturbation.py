@@ -13,7 +13,7 @@ from torch.distributions import biject_to, constraints
 
 from pyro_avi.dependence import find_rows, row_codes
 from pyro_avi.log_factors import LogFactor, enumeration_depth, is_enumerated, log_factors, trace_at
-from pyro_avi.structure import is_latent, plate_scale
+from pyro_avi.structure import give_sizes, is_latent, plate_scale
 
 __all__ = ["HasRowPlates", "Perturbed", "Plates", "row_frames", "scale_of"]
 
@@ -63,6 +63,7 @@ class Perturbed:
         self.plates = plates
         guided = Trace() if guide is None else poutine.trace(guide).get_trace(*args, **kwargs)
         plain = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+        give_sizes(plain)
         self._enumeration = enumeration_depth(plain, guided.nodes)
         # All values but those of latents that are to be enumerated.
         self._given = guided.copy()

@@ -12,52 +12,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro
 import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
-from pyro_avi.masks import Mask, site_mask
+from pyro_avi.masks import Mask
+from pyro_avi.one_run import Found, Run, Wanted, run_once
+from pyro_avi.positions import Rows, check_positions
 from pyro_avi.replay import CannotReplayError, Recorder, Replay, follow
-from pyro_avi.structure import equal, is_latent, is_scaled, plate_scale, quiet, untraced
+from pyro_avi.structure import equal, is_latent, is_observation, row_plates, untraced
 
-__all__ = ["Found", "Rows", "Sources"]
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The rows of one plate in one call of the model.
-
-    Attributes:
-        size: the number ``N`` of rows of the plate.
-        index: ``[B]`` the rows of this call, ``None`` for all of them in order.
-    """
-
-    size: int
-    index: Tensor | None
-
-    def __len__(self) -> int:
-        return self.size if self.index is None else len(self.index)
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one call of the model works on.
-
-    Attributes:
-        rows: the rows of the call, by plate.
-        values: the observed values, by site.
-        masks: what masks a site, by site; only sites that are masked.
-        scales: the factor by which a site's log density counts beyond its plates' ``N / B``, by site; only those scaled.
-    """
-
-    rows: dict[str, Rows]
-    values: dict[str, Tensor]
-    masks: dict[str, Mask]
-    scales: dict[str, Tensor | float]
+__all__ = ["Found", "Sources"]
 
 
 class Sources:
@@ -72,6 +37,8 @@ class Sources:
         latents: the latent sites whose masks and scales are to be known.
         optional: whether the observed sites are only to recognize a call by: they are left out where it lacks them, hides
             where they come from, or draws its rows.
+        unobserved: whether calls that observe something in the plates of the latents are refused.
+        inputs: whether the guide can be told what to read, for the advice.
     """
 
     # More signatures than that come from a Python number that changes every step.
@@ -85,8 +52,11 @@ class Sources:
         latents: Sequence[str] = (),
         *,
         optional: bool = False,
+        unobserved: bool = False,
+        inputs: bool = False,
     ):
-        self._model, self._wanted = model, _Wanted(tuple(plates), tuple(sites), tuple(latents), optional)
+        self._model = model
+        self._wanted = Wanted(tuple(plates), tuple(sites), tuple(latents), optional, unobserved, inputs)
         self._slices: dict[tuple, _Slice | _Rerun] = {}
         self._warned: set[str] = set()
 
@@ -110,14 +80,22 @@ class Sources:
         """
         return self.call(args, kwargs).read(rows or {})
 
-    def call(self, args: tuple, kwargs: Mapping[str, Any]) -> "Call":
-        """One call of the model, whose rows can be looked at before it is read."""
+    def call(self, args: tuple, kwargs: Mapping[str, Any], counts: Mapping[str, int] | None = None) -> "Call":
+        """One call of the model, whose rows can be looked at before it is read.
+
+        Args:
+            args, kwargs: the arguments of the model.
+            counts: by plate the number of rows ``B`` that somebody else takes of it, where the model would take all.
+        """
         leaves, structure = _flatten(args, kwargs)
+        signature = (structure, *map(_describe, leaves))
+        if counts:
+            signature = (*signature, *counts.items())
         with untraced() if torch.jit.is_tracing() else nullcontext():
-            slice_ = self._slice((structure, *map(_describe, leaves)), args, kwargs)
+            slice_ = self._slice(signature, args, kwargs, counts or {})
         return Call(slice_, args, kwargs, leaves)
 
-    def _slice(self, signature, args, kwargs):
+    def _slice(self, signature, args, kwargs, counts):
         """How calls of this signature are read: everything about the arguments but the content of tensors."""
         if signature not in self._slices:
             if len(self._slices) == self.max_signatures:
@@ -126,24 +104,13 @@ class Sources:
                     "anew. Pass a number that changes from step to step as a 0-dimensional tensor."
                 )
                 self._slices.clear()
-            self._slices[signature] = _trace_back(self._model, self._wanted, args, kwargs, self._warn_once)
+            self._slices[signature] = _trace_back(self._model, self._wanted, args, kwargs, counts, self._warn_once)
         return self._slices[signature]
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(message, stacklevel=2)
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    plates: tuple[str, ...]
-    sites: tuple[str, ...]
-    latents: tuple[str, ...]
-    optional: bool
-
-    def __str__(self) -> str:
-        return f"plate {', '.join(map(repr, self.plates))}"
 
 
 @dataclass(frozen=True)
@@ -160,9 +127,23 @@ class Call:
         """As :meth:`Sources.draws_rows`."""
         return self._slice.drawn
 
+    @property
+    def ignored(self) -> tuple[str, ...]:
+        """Those of the plates that draw rows whose draw the model makes nothing of, though it observes something there."""
+        return self._slice.ignored
+
+    @property
+    def traced(self) -> bool:
+        """Whether any number of rows can be read, and not just as many as the model draws."""
+        return isinstance(self._slice, _Slice)
+
     def read(self, rows: Mapping[str, Tensor]) -> Found:
         """As :meth:`Sources.read`."""
-        return self._slice.read(self._args, self._kwargs, rows, self._leaves)
+        found = self._slice.read(self._args, self._kwargs, rows, self._leaves)
+        for name, of in found.rows.items():
+            if of.index is not None and name not in self._slice.drawn:
+                check_positions(name, of.size, of.index)
+        return found
 
 
 _PLAIN = (Tensor, bool, int, float, str, type(None))
@@ -185,64 +166,12 @@ def _describe(leaf) -> tuple:
     return type(leaf), leaf if isinstance(leaf, bool | int | float | str | None) else id(leaf)
 
 
-class _GiveRows(Messenger):
-    """Provide the rows that plates would otherwise draw, and note how they got their rows."""
-
-    def __init__(self, plates: Sequence[str], rows: Mapping[str, Tensor]):
-        super().__init__()
-        self.plates, self.rows = plates, dict(rows)
-        self.found: dict[str, Rows] = {}
-        self.drawn: dict[str, tuple[int, int]] = {}
-
-    def _pyro_sample(self, msg):
-        name = msg["name"]
-        if name not in self.plates or not site_is_subsample(msg):
-            return
-        size, count, index = msg["fn"].size, msg["fn"].subsample_size, None
-        if msg["value"] is not None:
-            index = torch.as_tensor(msg["value"])
-        elif count is not None and count < size:
-            self.drawn[name] = (size, count)
-            if name not in self.rows:
-                self.rows[name] = msg["fn"].sample()
-            index = msg["value"] = self.rows[name]
-        self.found[name] = Rows(size, index)
-
-
-def _run(model, wanted: _Wanted, args, kwargs, *, rows: Mapping[str, Tensor], seed: int, recorder=None):
-    """Run the model beside the program; return what it worked on and how its rows came about."""
-    given = _GiveRows(wanted.plates, rows)
-    # Validation would read data (`valid.all()`), which is no part of the model.
-    with quiet(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
-        values, masks, scales = {}, {}, {}
-        for name in wanted.sites:
-            site = trace.nodes.get(name)
-            if site is not None and site["is_observed"]:
-                values[name] = site["value"]
-            elif not wanted.optional:
-                raise ValueError(
-                    f"Expected an observed value at site {name!r}, got none in this call.\n"
-                    "An amortized guide reads the observations. Try one of the following fixes:\n"
-                    "- pass them to the call\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
-                )
-        # Of sites that only recognize a call, nothing more is asked.
-        read = [] if wanted.optional else [*values]
-        for name in [*read, *(name for name in wanted.latents if name in trace.nodes)]:
-            site = trace.nodes[name]
-            mask = site_mask(site)
-            if mask is not None:
-                masks[name] = mask
-            if is_scaled(site):
-                scales[name] = site["scale"]
-    return Found(given.found, values, masks, scales), given, trace
-
-
 class _Slice:
     """The operations that lead from the arguments to what the model works on."""
 
-    def __init__(self, found: Found, drawn: dict[str, tuple[int, int]], plain: dict[str, float], replay: Replay, keep):
-        self.drawn, self._found, self._plain, self._replay, self._keep = drawn, found, plain, replay, keep
+    def __init__(self, run: Run, found: Found, ignored: tuple[str, ...], replay: Replay, keep):
+        self.drawn, self.ignored, self._found, self._plain = run.drawn, ignored, found, run.plain_scales
+        self._replay, self._keep = replay, keep
 
     def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> Found:
         given, found = iter(self._replay([*leaves, *(rows.get(name) for name in self.drawn)])), self._found
@@ -257,9 +186,9 @@ class _Slice:
 class _Rerun:
     """Runs the model again at every call: slow, and always right."""
 
-    def __init__(self, model, wanted: _Wanted, drawn: dict[str, tuple[int, int]], keep):
-        self._run = lambda args, kwargs, rows: _run(model, wanted, args, kwargs, rows=rows, seed=0)
-        self._wanted, self.drawn, self._keep = wanted, drawn, keep
+    def __init__(self, model, wanted: Wanted, counts: Mapping[str, int], run: Run, ignored: tuple[str, ...], keep):
+        self._run = lambda args, kwargs, rows: run_once(model, wanted, args, kwargs, rows=rows, counts=counts, seed=0)
+        self._wanted, self.drawn, self.ignored, self._keep = wanted, run.drawn, ignored, keep
 
     def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> Found:
         if torch.jit.is_tracing():
@@ -269,19 +198,31 @@ class _Rerun:
                 "Pass the data as tensor arguments, tell the guide what to read (inputs=lambda *args, **kwargs: ...), or use "
                 "the ELBO without Jit."
             )
-        found, given, trace = self._run(args, kwargs, rows)
-        if given.drawn != self.drawn:
+        others = {}
+        for name, (size, count) in self.drawn.items():
+            if name in rows and len(rows[name]) != count:
+                others[name] = Rows(size, rows[name])
+                if not self._wanted.sites:
+                    rows = {**rows, name: torch.arange(count, device=rows[name].device)}
+                    continue
+                raise ValueError(
+                    f"Expected a call for {count} of the {size} rows of plate {name!r}, as many as the model draws, got one "
+                    f"for {len(rows[name])}: what it observes in them could not be traced to its arguments, and it runs for "
+                    "that many only.\nPass the data as tensor arguments, and the positions of the rows: "
+                    f"pyro.plate({name!r}, {size}, subsample=index)."
+                )
+        run = self._run(args, kwargs, rows)
+        if run.drawn != self.drawn:
             raise ValueError(
-                f"Expected {self._wanted} to draw its rows as in the first call, (N, B) = {self.drawn}, got {given.drawn}.\n"
+                f"Expected {self._wanted} to draw its rows as in the first call, (N, B) = {self.drawn}, got {run.drawn}.\n"
                 "Pass the data as arguments of the model, so that a call with other data is seen as one."
             )
-        plain = _plain_scales(trace, found)
-        return replace(found, scales={name: scale / plain[name] for name, scale in found.scales.items()})
-
-
-def _plain_scales(trace, found: Found) -> dict[str, float]:
-    """By scaled site what its plates alone account for."""
-    return {name: plate_scale(trace.nodes[name]["cond_indep_stack"]) for name in found.scales}
+        if others:
+            # Masks and scales of other rows would be needed for draws, which are for as many as the model draws.
+            return Found({**run.found.rows, **others}, {}, {}, {})
+        plain = run.plain_scales
+        scales = {name: scale / plain[name] for name, scale in run.found.scales.items()}
+        return replace(run.found, scales=scales)
 
 
 def _targets(found: Found) -> list[Any]:
@@ -289,33 +230,31 @@ def _targets(found: Found) -> list[Any]:
     return [*(rows.index for rows in found.rows.values()), *found.values.values(), *masks, *found.scales.values()]
 
 
-def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
+def _trace_back(model, wanted: Wanted, args, kwargs, counts, warn) -> _Slice | _Rerun:
     recorder = Recorder()
     # Under new identities: the model may also hold an argument itself, or be given one tensor in two places.
     args, kwargs = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-    found, given, trace = _run(model, wanted, args, kwargs, rows={}, seed=0, recorder=recorder)
-    of_latents, reader = follow(recorder.calls, _latent_values(trace))
-    for name, mask in found.masks.items():
-        if id(mask.values) in of_latents:
-            raise _following_mask(name, is_latent(trace.nodes[name]))
-    # A mask that depends on a latent by way of a Python value may be the same in two runs.
-    for seed in range(2, 10) if reader is not None else ():
-        _check_masks_repeat(trace, found, _run(model, wanted, args, kwargs, rows=given.rows, seed=seed)[0])
-    again, _, _ = _run(model, wanted, args, kwargs, rows=given.rows, seed=1)
+    run = run_once(model, wanted, args, kwargs, rows={}, counts=counts, seed=0, recorder=recorder)
+
+    def again(seed: int) -> Found:
+        return run_once(model, wanted, args, kwargs, rows=run.rows, counts=counts, seed=seed).found
+
+    _check_followed(wanted, run, recorder, again)
+    found, other = run.found, again(1)
     if wanted.optional:
         # A value that the model draws or computes is no data.
-        found, again = _repeated(found, again), _repeated(again, found)
-        if given.drawn:
-            found, again = replace(found, values={}), replace(again, values={})
-    _check_repeats(wanted, found, again)
+        found, other = _repeated(found, other), _repeated(other, found)
+        if run.drawn:
+            found, other = replace(found, values={}), replace(other, values={})
+    _check_repeats(wanted, found, other)
+    ignored = tuple(name for name in run.drawn if name not in counts and _ignores(run, recorder, name))
     # The objects whose identity is part of the signature must outlive it.
     leaves, _ = _flatten(args, kwargs)
     keep = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    inputs = [*leaves, *(given.rows[name] for name in given.drawn)]
-    plain = _plain_scales(trace, found)
+    inputs = [*leaves, *(run.rows[name] for name in run.drawn)]
 
     def sliced(found: Found) -> _Slice:
-        slice_ = _Slice(found, given.drawn, plain, Replay(recorder, inputs, _targets(found)), keep)
+        slice_ = _Slice(run, found, ignored, Replay(recorder, inputs, _targets(found)), keep)
         replayed = slice_._replay(inputs)
         if not _same(replayed, _targets(found)):
             raise CannotReplayError("its operations do not repeat")
@@ -325,54 +264,82 @@ def _trace_back(model, wanted: _Wanted, args, kwargs, warn) -> _Slice | _Rerun:
         return sliced(found)
     except CannotReplayError as error:
         reason = error
+    # Whether it is the observed values alone that hide where they come from.
+    try:
+        rest = sliced(replace(found, values={})) if found.values else None
+    except CannotReplayError:
+        rest = None
     if wanted.optional:
-        found = replace(found, values={})
+        if rest is not None:
+            return rest
         wanted = replace(wanted, sites=())
-        try:
-            return sliced(found)
-        except CannotReplayError as error:
-            reason = error
-    warn(
-        f"The rows{_and(wanted.sites)} of {wanted} could not be traced to the model's arguments ({reason}), so every call runs "
-        "the model once more to read them.\n"
-        "Pass the data as tensor arguments, or tell the guide what to read: inputs=lambda *args, **kwargs: ..."
+    warn(_advice(wanted, found, rest is None, reason))
+    return _Rerun(model, wanted, counts, run, ignored, keep)
+
+
+def _advice(wanted: Wanted, found: Found, rows: bool, reason: Exception) -> str:
+    """What to do where the model has to be run at every call, because of its rows or of its observed values alone."""
+    if not wanted.plates:
+        what = f"What masks and scales the {wanted}"
+    else:
+        sites = f"observed values {list(wanted.sites)}" if wanted.sites else ""
+        what = f"The {' and '.join(['rows'] * rows + [sites] * bool(sites))} of {wanted}"
+    fix = "Pass the data as tensor arguments"
+    if wanted.inputs and not rows:
+        fix += ", or tell the guide what to read: inputs=lambda *args, **kwargs: ..."
+    elif wanted.inputs and not found.masks and not found.scales:
+        fix += (
+            ", or tell the guide both what to read, inputs=lambda *args, **kwargs: ..., and which rows, "
+            "create_plates=lambda *args, **kwargs: pyro.plate(name, size, subsample=index)"
+        )
+    return (
+        f"{what} could not be traced to the model's arguments ({reason}), so every call runs the model once more to read "
+        f"them.\n{fix}"
     )
-    return _Rerun(model, wanted, given.drawn, keep)
 
 
-def _latent_values(trace) -> list[Tensor]:
-    return [
-        site["value"]
-        for site in trace.nodes.values()
-        if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
-    ]
+def _ignores(run: Run, recorder: Recorder, plate: str) -> bool:
+    """Whether a model draws rows of a plate and makes nothing of them, though it observes something there."""
+    made, reader = follow(recorder.calls, [run.rows[plate]])
+    return len(made) == 1 and reader is None and run.observes_in(plate)
 
 
-def _check_masks_repeat(trace, found: Found, again: Found) -> None:
-    for name in {*found.masks, *again.masks}:
-        pair = [each.masks.get(name, Mask(True)).values for each in (found, again)]
-        if not _equal(*pair):
-            raise _following_mask(name, is_latent(trace.nodes[name]))
+def _check_followed(wanted: Wanted, run: Run, recorder: Recorder, again: Callable[[int], Found]) -> None:
+    """Refuse masks that follow latents, and observations where there were none."""
+    of_latents, reader = follow(recorder.calls, run.latent_values)
+    nodes = run.trace.nodes
+    for name, mask in run.found.masks.items():
+        if id(mask.values) in of_latents:
+            raise _following_mask(name, is_latent(nodes[name]))
+    # A mask that depends on a latent by way of a Python value may be the same in two runs.
+    for seed in range(2, 10) if reader is not None else ():
+        masks = again(seed).masks
+        for name in {*run.found.masks, *masks}:
+            if not _equal(*(of.get(name, Mask(True)).values for of in (run.found.masks, masks))):
+                raise _following_mask(name, is_latent(nodes[name]))
+    if wanted.unobserved and row_plates(run.trace):
+        names = [name for name, site in nodes.items() if is_observation(site) and id(site["value"]) not in of_latents]
+        if names:
+            raise ValueError(
+                f"Expected no observations, as in the call that this guide was set up with, got values at sites {names}.\n"
+                "Without observations every latent was taken for a global one. Make a new guide and set it up with the "
+                "data: guide.setup(*args)."
+            )
 
 
 def _following_mask(name: str, latent: bool) -> ValueError:
     if latent:
         return ValueError(
             f"Expected a mask of latent {name!r} that does not depend on latents, got one that does.\n"
-            "A guide leaves out what the model leaves out, and a guide's rows cannot know the latents that it is about to "
-            "draw. Try one of the following fixes:\n"
+            "A guide leaves out what the model leaves out, and it cannot know that before it has drawn the latents. Try one "
+            "of the following fixes:\n"
             "- mask by the data, or by an argument of the model\n"
-            f"- leave {name!r} without a mask, and what depends on it with one: latents that nothing depends on keep their "
-            "prior"
+            f"- leave {name!r} without a mask, and mask what depends on it: where nothing does, it keeps its prior"
         )
     return ValueError(
         f"Expected a mask of observed site {name!r} that does not depend on latents, got one that does: the encoder cannot "
         "read it.\nTell the guide what to read: inputs=lambda *args, **kwargs: ..."
     )
-
-
-def _and(sites: Sequence[str]) -> str:
-    return f" and observed values {list(sites)}" if sites else ""
 
 
 def _repeated(found: Found, again: Found) -> Found:
@@ -391,7 +358,7 @@ def _equal(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
-def _check_repeats(wanted: _Wanted, found: Found, again: Found) -> None:
+def _check_repeats(wanted: Wanted, found: Found, again: Found) -> None:
     names = [
         ({name: rows.size for name, rows in each.rows.items()}, *map(list, (each.values, each.masks, each.scales)))
         for each in (found, again)

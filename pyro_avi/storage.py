@@ -1,7 +1,8 @@
 """Guides in files: weights as safetensors, all else as JSON in the header, so that loading runs no code of the file."""
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pyro_avi import families
+from pyro_avi.encoders import MLP
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 
@@ -78,7 +80,7 @@ def load(
         model: the model that the guide was made for.
         *args, **kwargs: its arguments. With them the guide is set up and compared with the file at once, without them at its
             first call.
-        encoder: where the encoder is a module, one of the same kind; its weights are those of the file.
+        encoder: where the encoder is a module, one of the same kind. A copy of it takes the weights of the file.
         inputs: where the guide was made with ``inputs=``, the same function.
         global_guide: where the globals have another guide than the default, a function to one of the same kind.
         create_plates: as for every guide.
@@ -92,11 +94,8 @@ def load(
     options: dict[str, Any] = {"plate": header["plate"], "family": _family(path, header["family"])}
     options |= {"init_scale": header["init_scale"], "create_plates": create_plates}
     if header["class"] == "AmortizedGuide":
-        options["encoder"] = _given(path, "encoder", encoder, header["encoder"])
+        options["encoder"] = _given(path, "encoder", _widths(encoder, header["encoder"]), header["encoder"])
         options["inputs"] = _given(path, "inputs", inputs, header["inputs"])
-        # Files of versions before these were made without.
-        header = {"standardize": False, "covariates": [[] for _ in header["row_sets"]], **header}
-        options["standardize"] = header["standardize"]
     elif header["class"] == "FactorizedGuide":
         options |= {"same_rows": header["same_rows"], "rows_on": header["rows_on"]}
     options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])
@@ -147,9 +146,22 @@ def _given(path, option: str, given: Any, described: Any) -> Any:
                 f"Files hold weights and no code: pass the same {option}= that the guide was made with."
             )
         return given
-    if given is not None:
-        raise ValueError(f"Expected no {option}= for the guide at {path}, which was made without one, got {given!r}.")
+    if given is not None and given != described:
+        made = "without one" if described is None else f"with {described}"
+        raise ValueError(
+            f"Expected {option}={described} for the guide at {path}, which was made {made}, got {given!r}."
+        )
     return described
+
+
+def _widths(encoder: Any, described: Any) -> Any:
+    """An encoder as it is passed on: a copy, so that loading changes nothing but the guide that it makes."""
+    if isinstance(encoder, MLP) and isinstance(described, list):
+        # The encoder of a guide that was made with widths.
+        return encoder.widths
+    if isinstance(encoder, Sequence) and not isinstance(encoder, str):
+        return list(encoder)
+    return copy.deepcopy(encoder)
 
 
 def _versions() -> dict[str, str]:

@@ -28,6 +28,7 @@ __all__ = [
     "RowSet",
     "Structure",
     "equal",
+    "give_sizes",
     "inspect_model",
     "is_latent",
     "is_observation",
@@ -36,6 +37,7 @@ __all__ = [
     "quiet",
     "row_plate",
     "row_plates",
+    "sizes_by_shape",
     "untraced",
 ]
 
@@ -180,14 +182,12 @@ class RowSet:
         observations: the observed sites whose plates include these; for each the dimensions of its value that hold the
             rows, one a plate, from the right.
         subsampled: by observed site, its other plates that take a part of their rows only.
-        supports: by observed site, its support.
     """
 
     frames: tuple[CondIndepStackFrame, ...]
     latents: tuple[Latent, ...]
     observations: Mapping[str, tuple[int, ...]]
     subsampled: Mapping[str, tuple[str, ...]]
-    supports: Mapping[str, constraints.Constraint]
 
     @property
     def plates(self) -> tuple[str, ...]:
@@ -208,12 +208,14 @@ class Structure:
         global_latents: the latents outside them.
         observations: all observed sites, in the chosen plates or not.
         order: the names of all latents as the model states them.
+        without_size: the names of the plates that the model gives no size.
     """
 
     row_sets: tuple[RowSet, ...]
     global_latents: tuple[Latent, ...]
     observations: tuple[str, ...]
     order: tuple[str, ...]
+    without_size: frozenset[str] = frozenset()
 
     @property
     def local_latents(self) -> tuple[Latent, ...]:
@@ -265,6 +267,44 @@ def plate_scale(frames: Iterable[CondIndepStackFrame]) -> float:
     return scale
 
 
+def sizes_by_shape(trace: Trace) -> dict[str, int]:
+    """The number of rows of each plate ``pyro.plate(name)`` without a size: the largest among its sites' batch shapes.
+
+    Args:
+        trace: of the model.
+    """
+    sizes: dict[str, int] = {}
+    for site in trace.nodes.values():
+        for frame in _frames(site):
+            if frame.size == -1:
+                sizes[frame.name] = max(sizes.get(frame.name, 1), _extent(site, frame))
+    return sizes
+
+
+def _extent(site: Mapping[str, Any], frame: CondIndepStackFrame) -> int:
+    """How many rows of a plate a site has of its own."""
+    batch = site["fn"].batch_shape
+    return batch[frame.dim] if len(batch) >= -frame.dim else 1
+
+
+def give_sizes(trace: Trace) -> frozenset[str]:
+    """Write the numbers of rows into plates without a size, and leave out those in which a site has one value for all rows.
+
+    Returns:
+        The names of these plates.
+    """
+    sizes = sizes_by_shape(trace)
+    for site in trace.nodes.values() if sizes else ():
+        if not any(frame.name in sizes for frame in _frames(site)):
+            continue
+        site["cond_indep_stack"] = tuple(
+            frame._replace(size=sizes[frame.name], full_size=sizes[frame.name]) if frame.size == -1 else frame
+            for frame in _frames(site)
+            if frame.size != -1 or _extent(site, frame) == sizes[frame.name]
+        )
+    return frozenset(sizes)
+
+
 def is_scaled(site: Mapping[str, Any]) -> bool:
     """Whether a site counts more or less often than its plates say."""
     plain = plate_scale(site["cond_indep_stack"])
@@ -296,6 +336,7 @@ def inspect_model(
         trace = poutine.trace(InitMessenger(_but_discrete(init_loc_fn))(model)).get_trace(*args, **kwargs)
         again = poutine.trace(poutine.replay(model, trace=_rows(trace))).get_trace(*args, **kwargs)
     _check_static(trace, again)
+    without_size = give_sizes(trace)
     for name, site in list(trace.nodes.items()):
         # A value that follows the latents is computed by the model; it is no data.
         if is_observation(site) and not equal(site["value"], again.nodes[name]["value"]):
@@ -321,6 +362,7 @@ def inspect_model(
         global_latents=tuple(global_latents),
         observations=tuple(observed),
         order=tuple(latent.name for latent in latents),
+        without_size=without_size,
     )
 
 
@@ -336,22 +378,13 @@ def _but_discrete(init_loc_fn: Callable) -> Callable:
 
 def _row_set(frames: list[CondIndepStackFrame], latents: list[Latent], observed: Mapping[str, Mapping]) -> RowSet:
     names = {frame.name for frame in frames}
-    observations, subsampled, supports = {}, {}, {}
+    observations, subsampled = {}, {}
     for name, site in observed.items():
         others = [frame for frame in _frames(site) if frame.name not in names]
         if len(_frames(site)) - len(others) == len(frames):
             observations[name] = tuple(frame.dim - site["fn"].event_dim for frame in frames)
-            supports[name] = _support(site["fn"])
             subsampled[name] = tuple(frame.name for frame in others if plate_scale([frame]) != 1.0)
-    return RowSet(tuple(frames), tuple(latents), observations, subsampled, supports)
-
-
-def _support(fn) -> constraints.Constraint:
-    """The support of observed values, where their distribution has one."""
-    try:
-        return _alike(fn.support)
-    except (AttributeError, NotImplementedError):
-        return constraints.dependent
+    return RowSet(tuple(frames), tuple(latents), observations, subsampled)
 
 
 def _rows(trace: Trace) -> Trace:

@@ -19,7 +19,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = frozenset({"torch", "pyro"})
-FOUNDATION = frozenset({"masks", "structure", "provenance", "parameters", "families", "encoders"})
+FOUNDATION = frozenset(
+    {"errors", "masks", "positions", "structure", "provenance", "parameters", "families", "encoders"}
+)
 
 
 @dataclass(frozen=True)
@@ -34,16 +36,19 @@ RULES = {
     "turns": Rule(packages=frozenset()),
     "parameters": Rule(frozenset({"turns"})),
     "seeds": Rule(packages=frozenset({"torch"})),
+    "errors": Rule(packages=frozenset()),
     "masks": Rule(),
     "evaluation": Rule(packages=frozenset({"torch"})),
+    "positions": Rule(packages=frozenset({"torch"})),
     "structure": Rule(frozenset({"evaluation", "masks", "parameters", "seeds"})),
     "replay": Rule(packages=frozenset({"torch"})),
-    "provenance": Rule(frozenset({"masks", "structure", "replay"})),
+    "one_run": Rule(frozenset({"masks", "positions", "structure", "replay"})),
+    "provenance": Rule(frozenset({"masks", "one_run", "positions", "structure", "replay"})),
     "families": Rule(packages=TENSORS | {"zuko"}),
     "encoders": Rule(),
     "models": Rule(),
     "batches": Rule(packages=frozenset({"torch", "numpy"})),
-    "guides": Rule(FOUNDATION | {"replay"}),
+    "guides": Rule(FOUNDATION),
     "adam": Rule(packages=frozenset({"torch"})),
     "precision": Rule(packages=frozenset({"torch"})),
     "gradient": Rule(frozenset({"adam", "precision"})),
@@ -55,7 +60,7 @@ RULES = {
     "losses": Rule(frozenset({"seeds"})),
     "options": Rule(frozenset({"losses", "precision"})),
     "steps": Rule(frozenset({"adam", "gradient", "graphs", "compiled", "losses", "seeds"})),
-    "many_steps": Rule(frozenset({"captured", "compiled", "graphs", "gradient", "precision", "seeds", "steps"})),
+    "many_steps": Rule(frozenset({"captured", "graphs", "gradient", "precision", "seeds", "steps"})),
     "course": Rule(packages=frozenset({"torch", "tqdm"})),
     "fit": Rule(frozenset({"course", "options", "parameters", "seeds", "steps"})),
     "fit_many": Rule(frozenset({"course", "fit", "graphs", "many_steps", "options", "parameters", "seeds", "steps"})),
@@ -106,7 +111,7 @@ RULES = {
         | {"calibration_results"},
         frozenset({"torch"}),
     ),
-    "storage": Rule(frozenset({"families", "guides"}), frozenset({"torch", "safetensors"})),
+    "storage": Rule(frozenset({"encoders", "families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(
         FOUNDATION | {"turns", "course", "sticking_the_landing", "guides", "models", "fit", "weights", "estimators"}
     ),

@@ -174,10 +174,10 @@ def test_a_copy_takes_any_guide_of_the_globals_along(kind):
         before = values(guide), values(twin)
         train(scaled, twin)
         assert moved(guide, before[0]) == set()
-        assert moved(twin, before[1]) == {name for name, _ in twin.named_parameters()}
+        assert moved(twin, before[1]) == set(before[1])
         before = values(guide), values(twin)
         train(scaled, guide)
-        assert moved(guide, before[0]) == {name for name, _ in guide.named_parameters()}
+        assert moved(guide, before[0]) == set(before[0])
         assert moved(twin, before[1]) == set()
 
 
@@ -245,6 +245,65 @@ def test_double_precision(kind):
     assert {parameter.dtype for parameter in guide.parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize("move", [lambda g: g.double(), lambda g: g.to(torch.float64), lambda g: g.to("cpu").double()])
+def test_a_precision_asked_for_before_the_first_call_is_kept(kind, move):
+    model, x = module().double(), X.double()
+    guide = move(GUIDES[kind](model))
+    assert copy.deepcopy(guide)(x)["z"].dtype == torch.float64
+
+    # The latents of this model are in single precision, whatever the guide was asked for.
+    guide = pickle.loads(pickle.dumps(move(GUIDES[kind](scaled))))
+    guide.setup(X)
+    assert {parameter.dtype for parameter in guide.parameters()} == {torch.float64}
+    assert {parameter.dtype for parameter in GUIDES[kind](scaled).to("cpu").setup(X).parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in GUIDES[kind](scaled).double().float().setup(X).parameters()} == {
+        torch.float32
+    }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device")
+def test_a_device_asked_for_before_the_first_call_is_kept(kind):
+    guide = GUIDES[kind](scaled).to("cuda").setup(X)
+    assert {parameter.device.type for parameter in guide.parameters()} == {"cuda"}
+
+
+def test_what_could_not_be_loaded_is_never_answered_for(kind):
+    model = module()
+    trained = GUIDES[kind](model).setup(X)
+    train(model, trained)
+    state = trained.state_dict()
+
+    lacking = dict(list(state.items())[1:])
+    guide = GUIDES[kind](model)
+    guide.load_state_dict(lacking)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="Missing key"):
+            guide(X)
+
+    # Parameters of another shape: a first call that does not fit, then one that does.
+    guide = GUIDES[kind](model)
+    guide.load_state_dict(state)
+    if kind != "ConstantGuide":
+        with pytest.raises((RuntimeError, ValueError)):
+            guide.setup(X[:, :2] if kind == "AmortizedGuide" else X[:3])
+    guide(X)
+    assert all(torch.equal(value, guide.state_dict()[name]) for name, value in state.items())
+
+
+def test_a_guide_of_the_globals_that_could_not_be_loaded_is_never_answered_for():
+    def model():
+        return pyro.sample("theta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    guide = avi.MeanFieldNormal(model)
+    guide.load_state_dict({"vector": torch.ones(4)})
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="size mismatch for vector"):
+            guide()
+    guide.load_state_dict({"vector": torch.ones(6)})
+    guide()
+    assert torch.equal(guide.vector.detach(), torch.ones(6))
+
+
 def test_state_dict_of_one_loads_into_another(kind):
     model = module()
     one, other = GUIDES[kind](model).setup(X), GUIDES[kind](model).setup(X)
@@ -280,6 +339,13 @@ def unobserved(x=None):
         pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
 
 
+def unobserved_at_first(x=None):
+    with pyro.plate("data", N):
+        z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        if x is not None:
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
 class Flat(nn.Module):
     def forward(self, x):
         return x.sum(-1)
@@ -304,13 +370,7 @@ REFUSED = [
     (ALL, lambda g: g(scaled, family=avi.DiagonalNormal), TypeError, "family= to be a Family such as"),
     (ALL, lambda g: g(scaled, plate="dota").setup(X), ValueError, "plates ['data'], got 'dota'"),
     (ALL, lambda g: g(without_latents, plate="data").setup(X), ValueError, "a latent in plate='data', found none"),
-    (
-        ALL,
-        lambda g: g(unobserved).setup(),
-        ValueError,
-        "name the plate of the local latents, one of ['data']: plate=...",
-    ),
-    (ALL, lambda g: g(without_latents).setup(X), ValueError, "found no latent"),
+    (ALL, lambda g: g(without_latents).setup(X), ValueError, "a latent, found none"),
     (ALL, lambda g: g(locals_only, global_guide=AutoNormal).setup(X), ValueError, "global_guide=None for a model"),
     (ALL, lambda g: g(scaled).row_plates, ValueError, "Call guide.setup(*args) with the arguments of the model first."),
     ((AMORTIZED,), lambda g: g(unobserved, plate="data").setup(), ValueError, "inputs=lambda *args, **kwargs: ..."),
@@ -359,6 +419,22 @@ def test_a_model_without_rows_has_globals_only(kind):
     assert guide.row_plates == () and not guide.local_parameters()
     assert isinstance(guide.global_guide, avi.MeanFieldNormal)
     assert guide.median(X)["z"].shape == (N, 3)
+
+
+def test_a_model_that_observes_nothing_has_globals_only(kind):
+    guide = GUIDES[kind](unobserved)
+
+    with pytest.warns(UserWarning, match=r"observes nothing.*every latent is global.*plates are \['data'\]: choose by"):
+        guide()
+
+    assert guide.row_plates == () and guide.median()["z"].shape == (N, 3)
+
+
+def test_it_does_not_take_data_later(kind):
+    with pytest.warns(UserWarning, match="observes nothing"):
+        guide = GUIDES[kind](unobserved_at_first).setup()
+    with pytest.raises(ValueError, match=r"(?s)no observations, as in the call.*values at sites \['x'\].*new guide"):
+        guide(X)
 
 
 def test_without_observations_constant_and_factorized_guides_answer():

@@ -8,7 +8,8 @@ import torch
 from pyro import poutine
 
 import pyro_avi as avi
-from pyro_avi.provenance import Rows, Sources
+from pyro_avi.positions import Rows
+from pyro_avi.provenance import Sources
 from pyro_avi.replay import CannotReplayError, Recorder, Replay
 
 N = 6
@@ -33,7 +34,7 @@ class Model:
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=self.find(rows, *args, **kwargs))
 
     def sources(self):
-        return Sources(self, ["data"], ["x"])
+        return Sources(self, ["data"], ["x"], inputs=True)
 
 
 def batch(rows, batch):

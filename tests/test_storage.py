@@ -217,8 +217,48 @@ REFUSED = {
         lambda path: avi.load(path, model),
         "AutoNormal, got none",
     ),
-    "needless inputs": ("amortized", lambda path: avi.load(path, model, inputs=doubled), "Expected no inputs= "),
+    "needless inputs": (
+        "amortized",
+        lambda path: avi.load(path, model, inputs=doubled),
+        "Expected inputs=None .*made without one, got",
+    ),
+    "other widths": (
+        "amortized",
+        lambda path: avi.load(path, model, encoder=(6,)),
+        r"Expected encoder=\[5\] .*made with \[5\], got \[6\]",
+    ),
+    "an encoder of another kind": (
+        "amortized",
+        lambda path: avi.load(path, model, encoder=Sum()),
+        r"Expected encoder=\[5\] .*made with \[5\], got Sum",
+    ),
 }
+
+
+@pytest.mark.parametrize("name", ["amortized", "encoder and inputs"])
+def test_a_guide_is_loaded_with_the_encoder_that_it_was_made_with(name, tmp_path):
+    guide, path, options = saved(name, tmp_path)
+    before = {key: value.clone() for key, value in guide.state_dict().items()}
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(1.0)
+    after = {key: value.clone() for key, value in guide.state_dict().items()}
+
+    for encoder in [guide.encoder] + [(5,), [5]] * (name == "amortized"):
+        again = avi.load(path, model, X, **{**options, "encoder": encoder})
+        assert all(torch.equal(value, again.state_dict()[key]) for key, value in before.items())
+    # What was trained since is untouched.
+    assert all(torch.equal(value, guide.state_dict()[key]) for key, value in after.items())
+
+
+@pytest.mark.parametrize("name", ["amortized", "factorized"])
+def test_a_failed_first_call_does_not_lose_what_was_loaded(name, tmp_path):
+    guide, path, options = saved(name, tmp_path)
+    again = avi.load(path, model, **options)
+    with pytest.raises((ValueError, RuntimeError)):
+        again(X[:4] if name == "factorized" else X[:, :2])
+    again(X)
+    assert all(torch.equal(value, again.state_dict()[key]) for key, value in guide.state_dict().items())
 
 
 @pytest.mark.parametrize("case", REFUSED)

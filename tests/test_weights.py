@@ -61,6 +61,7 @@ def draws_of_theta(num_samples):
 
 
 def test_at_the_exact_posterior_every_draw_gives_the_log_evidence():
+    torch.manual_seed(0)
     weights = avi.log_weights(model, exact_guide, X, num_samples=5)
     assert weights.local.shape == (5, N) and weights.global_.shape == (5,) and weights.scale == 1.0
     assert weights.local.dtype == weights.global_.dtype == torch.float64

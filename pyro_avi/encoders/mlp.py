@@ -35,6 +35,11 @@ class MLP(nn.Module):
         layers = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), activation())]
         self.layers = nn.Sequential(*layers)
 
+    @property
+    def widths(self) -> list[int]:
+        """The number of units of each layer."""
+        return [layer.out_features for layer in self.layers if isinstance(layer, nn.Linear)]
+
     @staticmethod
     def check_widths(widths: Sequence[int]) -> tuple[int, ...]:
         """The widths as a tuple, if they are positive whole numbers."""

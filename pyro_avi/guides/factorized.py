@@ -11,8 +11,9 @@ from pyro_avi.guides.guide import LocalGuide, RowFactor
 from pyro_avi.guides.rows import DrawnRows
 from pyro_avi.guides.same_rows import SameRows
 from pyro_avi.guides.table import GatheredRows, Table
-from pyro_avi.provenance import Found, Rows, Sources
-from pyro_avi.structure import row_plates
+from pyro_avi.positions import Rows
+from pyro_avi.provenance import Found, Sources
+from pyro_avi.structure import quiet, row_plates
 
 __all__ = ["FactorizedGuide"]
 
@@ -70,7 +71,8 @@ class FactorizedGuide(LocalGuide):
         )
         self._recognized = SameRows(", ".join(map(str, structure.row_sets)))
         latents = [latent.name for latent in structure.global_latents + structure.local_latents]
-        return Sources(self.model, tuple(structure.frames), sites, latents, optional=True)
+        unobserved = not structure.observations
+        return Sources(self.model, tuple(structure.frames), sites, latents, optional=True, unobserved=unobserved)
 
     def describe(self):
         """What kind of guide this is, as plain data, with the numbers of rows of its tables."""
@@ -115,6 +117,18 @@ class FactorizedGuide(LocalGuide):
             position = index if position is None else (position.unsqueeze(-1) * each.size + index).flatten()
         return position.to(of.function.table.device)
 
+    def _check_drawn(self, ignored):
+        if ignored:
+            name = ignored[0]
+            raise ValueError(
+                f"Expected a model that reads the rows it draws in plate {name!r}, got one that observes what it is given, "
+                "whichever rows it draws: a table would train those rows on the data of others.\n"
+                "Try one of the following fixes:\n"
+                f"- pass the positions of the batch: pyro.plate({name!r}, size, subsample=index)\n"
+                f"- or to this guide alone: create_plates=lambda x, index: pyro.plate({name!r}, size, subsample=index)\n"
+                f"- pass all data, and read x[rows] in `with pyro.plate({name!r}, len(x), subsample_size=...) as rows:`"
+            )
+
     def _drawn_rows(self, name, size, count):
         gathered = {} if self._gathered is None else self._gathered.draws
         return DrawnRows(size, count, self._depth, self._device, gathered.get(name))
@@ -146,9 +160,16 @@ class FactorizedGuide(LocalGuide):
             ValueError: if the plates have other sizes, or values without row indices are not those of the first call.
         """
         self.setup(*args, **kwargs)
-        call = self._sources.call(args, kwargs)
-        # Rows that the model draws are of the table, whichever they are.
-        found = call.read({name: torch.arange(count, device=self._device) for name, (_, count) in call.drawn.items()})
+        if self.create_plates is None:
+            call = self._sources.call(args, kwargs)
+            self._check_drawn(call.ignored)
+            # Rows that the model draws are of the table, whichever they are.
+            found = call.read(
+                {name: torch.arange(count, device=self._device) for name, (_, count) in call.drawn.items()}
+            )
+        else:
+            with quiet():
+                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
         for of in self.row_factors:
             self._check_sizes(of, found)
         self._check_same_rows(found)
@@ -237,7 +258,7 @@ class FactorizedGuide(LocalGuide):
         Raises:
             NotImplementedError: if the model draws its rows in plates that ``create_plates`` makes, anew for every call.
         """
-        call = self._sources.call(args, kwargs)
+        call = self._sources.call(args, kwargs, self._counts(self._given_plates(args, kwargs)))
         if call.drawn and self.create_plates is not None:
             raise NotImplementedError("create_plates= draws rows whose parameters are in host memory")
         draws = {name: self._drawn_rows(name, *counts).sample() for name, counts in call.drawn.items()}

@@ -26,7 +26,8 @@ from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale
 from pyro_avi.guides.merge import Merged
 from pyro_avi.guides.owned import OwnedGuide
 from pyro_avi.guides.rows import DrawnRows
-from pyro_avi.provenance import Found, Rows, Sources
+from pyro_avi.positions import Rows, check_positions
+from pyro_avi.provenance import Found, Sources
 from pyro_avi.structure import RowSet, Structure, inspect_model, quiet, row_plate
 
 __all__ = ["LocalGuide", "RowFactor", "qualified_name"]
@@ -125,7 +126,8 @@ class LocalGuide(OwnedGuide):
 
     def _find_sources(self, structure: Structure) -> Sources | None:
         """What finds the rows of a call and what else the inference functions need to know; ``None``: the caller does."""
-        return Sources(self.model, tuple(structure.frames), latents=_names(structure))
+        unobserved = not structure.observations
+        return Sources(self.model, tuple(structure.frames), latents=_names(structure), unobserved=unobserved)
 
     def _default_plates(self, trace: Trace) -> Sequence[str]:
         """The plates whose rows get factors of their own where none were asked for."""
@@ -152,20 +154,20 @@ class LocalGuide(OwnedGuide):
         try:
             with quiet():
                 self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
-                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
                 for of in self.row_factors:
                     initial = of.factor.initial(self._init_scale)
                     of.factor.to(initial)
                     of.function = self._create_function(of, initial, found, args, kwargs)
                 self.global_guide = self._create_global_guide(structure)
                 if self.global_guide is not None:
-                    self.plates = self._plates(self._frames(), {})
+                    self.plates = self._plates(self._frames(), {}, structure.without_size)
                     self.global_guide(*args, **kwargs)
                 self._check_expected()
-                self._take_pending_state()
+                self._take_pending()
         except BaseException:
             # A call that failed leaves no half-made guide behind.
-            self._structure = self._sources = None
+            self._structure = self._sources = self.global_guide = None
             self.row_factors = nn.ModuleList()
             raise
         return self
@@ -229,21 +231,18 @@ class LocalGuide(OwnedGuide):
                 raise ValueError(f"Expected a latent in plate={plate!r}, found none.")
         if structure.row_sets:
             return
-        in_plates = sorted({frame.name for latent in structure.global_latents for frame in latent.frames})
-        if not structure.observations or not structure.global_latents:
+        if not structure.global_latents:
             raise ValueError(
-                "Expected a model with a plate that holds both a latent and an observation, found no "
-                f"{'observation' if structure.global_latents else 'latent'}.\n"
-                "Try one of the following fixes:\n"
-                "- put the latents and the observations of a row into one `with pyro.plate(name, size):`\n"
-                "- pass the observations to this call: the plate is recognized by them\n"
-                f"- name the plate of the local latents{f', one of {in_plates}' if in_plates else ''}: plate=..."
+                "Expected a model with a latent, found none: there is nothing to infer.\n"
+                "Give what is to be inferred a sample statement, and leave its value out of this call."
             )
+        in_plates = sorted({frame.name for latent in structure.global_latents for frame in latent.frames})
         choice = f" The latents' plates are {in_plates}: choose by plate=..." if in_plates else ""
+        why = "has no plate that holds both a latent and an observation"
+        if not structure.observations:
+            why = "observes nothing in this call (pass it the data that the plate of the rows is recognized by)"
         warnings.warn(
-            "The model has no plate that holds both a latent and an observation: every latent is global, and the guide is "
-            f"that of the globals.{choice}",
-            stacklevel=3,
+            f"The model {why}: every latent is global, and the guide is that of the globals.{choice}", stacklevel=3
         )
 
     def _create_global_guide(self, structure: Structure) -> AutoGuide | None:
@@ -263,7 +262,7 @@ class LocalGuide(OwnedGuide):
         self.setup(*args, **kwargs)
         given = self._given_plates(args, kwargs)
         found, plates = self._find(args, kwargs, given, draw=True)
-        self.plates = self._plates(self._frames(), {**given, **plates})
+        self.plates = self._plates(self._frames(), {**given, **plates}, self._structure.without_size)
         result, statements = {}, {}
         if self._given_global_guide is None and self.global_guide is not None:
             # Its masks and scales were found along with the others.
@@ -281,35 +280,65 @@ class LocalGuide(OwnedGuide):
         return [frame for latent in structure.global_latents + structure.local_latents for frame in latent.frames]
 
     def _find(
-        self, args: tuple, kwargs: Mapping[str, Any], given: Mapping[str, pyro.plate], *, draw: bool = False
+        self,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, pyro.plate],
+        *,
+        draw: bool = False,
+        any_rows: bool = False,
     ) -> tuple[Found, dict[str, pyro.plate]]:
-        """The rows of a call and the plates to put them in; where the model draws its rows, draw them or take all."""
-        frames = self._structure.frames
+        """The rows of a call and the plates to put them in.
+
+        Args:
+            args, kwargs: of the call.
+            given: plates that somebody else provides.
+            draw: whether to draw rows where the model would draw them itself; otherwise all of them are taken.
+            any_rows: whether a part of the rows does, where all cannot be read.
+        """
+        structure = self._structure
         if self._sources is None:
             self._require_plates(given)
-            rows = {name: Rows(given[name].size, given[name].indices) for name in frames}
-            return Found(rows, {}, {}, {}), {name: given[name] for name in frames}
-        call = self._sources.call(args, kwargs)
-        drawn = call.drawn
-        rows = {name: given[name].indices for name in drawn if name in given}
-        for name, (size, count) in drawn.items():
+            rows = {name: Rows(given[name].size, given[name].indices) for name in structure.frames}
+            for name, of in rows.items():
+                check_positions(name, of.size, of.index)
+            return Found(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
+        call = self._sources.call(args, kwargs, self._counts(given))
+        self._check_drawn([name for name in call.ignored if name not in given])
+        rows, followed = {name: given[name].indices for name in call.drawn if name in given}, []
+        for name, index in rows.items():
+            check_positions(name, given[name].size, index)
+        for name, (size, count) in call.drawn.items():
             if name not in given and draw:
                 fn = self._drawn_rows(name, size, count)
                 rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
             elif name not in given:
-                rows[name] = torch.arange(size, device=self._device)
+                # A batch whose positions nobody knows is a data set of its own.
+                followed += [name] * (name in call.ignored)
+                part = name in call.ignored or (any_rows and not call.traced)
+                rows[name] = torch.arange(count if part else size, device=self._device)
         found = call.read(rows)
+        found.rows.update((name, Rows(len(rows[name]), None)) for name in followed)
         plates = {}
-        for name, frame in frames.items():
+        for name, frame in structure.frames.items():
             if name in given:
-                self._check_given(given[name], found, drawn)
+                self._check_given(given[name], found, call.drawn)
                 plates[name] = given[name]
                 continue
             of = found.rows[name]
+            size = None if name in structure.without_size else of.size
             # The rows are settled; a statement of the plate's name would stand in the trace a second time.
-            with poutine.block(hide=[name]) if name in drawn else nullcontext():
-                plates[name] = pyro.plate(name, of.size, subsample=of.index, dim=frame.dim)
+            with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
+                plates[name] = pyro.plate(name, size, subsample=of.index, dim=frame.dim)
         return found, plates
+
+    @staticmethod
+    def _counts(given: Mapping[str, pyro.plate]) -> dict[str, int]:
+        """The number of rows of each plate given that takes a part of its rows."""
+        return {name: of.subsample_size for name, of in given.items() if of.subsample_size < of.size}
+
+    def _check_drawn(self, ignored: Sequence[str]) -> None:
+        """Refuse rows that the model draws and makes nothing of; no matter where rows have no parameters of their own."""
 
     def _drawn_rows(self, name: str, size: int, count: int) -> DrawnRows:
         """The rows of a plate that the model would draw itself."""

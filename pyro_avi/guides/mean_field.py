@@ -48,6 +48,7 @@ class MeanFieldNormal(OwnedGuide):
         check_init_scale(init_scale)
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
         self._factor: Factor | None = None
+        self._without_size: frozenset[str] = frozenset()
         self._sources: Sources | None = None
 
     def setup(self, *args, **kwargs) -> "MeanFieldNormal":
@@ -66,9 +67,14 @@ class MeanFieldNormal(OwnedGuide):
         factor = Factor("", structure.global_latents, ())
         with quiet():
             self.vector = nn.Parameter(factor.initial(self._init_scale))
-        self._factor = factor
+        self._factor, self._without_size = factor, structure.without_size
         self._sources = Sources(self.model, (), latents=[latent.name for latent in factor.latents])
-        self._take_pending_state()
+        try:
+            self._take_pending()
+        except BaseException:
+            self._factor = self._sources = None
+            del self.vector
+            raise
         return self
 
     @property
@@ -79,7 +85,7 @@ class MeanFieldNormal(OwnedGuide):
         """Sample every latent; return the values by site."""
         self.setup(*args, **kwargs)
         frames = [frame for latent in self._factor.latents for frame in latent.frames]
-        plates = self._plates(frames, self._given_plates(args, kwargs))
+        plates = self._plates(frames, self._given_plates(args, kwargs), self._without_size)
         statements = self.statements(plates, self._sources.read(args, kwargs))
         return {latent.name: statements[latent.name]() for latent in self._factor.latents}
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_avi.provenance import Rows
+from pyro_avi.positions import Rows
 
 __all__ = ["Merged"]
 

@@ -5,14 +5,17 @@ import io
 import itertools
 import pickle
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 import pyro
+import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.indep_messenger import CondIndepStackFrame
+
+from pyro_avi.errors import CallError
 
 __all__ = ["OwnedGuide"]
 
@@ -76,6 +79,8 @@ class OwnedGuide(AutoGuide):
     def __init__(self, model, *, create_plates=None):
         super().__init__(model, create_plates=create_plates)
         self._pending_state: tuple[dict[str, Any], bool, bool] | None = None
+        self._asked_dtype: torch.dtype | None = None
+        self._asked_device: torch.device | None = None
         self._take_new_name()
 
     def _take_new_name(self):
@@ -83,6 +88,15 @@ class OwnedGuide(AutoGuide):
         for path, module in self.named_modules():
             if isinstance(module, PyroModule):
                 module._pyro_name = f"{root}.{path}" if path else root
+
+    def __call__(self, *args, **kwargs):
+        """Call the guide; its errors are sentences without the tables that Pyro writes behind them."""
+        try:
+            return super().__call__(*args, **kwargs)
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise
+            raise CallError(str(error)).with_traceback(error.__traceback__) from error.__cause__
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """As for every module; a guide that has no parameters yet takes them when it is set up."""
@@ -96,11 +110,25 @@ class OwnedGuide(AutoGuide):
     def _is_set_up(self) -> bool:
         """Whether the parameters have been created."""
 
-    def _take_pending_state(self) -> None:
-        """Load what was to be loaded before there were parameters."""
+    def _apply(self, fn, recurse=True):
+        if not self._is_set_up:
+            # Of single and of double precision: a type was asked for where both become the same.
+            single, double = (fn(torch.empty(0, dtype=dtype)) for dtype in (torch.float32, torch.float64))
+            if single.dtype == double.dtype:
+                self._asked_dtype = single.dtype
+            if single.device.type != "cpu":
+                self._asked_device = single.device
+        return super()._apply(fn, recurse)
+
+    def _take_pending(self) -> None:
+        """Do with the parameters what was asked before there were any: load a state, move them."""
         if self._pending_state is not None:
-            (state, strict, assign), self._pending_state = self._pending_state, None
+            state, strict, assign = self._pending_state
             super().load_state_dict(state, strict, assign)
+        if self._asked_dtype is not None or self._asked_device is not None:
+            self.to(device=self._asked_device, dtype=self._asked_dtype)
+        # Not before all of it went well: what was not loaded is to be loaded still.
+        self._pending_state = self._asked_dtype = self._asked_device = None
 
     def __getstate__(self):
         # Weak references, the plates and the rows of the last call are of this process and this moment.
@@ -148,12 +176,16 @@ class OwnedGuide(AutoGuide):
         return {plate.name: plate for plate in plates}
 
     @staticmethod
-    def _plates(frames: Iterable[CondIndepStackFrame], given: Mapping[str, pyro.plate]) -> dict[str, pyro.plate]:
+    def _plates(
+        frames: Iterable[CondIndepStackFrame], given: Mapping[str, pyro.plate], without_size: Container[str]
+    ) -> dict[str, pyro.plate]:
+        """The plates given, and all rows of those others that hold latents."""
         plates = dict(given)
         missing = {frame.name: frame for frame in frames if frame.name not in plates}
         if missing:
             # Hidden, so that a guide written by hand may state plates of the same names.
             with poutine.block():
                 for name, frame in missing.items():
-                    plates[name] = pyro.plate(name, frame.full_size or frame.size, dim=frame.dim)
+                    size = None if name in without_size else frame.full_size or frame.size
+                    plates[name] = pyro.plate(name, size, dim=frame.dim)
         return plates
