@@ -1,6 +1,7 @@
 """The log evidence of every row, known or bounded, and gaps below it."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
@@ -10,7 +11,10 @@ from torch import Tensor
 from pyro_avi.estimators import Estimate, iwelbo, khat
 from pyro_avi.weights import LogWeights
 
-__all__ = ["Evidence", "HasEvidence", "exact_evidence", "mean_of"]
+__all__ = ["Evidence", "HasEvidence", "exact_evidence", "mean_of", "short_by"]
+
+# Standard errors above which a bound is taken for the better one.
+_HIGHER = 2.0
 
 
 @runtime_checkable
@@ -23,15 +27,16 @@ class HasEvidence(Protocol):
 
 
 class Evidence:
-    """The log evidence of every row, or the better of two bounds on it, and what its draws do to it.
+    """The log evidence of every row, or the best of several bounds on it, and what its draws do to it.
 
     Args:
         exact: ``[N]`` log evidences, if they are known.
         weights: of the best factors, each draw followed by its mirror image.
-        chains: of annealed importance sampling, if it ran.
+        others: independent of these and of each other: of a mixture of proposals, of annealed importance sampling. One of them
+            takes the place of a bound that it is significantly above.
     """
 
-    def __init__(self, exact: Tensor | None, weights: LogWeights, chains: LogWeights | None):
+    def __init__(self, exact: Tensor | None, weights: LogWeights, others: Sequence[LogWeights] = ()):
         local = weights.local
         self._scale = weights.scale
         self._influence, self._variance = torch.zeros_like(local), torch.zeros_like(local[0])
@@ -43,17 +48,25 @@ class Evidence:
         estimate = iwelbo(weights)
         self._rows, self._bias = estimate.rows, estimate.rows_bias
         self._influence, self.unreliable = len(local) * local.softmax(0) - 1, khat(weights).unreliable
-        if chains is not None:
-            annealed = iwelbo(chains)
-            better = annealed.rows > self._rows
-            self._rows = torch.where(better, annealed.rows, self._rows)
-            self._bias = torch.where(better, annealed.rows_bias, self._bias)
-            self._influence = torch.where(better, 0.0, self._influence)
-            self._variance = torch.where(better, annealed.rows_se.square(), 0.0)
-            # One tail without doubt is enough, where both bounds say the same.
-            apart = (annealed.rows - estimate.rows).abs() > 5 * torch.hypot(annealed.rows_se, estimate.rows_se)
-            flags = [self.unreliable, khat(chains).unreliable]
-            self.unreliable = torch.where(better, flags[1], flags[0]) & (flags[0] & flags[1] | apart)
+        self._error = estimate.rows_se
+        for other in others:
+            self._compare(other)
+
+    def _compare(self, weights: LogWeights) -> None:
+        """Take another bound where it is better, and know by it which rows to doubt."""
+        other, doubtful = iwelbo(weights), khat(weights).unreliable
+        apart = (other.rows - self._rows) / torch.hypot(other.rows_se, self._error).clamp(min=1e-300)
+        # The higher of two bounds that say the same would be the luckier one.
+        better = (apart > _HIGHER) | (self.unreliable & ~doubtful & (apart > 0))
+        # A bound that is only about to be the better one is a reason for doubt. Where both say the same, one tail without
+        # doubt is enough.
+        hint = doubtful & (apart > 0.5 * _HIGHER)
+        self.unreliable = torch.where(better, doubtful, (self.unreliable & (doubtful | (apart.abs() > 5))) | hint)
+        self._rows = torch.where(better, other.rows, self._rows)
+        self._bias = torch.where(better, other.rows_bias, self._bias)
+        self._influence = torch.where(better, 0.0, self._influence)
+        self._error = torch.where(better, other.rows_se, self._error)
+        self._variance = torch.where(better, other.rows_se.square(), self._variance)
 
     def above(self, local: Tensor) -> Estimate:
         """How far it lies above the mean of log weights ``[S, N]`` of the same draws."""
@@ -74,6 +87,20 @@ def mean_of(values: Tensor, scale: float) -> Estimate:
     """The mean over draws of ``values [S, N]``, each followed by that of its mirror image, by row and in total."""
     mean = values.mean(0)
     return _estimate(mean, values - mean, scale, torch.zeros_like(mean))
+
+
+def short_by(gap: Estimate, left, scale: float) -> Estimate:
+    """An approximation gap whose error covers what the best factors found may lack of the best there are.
+
+    Args:
+        gap: with the error of its draws.
+        left: what the rows may still gain, with ``rows`` and ``rows_se [N]``.
+        scale: by which rows count in the total.
+    """
+    lack, error = left.rows.nan_to_num(nan=torch.inf), left.rows_se.nan_to_num(nan=torch.inf)
+    rows = lack.clamp(min=0.0) + error
+    total = scale * (lack.sum().clamp(min=0.0) + error.norm()).item()
+    return replace(gap, se=math.hypot(gap.se, total), rows_se=torch.hypot(gap.rows_se, rows))
 
 
 def _estimate(rows: Tensor, influence: Tensor, scale: float, variance: Tensor) -> Estimate:

@@ -1,32 +1,33 @@
 """The inference gap of a guide, split into what its family and what its inference function costs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor
 
 from pyro_avi.annealed import annealed_weights, posterior_of, row_plate_of, sampling
 from pyro_avi.conditional import Theta, hold_globals
 from pyro_avi.estimators import khat
-from pyro_avi.evidence import Evidence, exact_evidence, mean_of
+from pyro_avi.evidence import Evidence, exact_evidence, mean_of, short_by
 from pyro_avi.families import Family
 from pyro_avi.gap_results import Gaps
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.joint import LocalJoint
-from pyro_avi.refine import check_latents, refine
+from pyro_avi.judge import JointJudge, Judge, judge_of
+from pyro_avi.mixture import mixture_weights
+from pyro_avi.refine import Tables, check_latents
+from pyro_avi.search import Search, moments
 from pyro_avi.turns import in_turn
 from pyro_avi.weights import LogWeights
 
 __all__ = ["measure_gaps"]
 
 # Between the seeds of draws that have to be independent.
-_JUDGE, _STEPS, _CHAINS = 10_007, 20_011, 30_011
-# Draws by which one factor is told from another, the same for both: to choose asks for less precision than to report.
-_JUDGE_DRAWS = 500
+_MOMENTS, _STEPS, _CHAINS, _MIXTURE = 10_007, 20_011, 30_011, 40_013
+# Draws of a mixture where they cost little.
+_MIXED = 1000
 
 
 @in_turn
@@ -118,27 +119,33 @@ def measure_gaps(
     rows = _Rows(held, row_plate_of(guide), args, kwargs, num_samples, seed, max_memory)
     own = rows.table_of(guide.family, guide)
     exact = exact_evidence(held, args, evidence, len(own.table))
-    weights = rows.weights(own)
+    judge = rows.judge_of(own)
+    weights = judge.weights(own, num_samples=num_samples, seed=seed)
     # Rows whose density is no number are named here, before the work.
     tails = khat(weights)
     _check_bounded(weights, "the guide")
-    steps = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
+    budget = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
+    search = Search(held, judge, args, kwargs, **budget, report={"num_samples": num_samples, "seed": seed})
     with torch.no_grad():
         initial = own.row_factors[0].factor.initial(1.0)
         first = [own.table.detach().clone(), own.table.detach().mean(0), initial, *starts]
-    best, converged = rows.refined(own, first, **steps)
-    of_best = of_bound = rows.weights(best)
-    _check_bounded(of_best, "refined factors")
+    found = search.improve(own, weights, first)
+    of_best = of_bound = found.weights
+    converged = found.converged
     if richer is not None:
-        of_bound, settled = rows.richer_weights(richer, best, of_best, **steps)
-        converged = converged & settled
-    chains = None if annealing is None else rows.chains(best, annealing)
-    known = Evidence(exact, of_bound, chains)
-    upper = None if reverse is None else rows.chains(best, annealing, reverse)
+        flexible = rows.richer(richer, own)
+        with_richer = search.improve(flexible, of_best, [flexible.table.detach().clone()])
+        of_bound, converged = with_richer.weights, converged & with_richer.converged
+    others = [] if exact is not None else rows.of_mixture(judge, own, found.ends)
+    if annealing is not None:
+        others.append(rows.chains(own, annealing))
+    known = Evidence(exact, of_bound, others)
+    upper = None if reverse is None else rows.chains(own, annealing, reverse)
     one, two, three = weights.local, of_best.local, of_bound.local
+    approximation = known.above(two)
     return Gaps(
         inference=known.above(one),
-        approximation=known.above(two),
+        approximation=approximation if found.left is None else short_by(approximation, found.left, weights.scale),
         amortization=mean_of(two - one, weights.scale),
         richer=None if richer is None else mean_of(three - two, weights.scale),
         elbo=mean_of(one, weights.scale),
@@ -153,7 +160,7 @@ def measure_gaps(
 
 
 class _Rows:
-    """The rows of a call: factors with a table for them, and how well these do.
+    """The rows of a call: factors with a table for them, and what the model says of them.
 
     Args:
         model: without global latents.
@@ -167,8 +174,6 @@ class _Rows:
     def __init__(self, model, plate, args, kwargs, num_samples, seed, max_memory):
         self._model, self._plate, self._args, self._kwargs = model, plate, args, kwargs
         self._num_samples, self._seed, self._max_memory = num_samples, seed, max_memory
-        with sampling(seed):
-            self._joint = LocalJoint(model, args, kwargs, plate=plate)
 
     def table_of(self, family: Family, like: LocalGuide | None = None) -> FactorizedGuide:
         """A guide with a table for the rows, and the outputs of another guide of the family in it."""
@@ -188,79 +193,49 @@ class _Rows:
             guide.table.copy_(given)
         return guide
 
-    def weights(self, guide: FactorizedGuide) -> LogWeights:
-        """The log weights of a table's factors, by the same draws for all of one family."""
-        return self._weights(guide, self._seed, self._num_samples)
+    def judge_of(self, guide: FactorizedGuide) -> Judge:
+        """What weighs the factors of the rows."""
+        with sampling(self._seed):
+            return judge_of(self._model, guide, self._args, self._kwargs, max_memory=self._max_memory)
 
-    def _weights(self, guide: FactorizedGuide, seed: int, num_samples: int) -> LogWeights:
-        with sampling(seed):
-            factors = posterior_of(guide, self._args, self._kwargs)
-            return self._joint.log_weights(factors, num_samples=num_samples, max_memory=self._max_memory)
-
-    def _judge(self, guide: FactorizedGuide) -> Tensor:
-        """``[N]`` bounds by draws of their own: those that a factor was chosen by flatter it."""
-        return self._weights(guide, self._seed + _JUDGE, min(_JUDGE_DRAWS, self._num_samples)).local.mean(0)
-
-    def refined(
-        self, guide: FactorizedGuide, starts: Sequence[Tensor], *, num_steps, lr, max_rounds, tolerance, seed
-    ) -> tuple[FactorizedGuide, Tensor]:
-        """The best factor of every row that refinement finds, the guide's own among them, and which rows have converged."""
-        table, value = guide.table.detach().clone(), self._judge(guide)
-        for turn in range(max_rounds):
-            before = value
-            for start in starts if turn == 0 else [table]:
-                # Smaller steps from round to round: what is left in the end is the noise of a step.
-                options = {"num_steps": num_steps, "lr": lr * 0.5**turn, "start": start, "seed": seed + turn}
-                steps = refine(self._model, guide, *self._args, **options, **self._kwargs)
-                bound = self._judge(steps)
-                better = bound > value
-                table = torch.where(better.unsqueeze(-1), steps.table.detach(), table)
-                value = torch.where(better, bound, value)
-            converged = value - before < tolerance
-            if converged.all():
-                break
-        best = self.table_of(guide.family, guide)
-        with torch.no_grad():
-            best.table.copy_(table)
-        return best, converged
-
-    def richer_weights(
-        self, family: Family, best: FactorizedGuide, of_best: LogWeights, **steps
-    ) -> tuple[LogWeights, Tensor]:
-        """The weights of a richer family's best factors, of the best so far in rows where they are no better; converged."""
+    def richer(self, family: Family, best: FactorizedGuide) -> FactorizedGuide:
+        """A table of a richer family, with the moments of the best factors; those of discrete latents as they are."""
         guide = self.table_of(family)
-        if list(guide.row_factors[0].factor.parameters()):
+        factor = guide.row_factors[0].factor
+        if list(factor.parameters()):
             raise ValueError(
                 f"Expected richer= to be a family of rows alone, got {type(family).__name__}, whose weights rows share.\n"
                 "Try one of the following fixes:\n"
                 "- a flow whose weights are every row's own: richer=avi.RowFlow()\n"
                 "- train a guide with this family, and measure the gaps of that"
             )
-        with sampling(self._seed + _JUDGE):
-            start = family.initial(*_moments(posterior_of(best, self._args, self._kwargs)))
-        richer, converged = self.refined(guide, [start], **steps)
-        better = self._judge(richer) > self._judge(best)
-        return replace(of_best, local=torch.where(better, self.weights(richer).local, of_best.local)), converged
+        with sampling(self._seed + _MOMENTS), torch.no_grad():
+            continuous = family.initial(*moments(posterior_of(best, self._args, self._kwargs)))
+            discrete = best.table[:, best.table.shape[1] - (guide.table.shape[1] - continuous.shape[1]) :]
+            guide.table.copy_(torch.cat([continuous, discrete], 1))
+        return guide
+
+    def of_mixture(self, judge: Judge, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
+        """The weights of draws from the best factors, from where the search has ended elsewhere, and from the prior."""
+        if not isinstance(judge, JointJudge):
+            return []
+        factor = best.row_factors[0].factor
+        with sampling(self._seed + _MIXTURE), torch.no_grad():
+            tables = [best.table, *(table for end in ends for table in end.values())]
+            factors = [factor.distribution(table) for table in tables]
+            count = max(self._num_samples // 4, min(_MIXED, 2 * self._num_samples))
+            return [mixture_weights(judge.joint, factors, num_samples=count, max_memory=self._max_memory)]
 
     def chains(self, guide: FactorizedGuide, annealing: Mapping[str, Any], reverse=None) -> LogWeights:
         """The weights of annealed importance sampling that starts from a table's factors."""
         with sampling(self._seed + _CHAINS):
             return annealed_weights(
-                self._joint,
+                LocalJoint(self._model, self._args, self._kwargs, plate=self._plate),
                 posterior_of(guide, self._args, self._kwargs),
                 **annealing,
                 reverse=reverse,
                 max_memory=self._max_memory,
             )
-
-
-def _moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
-    """The means and standard deviations ``[N, K]`` of the rows' latents, those of 200 draws where there is no formula."""
-    try:
-        return posterior.mean, posterior.stddev
-    except NotImplementedError:
-        draws = posterior.rsample((200,)).detach()
-        return draws.mean(0), draws.std(0)
 
 
 def _check_bounded(weights: LogWeights, whose: str) -> None:

@@ -17,7 +17,7 @@ from pyro_avi.row_densities import RowDensities
 from pyro_avi.structure import Latent, inspect_model
 from pyro_avi.weights import LogWeights
 
-__all__ = ["LocalJoint"]
+__all__ = ["LocalJoint", "center_of"]
 
 # Seconds that it takes to compile the log joint, and that handlers take of a call; roughly those of one core.
 _COST_OF_COMPILING, _HANDLERS = 10.0, 2e-3
@@ -127,7 +127,11 @@ class LocalJoint:
         return max(counts[1] - counts[0], 16 * self.initial.numel() * self.initial.element_size())
 
     def chunks(self, count: int, max_memory: int) -> list[int]:
-        """The sizes of the pieces in which ``count`` points are evaluated within ``max_memory`` bytes, at least one a piece."""
+        """The sizes of the pieces in which ``count`` points are evaluated within ``max_memory`` bytes, at least one a piece.
+
+        On a CPU they are no larger than fits its cache.
+        """
+        max_memory = min(max_memory, _CACHE) if self.initial.device.type == "cpu" else max_memory
         # Twice: the gradient is made while its graph is held.
         size = max(1, int(max_memory // (2 * self.memory()))) if self.at_once else 1
         return [size] * (count // size) + ([count % size] if count % size else [])
@@ -144,9 +148,8 @@ class LocalJoint:
             num_samples: ``S``, rounded up to an even number.
             max_memory: in bytes, what the draws that are evaluated at a time may take.
         """
-        center, local = _center(posterior), []
-        cache = _CACHE if self.initial.device.type == "cpu" else max_memory
-        sizes = self.chunks((num_samples + 1) // 2, min(max_memory, cache))
+        center, local = center_of(posterior), []
+        sizes = self.chunks((num_samples + 1) // 2, max_memory)
         self._prepare(sizes[0], 2 * len(sizes))
         for count in sizes:
             u = posterior.rsample((count,))
@@ -249,7 +252,7 @@ class LocalJoint:
         return value.reshape(len(rows), *(1,) * (self._depth - self._batch_dim(latent)), *shape)
 
 
-def _center(posterior: TorchDistribution) -> Tensor | None:
+def center_of(posterior: TorchDistribution) -> Tensor | None:
     """``[B, K]`` what the factor is symmetric around; ``None`` where there is no such point, or none is known."""
     try:
         center, scale = posterior.mean, posterior.stddev

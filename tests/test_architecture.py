@@ -80,6 +80,12 @@ RULES = {
         )
     ),
     "evidence": Rule(frozenset({"weights", "estimators"})),
+    "mixture": Rule(frozenset({"weights", "joint"})),
+    "judge": Rule(frozenset({"structure", "guides", "weights", "joint", "annealed"})),
+    "convergence": Rule(frozenset({"guides", "joint", "annealed"})),
+    "search": Rule(
+        frozenset({"guides", "weights", "estimators", "annealed", "judge", "mixture", "convergence", "refine"})
+    ),
     "arviz_import": Rule(packages=frozenset({"arviz"})),
     "export": Rule(frozenset({"arviz_import", "turns", "structure", "weights"})),
     "figures": Rule(packages=frozenset({"matplotlib"})),
@@ -100,6 +106,7 @@ RULES = {
             "evidence",
             "gap_results",
         }
+        | {"judge", "mixture", "search"}
     ),
     "simulated": Rule(frozenset({"masks", "structure", "row_densities"})),
     "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
@@ -113,7 +120,7 @@ RULES = {
     ),
     "storage": Rule(frozenset({"encoders", "families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(
-        FOUNDATION | {"turns", "course", "sticking_the_landing", "guides", "models", "fit", "weights", "estimators"}
+        FOUNDATION | {"turns", "course", "sticking_the_landing", "guides", "models", "fit", "judge", "estimators"}
     ),
 }
 
