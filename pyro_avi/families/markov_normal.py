@@ -162,9 +162,9 @@ class AutoregressiveNormal(dist.TorchDistribution):
         step, solved = self._blocks()
         size = step.shape[-1]
         state = pad(eps, (0, -shape[-1] % size)).unflatten(-1, (-1, size, 1))
-        state = solved @ state
+        state = _product(solved, state)
         for lag, power in _powers(step):
-            state = state + _behind(power[..., lag:, :, :] @ state[..., :-lag, :, :], lag)
+            state = state + _behind(_product(power[..., lag:, :, :], state[..., :-lag, :, :]), lag)
         return self.loc + self.scale * state.flatten(-3)[..., : shape[-1]]
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -201,8 +201,13 @@ def _powers(step: Tensor):
         yield lag, step
         if 2 * lag < count:
             # Steps into the first blocks from before them lead nowhere.
-            step = _behind(step[..., lag:, :, :] @ step[..., :-lag, :, :], lag)
+            step = _behind(_product(step[..., lag:, :, :], step[..., :-lag, :, :]), lag)
         lag *= 2
+
+
+def _product(one: Tensor, two: Tensor) -> Tensor:
+    """Of matrices; numbers are multiplied without the overhead."""
+    return one * two if one.shape[-1] == two.shape[-1] == 1 else one @ two
 
 
 def _behind(blocks: Tensor, lag: int) -> Tensor:
