@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyro
 import torch
@@ -29,12 +29,14 @@ class Found:
         values: the observed values, by site.
         masks: what masks a site, by site; only sites that are masked.
         scales: the factor by which a site's log density counts beyond its plates' ``N / B``, by site; only those scaled.
+        given: the values of latents that this call observes, by site.
     """
 
     rows: dict[str, Rows]
     values: dict[str, Tensor]
     masks: dict[str, Mask]
     scales: dict[str, Tensor | float]
+    given: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Wanted:
     Attributes:
         plates: the names of the plates whose rows are to be known.
         sites: the observed sites to read.
-        latents: the latent sites whose masks and scales are to be known.
+        latents: the latent sites whose masks and scales are to be known, and whether the call observes them.
         optional: whether the observed sites are only to recognize a call by.
         unobserved: whether the model is to observe nothing in the plates of its latents.
         inputs: whether the caller can be told what to read.
@@ -185,7 +187,9 @@ def run_once(
                 scales[name] = site["scale"]
     for name, of in given.given.items():
         check_positions(name, of.size, of.index, wait=recorder is not None)
-    found = Found(_all_plates(wanted, given.found, trace), values, masks, scales)
+    latents = {name: trace.nodes[name] for name in wanted.latents if name in trace.nodes}
+    known = {name: site["value"] for name, site in latents.items() if site["is_observed"]}
+    found = Found(_all_plates(wanted, given.found, trace), values, masks, scales, known)
     return Run(found, given.drawn, given.rows, trace)
 
 

@@ -34,7 +34,7 @@ class Sources:
         model: any Pyro callable.
         plates: the names of the plates.
         sites: the observed sites to read.
-        latents: the latent sites whose masks and scales are to be known.
+        latents: the latent sites whose masks and scales are to be known, and whether the call observes them.
         optional: whether the observed sites are only to recognize a call by: they are left out where it lacks them, hides
             where they come from, or draws its rows.
         unobserved: whether calls that observe something in the plates of the latents are refused.
@@ -180,6 +180,7 @@ class _Slice:
             {name: next(given) for name in found.values},
             {name: replace(mask, values=next(given)) for name, mask in found.masks.items()},
             {name: next(given) / self._plain[name] for name in found.scales},
+            {name: next(given) for name in found.given},
         )
 
 
@@ -227,7 +228,8 @@ class _Rerun:
 
 def _targets(found: Found) -> list[Any]:
     masks = (mask.values for mask in found.masks.values())
-    return [*(rows.index for rows in found.rows.values()), *found.values.values(), *masks, *found.scales.values()]
+    rows = (rows.index for rows in found.rows.values())
+    return [*rows, *found.values.values(), *masks, *found.scales.values(), *found.given.values()]
 
 
 def _trace_back(model, wanted: Wanted, args, kwargs, counts, warn) -> _Slice | _Rerun:
@@ -360,7 +362,10 @@ def _equal(a: Any, b: Any) -> bool:
 
 def _check_repeats(wanted: Wanted, found: Found, again: Found) -> None:
     names = [
-        ({name: rows.size for name, rows in each.rows.items()}, *map(list, (each.values, each.masks, each.scales)))
+        (
+            {name: rows.size for name, rows in each.rows.items()},
+            *map(list, (each.values, each.masks, each.scales, each.given)),
+        )
         for each in (found, again)
     ]
     if names[0] != names[1] or not _same(_targets(found), _targets(again)):

@@ -367,3 +367,60 @@ def test_the_mean_of_a_skewed_family_is_not_its_median():
 
     # exp(1/2), and a variance of e^2 - e; the median is 1.
     assert ((mean - 1.6487).abs() < 5 * (4.671 / 1000) ** 0.5).all()
+
+
+# --- calls that observe a label
+
+
+def labelled(x, label=None):
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(PRIOR), obs=label)
+        z = pyro.sample("z", dist.Normal(MEANS[y], SPREADS[y][..., None]).to_event(1))
+        pyro.sample("x", dist.Normal(z @ READ.T, 0.7).to_event(1), obs=x)
+
+
+LABELS = torch.tensor([2, 0, 1])
+
+
+@pytest.mark.parametrize("make", [avi.ConstantGuide, avi.AmortizedGuide, avi.FactorizedGuide])
+def test_a_label_that_a_call_observes_is_no_latent_of_it(make):
+    guide = make(labelled, family=avi.Conditional(avi.MultivariateNormal())).setup(POINTS)
+
+    trace = pyro.poutine.trace(guide).get_trace(POINTS, LABELS)
+
+    assert "y" not in trace.nodes and set(guide(POINTS, LABELS)) == set(guide.median(POINTS, LABELS)) == {"z"}
+    assert set(guide(POINTS)) == {"y", "z"}
+
+
+def test_labels_of_a_call_choose_the_member():
+    guide = avi.FactorizedGuide(labelled, family=avi.Conditional(avi.MultivariateNormal())).setup(POINTS)
+    with torch.no_grad():
+        guide.table.copy_(exact_table())
+    evidence, logits, means, covariances = exact_clusters()
+    rows = torch.arange(ROWS)
+
+    weights = avi.log_weights(labelled, guide, POINTS, LABELS, num_samples=10).local
+
+    torch.testing.assert_close(weights, (evidence + logits[rows, LABELS]).expand(10, -1))
+    torch.testing.assert_close(guide.posterior(POINTS, LABELS).mean, means[rows, LABELS])
+    by_row = guide.posterior_by_row([(POINTS, LABELS)], num_samples=2000)
+    assert torch.equal(by_row["y"], LABELS.expand(2000, -1))
+    sd = covariances.diagonal(dim1=-2, dim2=-1)[LABELS].sqrt()
+    assert ((by_row["z"].mean(0) - means[rows, LABELS]).abs() < 5 * sd / 2000**0.5).all()
+    # Other labels, other members.
+    assert (guide.posterior(POINTS, LABELS.roll(1)).mean - means[rows, LABELS]).abs().max() > 0.5
+
+
+def test_a_part_of_a_joint_factor_cannot_be_observed():
+    def model(x, w=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            w = pyro.sample("w", dist.Normal(z, 1.0), obs=w)
+            pyro.sample("x", dist.Normal(w, 1.0), obs=x)
+
+    independent, joint_guide = (
+        avi.FactorizedGuide(model, family=family).setup(X) for family in (avi.DiagonalNormal(), avi.MarkovNormal(1))
+    )
+    assert set(independent(X, X)) == {"z"}
+    with pytest.raises(ValueError, match=r"(?s)observes all of the latents.*MarkovNormal, got values of \['w'\]"):
+        joint_guide(X, X)

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_avi.guides.layout import Layout
 from pyro_avi.structure import Latent
 
-__all__ = ["DiscreteFactor", "joint_logits"]
+__all__ = ["DiscreteFactor"]
 
 
 class DiscreteFactor:
@@ -30,6 +30,7 @@ class DiscreteFactor:
         self._extra = None if latent.is_one_hot else latent.num_values
         self.num_parameters = layout.size * (self._extra or 1)
         self.num_elements = self.num_parameters // latent.num_values
+        self.row_shape = layout.row_shape
         # Whether all elements of a row are dimensions of its event, and none those of a plate inside the row.
         self.is_event = prod(layout.inner) == 1
 
@@ -45,6 +46,13 @@ class DiscreteFactor:
         if self.latent.is_boolean:
             return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0]).to_event(event_dim)
         return dist.Categorical(logits=logits).to_event(event_dim)
+
+    def known(self, value: Tensor) -> Tensor:
+        """The parameters ``[*B, P]`` of factors that are sure of a value in the site's shape."""
+        rows = self._layout.to_rows(value)
+        if not self.latent.is_one_hot:
+            rows = torch.nn.functional.one_hot(rows.long(), self.latent.num_values).flatten(-2)
+        return rows.log()
 
     def mean(self, rows: Tensor) -> Tensor:
         """The mean in the site's shape: of a one-hot vector the probabilities of its positions."""
@@ -74,11 +82,3 @@ class DiscreteFactor:
     def elements(self, rows: Tensor) -> list[Tensor]:
         """The logits ``[*B, V]`` of each element."""
         return list(rows.unflatten(-1, (-1, self.latent.num_values)).unbind(-2))
-
-
-def joint_logits(elements: list[Tensor]) -> Tensor:
-    """The logits ``[*B, C]`` of all combinations of values of independent elements, the first of them slowest."""
-    result = elements[0].log_softmax(-1)
-    for logits in elements[1:]:
-        result = (result.unsqueeze(-1) + logits.log_softmax(-1).unsqueeze(-2)).flatten(-2)
-    return result

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from math import prod
 
 import pyro
 import pyro.distributions as dist
@@ -14,17 +13,14 @@ from torch import Tensor, nn
 
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.families.family import drawn_quantile
-from pyro_avi.guides.discrete import DiscreteFactor, joint_logits
+from pyro_avi.guides.discrete import DiscreteFactor
 from pyro_avi.guides.layout import Layout, spread
+from pyro_avi.guides.members import Members
 from pyro_avi.guides.sites import on_support, placed
 from pyro_avi.masks import Mask
 from pyro_avi.structure import Latent
 
 __all__ = ["Factor"]
-
-
-# Of the table of a conditional family.
-_MOST_VALUES = 1000
 
 
 class Factor(nn.Module):
@@ -45,8 +41,7 @@ class Factor(nn.Module):
         family: the set that a row's factor is taken from, not yet prepared.
 
     Raises:
-        ValueError: if the family is conditional and the discrete latents of a row lie in another plate, or have more than
-            1,000 values together.
+        ValueError: if a conditional family cannot be, as in :class:`~pyro_avi.guides.members.Members`.
     """
 
     def __init__(
@@ -64,32 +59,19 @@ class Factor(nn.Module):
         self._sizes = [self._layouts[latent.name].size for latent in self._continuous]
         self.family = family or DiagonalNormal()
         self.num_latents = sum(self._sizes)
-        # The number of members of the family in a row, where they go by the values of the discrete latents.
-        self._members: int | None = None
-        if self.family.conditional and self._continuous and self._discrete:
-            self._members = self._count_members()
+        # Where a row has several members of the family, by the values of its discrete latents.
+        conditional = self.family.conditional and self._continuous and self._discrete
+        self._members = Members(self.family, self._discrete) if conditional else None
         of_family = 0
         if self._continuous:
             self.family.prepare(self.num_latents)
-            of_family = self.family.num_parameters(self.num_latents) * (self._members or 1)
+            of_family = self.family.num_parameters(self.num_latents) * self._num_members
         self._split = [of_family, *(of.num_parameters for of in self._discrete)]
         self.num_parameters = sum(self._split)
 
-    def _count_members(self) -> int:
-        for of in self._discrete:
-            if not of.is_event:
-                raise ValueError(
-                    f"Expected discrete latents without plates inside a row for {self.family!r}, got {of.latent.name!r} with "
-                    f"rows of shape {tuple(self._layouts[of.latent.name].row_shape)}.\n"
-                    "Give that plate's rows factors of their own by plate=..., or use a family that is not conditional."
-                )
-        count = prod(of.latent.num_values**of.num_elements for of in self._discrete)
-        if count > _MOST_VALUES:
-            raise ValueError(
-                f"Expected at most {_MOST_VALUES} values of a row's discrete latents for {self.family!r}, got {count} of "
-                f"{[of.latent.name for of in self._discrete]} together.\nUse a family that is not conditional."
-            )
-        return count
+    @property
+    def _num_members(self) -> int:
+        return 1 if self._members is None else self._members.count
 
     @property
     def plates(self) -> tuple[str, ...]:
@@ -102,7 +84,7 @@ class Factor(nn.Module):
         if self._continuous:
             locs = [self._layouts[latent.name].to_rows(latent.initial) for latent in self._continuous]
             member = self.family.initial(torch.cat(locs, -1), scale)
-            parts.append(member.repeat(*(1,) * (member.dim() - 1), self._members or 1))
+            parts.append(member.repeat(*(1,) * (member.dim() - 1), self._num_members))
         for of in self._discrete:
             # Every value alike: what one draw was is no information.
             rows = self._layouts[of.latent.name].to_rows(of.latent.initial).shape[:-1]
@@ -122,11 +104,7 @@ class Factor(nn.Module):
         of_family, *of_discrete = parameters.split(self._split, -1)
         if self._members is None:
             return self.family.distribution(of_family)
-        logits = joint_logits(
-            [each for of, x in zip(self._discrete, of_discrete, strict=True) for each in of.elements(x)]
-        )
-        members = self.family.distribution(of_family.unflatten(-1, (self._members, -1)))
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), members)
+        return self._members.mixture(of_family, of_discrete)
 
     def statements(
         self,
@@ -134,6 +112,7 @@ class Factor(nn.Module):
         plates: Mapping[str, pyro.plate],
         masks: Mapping[str, Mask],
         scales: Mapping[str, Tensor | float],
+        given: Mapping[str, Tensor],
     ) -> dict[str, Callable[[], Tensor]]:
         """The sample statements by site, to be run in the order of the model.
 
@@ -145,6 +124,7 @@ class Factor(nn.Module):
             masks: what masks the model's sites, by site; those of single elements of an event leave out the same
                 coordinates here.
             scales: the factor by which the model's sites count beyond their plates, by site.
+            given: the values of latents that the call observes, by site: they have no statement.
         """
 
         def sample(latent: Latent, fn: dist.TorchDistribution) -> Tensor:
@@ -161,35 +141,51 @@ class Factor(nn.Module):
         sites = {
             of.latent.name: partial(sample, of.latent, of.distribution(x))
             for of, x in zip(self._discrete, of_discrete, strict=True)
+            if of.latent.name not in given
         }
-        if not self._continuous:
+        observed = [latent.name for latent in self._continuous if latent.name in given]
+        if len(observed) == len(self._continuous):
             return sites
         is_spread = self._members is not None
         if is_spread:
             values = {name: statement() for name, statement in sites.items()}
             sites.update((name, partial(values.get, name)) for name in values)
             depth = max(-frame.dim for frame in self.frames)
-            of_family = self._members_at(spread(of_family, self.frames, depth), values)
+            of_family = self._members.at(spread(of_family, self.frames, depth), {**given, **values})
         if self.family.independent:
             fns = [(latent, on_support(latent, x)) for latent, x in self._normals(of_family, is_spread=is_spread)]
         else:
+            self._check_whole(observed)
             joint = self._sample_joint(of_family, plates, masks, scales, is_spread=is_spread).split(self._sizes, -1)
             fns = [
                 (latent, placed(latent, self._layouts[latent.name].from_spread(x)))
                 for latent, x in zip(self._continuous, joint, strict=True)
             ]
-        return sites | {latent.name: partial(sample, latent, fn) for latent, fn in fns}
+        return sites | {latent.name: partial(sample, latent, fn) for latent, fn in fns if latent.name not in given}
 
-    def _members_at(self, table: Tensor, values: Mapping[str, Tensor]) -> Tensor:
-        """The parameters ``[..., P]`` of the members at values of the discrete latents, of all ``[..., C * P]``."""
-        position: Tensor | int = 0
-        for of in self._discrete:
-            position = position * of.latent.num_values**of.num_elements + of.position(values[of.latent.name])
-        table = table.unflatten(-1, (self._members, -1))
-        # Enumerated values and those of particles have dimensions before the plates'.
-        shape = torch.broadcast_shapes(position.shape, table.shape[:-2])
-        index = position.expand(shape)[..., None, None].expand(*shape, 1, table.shape[-1])
-        return table.expand(*shape, *table.shape[-2:]).gather(-2, index).squeeze(-2)
+    def _check_whole(self, observed: Sequence[str]) -> None:
+        if observed:
+            raise ValueError(
+                f"Expected a call that observes all of the latents {[latent.name for latent in self._continuous]} or none with "
+                f"the joint family {type(self.family).__name__}, got values of {observed}.\n"
+                "A joint factor has no density of the others given some. Use family=DiagonalNormal()."
+            )
+
+    def known(self, parameters: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """The parameters ``[*B, P]`` with factors that are sure of the discrete latents that a call observes.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+            given: the values of latents that the call observes, by site.
+        """
+        if not any(of.latent.name in given for of in self._discrete):
+            return parameters
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        parts = [
+            of.known(given[of.latent.name]).to(x) if of.latent.name in given else x
+            for of, x in zip(self._discrete, of_discrete, strict=True)
+        ]
+        return torch.cat([of_family, *parts], -1)
 
     def _sample_joint(self, parameters, plates, masks, scales, *, is_spread: bool) -> Tensor:
         """One draw of all continuous latents of every row, at an auxiliary site."""
@@ -234,7 +230,7 @@ class Factor(nn.Module):
         }
         if self._members is not None:
             depth = max(-frame.dim for frame in self.frames)
-            members = self._members_at(spread(of_family, self.frames, depth), result)
+            members = self._members.at(spread(of_family, self.frames, depth), result)
             of_family = members.reshape(count, *parameters.shape[:-1], -1)
         if self._continuous:
             fn = self.family.distribution(of_family)

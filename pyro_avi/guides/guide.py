@@ -271,7 +271,7 @@ class LocalGuide(OwnedGuide):
             result.update(self.global_guide(*args, **kwargs))
         for of in self.row_factors:
             parameters = self._infer(of, found, args, kwargs)
-            statements.update(of.factor.statements(parameters, self.plates, found.masks, found.scales))
+            statements.update(of.factor.statements(parameters, self.plates, found.masks, found.scales, found.given))
         result.update((name, statements[name]()) for name in self._structure.order if name in statements)
         return result
 
@@ -433,9 +433,14 @@ class LocalGuide(OwnedGuide):
         Args:
             *args, **kwargs: the arguments of the model.
         """
-        parameters = self.variational_parameters(*args, **kwargs)
-        several = isinstance(parameters, dict)
-        return self._by_rows(lambda of: of.factor.distribution(parameters[of.rows.plates] if several else parameters))
+        self.setup(*args, **kwargs)
+        with poutine.block():
+            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            return self._by_rows(lambda of: of.factor.distribution(self._known(of, found, args, kwargs)))
+
+    def _known(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows found, sure of the discrete latents that the call observes."""
+        return of.factor.known(self._infer(of, found, args, kwargs), found.given)
 
     @torch.no_grad()
     def posterior_by_row(
@@ -475,8 +480,11 @@ class LocalGuide(OwnedGuide):
             merged = merged or Merged(of.rows.plates[0], names)
             with poutine.block():
                 found, _ = self._find(call, {}, self._given_plates(call, {}))
-                parameters = self._infer(of, found, call, {})
+                parameters = self._known(of, found, call, {})
             values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
+            values.update(
+                (name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values
+            )
             merged.add(
                 found.rows[of.rows.plates[0]],
                 {name: (values[name], values[name].dim() + of.factor.row_dim(name)) for name in names},
@@ -532,9 +540,10 @@ class LocalGuide(OwnedGuide):
             if found is None:
                 found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
             for of in self.row_factors:
-                parameters = self._infer(of, found, args, kwargs)
+                parameters = self._known(of, found, args, kwargs)
                 result.update(of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters)))
-        return result
+        # What a call observes is no latent of it.
+        return {name: value for name, value in result.items() if name not in found.given}
 
 
 def _needs_arguments(model: Callable) -> bool:

@@ -87,17 +87,17 @@ class MeanFieldNormal(OwnedGuide):
         frames = [frame for latent in self._factor.latents for frame in latent.frames]
         plates = self._plates(frames, self._given_plates(args, kwargs), self._without_size)
         statements = self.statements(plates, self._sources.read(args, kwargs))
-        return {latent.name: statements[latent.name]() for latent in self._factor.latents}
+        return {latent.name: statements[latent.name]() for latent in self._factor.latents if latent.name in statements}
 
     def statements(self, plates: Mapping[str, pyro.plate], found: Found) -> dict[str, Callable[[], Tensor]]:
         """The sample statements by site, to be run in the order of the model.
 
         Args:
             plates: the plates of the latents, by name.
-            found: what masks and scales the latents in the call.
+            found: what masks and scales the latents in the call, and which of them it observes.
         """
         self.plates = dict(plates)
-        return self._factor.statements(self.vector, plates, found.masks, found.scales)
+        return self._factor.statements(self.vector, plates, found.masks, found.scales, found.given)
 
     @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
