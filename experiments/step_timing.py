@@ -95,7 +95,7 @@ def time_steps(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     pyro.clear_param_store()
     workload = _Workload(settings["workload"], settings["rows"])
     kind, calls = settings["guide"], workload.calls()
-    options = {"encoder": workload.encoder[1:]} if kind == "amortized" else {}
+    options = {"encoder": workload.encoder[1:], "standardize": False} if kind == "amortized" else {}
     guides = [_KINDS[kind](workload.model, **options), _ByHand(workload, kind)]
     trainings = [SVI(workload.model, guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()) for guide in guides]
     rounds: list[list[float]] = []

@@ -59,7 +59,7 @@ class _Workload:
         model = avi.models.BayesianDecoder(decoder, size=self.size, likelihood=likelihood)
         kinds = {"constant": avi.ConstantGuide, "factorized": avi.FactorizedGuide}
         if self.kind == "amortized":
-            return model, avi.AmortizedGuide(model, encoder=(self.width,))
+            return model, avi.AmortizedGuide(model, encoder=(self.width,), standardize=False)
         return model, kinds[self.kind](model)
 
 

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import pyro
 import torch
 from pyro.infer import ELBO
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
@@ -163,6 +163,12 @@ class CompiledStep:
     def own(self) -> list[Tensor]:
         """What a step reads and moves: parameters, moments and visits, learning rates."""
         return tree_flatten((self._values, self._states, self._rate_tensors))[0]
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """What model and guide hold beside their parameters, by name."""
+        modules = [part for part in (self._model, self._guide) if isinstance(part, nn.Module)]
+        return {f"{at}.{name}": x for at, part in enumerate(modules) for name, x in part.named_buffers()}
 
     def move_to(self, own: Sequence[Tensor]) -> None:
         """Keep from now on what :attr:`own` gives in these tensors, which have the same values."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avi.captured import launched_together, warn_of_launches
+from pyro_avi.compiled import CompiledStep
 from pyro_avi.gradient import Slope
 from pyro_avi.graphs import CannotCompile, compile_graph, log_graph, take_apart
 from pyro_avi.precision import with_kernels_in
@@ -140,16 +141,16 @@ class ManySteps:
         traced = self._steps[0].trace(*apart[:2], [of[0] for of in tensors])
         if not traced.drawn:
             raise CannotCompile("a step draws numbers that depend on others")
-        # What models and guides hold beside their parameters is that of the first one; the comparison tells if it differs.
-        held = traced.own[len(self._own) :]
-        own = [*self._own, *held]
+        # What else models and guides hold is that of the first one; the comparison tells if it differs.
+        held = [_of_each(x, self._steps) for x in traced.own[len(self._own) :]]
+        own = [*self._own, *(x for x, _ in held)]
 
         def given(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> list[Tensor]:
             of_calls = [of[0] if same else torch.stack(of) for of, same in zip(tensors, shared, strict=True)]
             return [*of_calls, *_draw(traced.draws, streams)]
 
         examples = given(tensors, [Stream(0) for _ in self._steps])
-        dims = [0] * len(self._own) + [None] * len(held) + [None if same else 0 for same in shared]
+        dims = [0] * len(self._own) + [dim for _, dim in held] + [None if same else 0 for same in shared]
         dims += [0] * (len(own) + len(examples) - len(dims))
         of_all = torch.func.vmap(lambda *inputs: traced.graph(*inputs)[0], in_dims=tuple(dims))
         with torch.no_grad():
@@ -168,6 +169,17 @@ class ManySteps:
             return step(*given(tensors, streams))[0]
 
         return losses, launched_apart
+
+
+def _of_each(held: Tensor, steps: Sequence[CompiledStep]) -> tuple[Tensor, int | None]:
+    """A tensor that the first step holds; where it is a buffer that others have with other values, those of all, stacked."""
+    buffers = [step.buffers for step in steps]
+    for name, buffer in buffers[0].items():
+        if buffer.shape == held.shape and buffer.data_ptr() == held.data_ptr():
+            each = [of[name] for of in buffers if name in of and of[name].shape == held.shape]
+            if len(each) == len(steps) and not all(torch.equal(one, held) for one in each):
+                return torch.stack(each), 0
+    return held, None
 
 
 class OneByOne:

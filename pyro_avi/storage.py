@@ -96,6 +96,9 @@ def load(
     if header["class"] == "AmortizedGuide":
         options["encoder"] = _given(path, "encoder", _widths(encoder, header["encoder"]), header["encoder"])
         options["inputs"] = _given(path, "inputs", inputs, header["inputs"])
+        # Files of versions before these were made without.
+        header = {"standardize": False, "covariates": [[] for _ in header["row_sets"]], **header}
+        options["standardize"] = header["standardize"]
     elif header["class"] == "FactorizedGuide":
         options |= {"same_rows": header["same_rows"], "rows_on": header["rows_on"]}
     options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])

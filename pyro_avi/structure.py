@@ -182,12 +182,14 @@ class RowSet:
         observations: the observed sites whose plates include these; for each the dimensions of its value that hold the
             rows, one a plate, from the right.
         subsampled: by observed site, its other plates that take a part of their rows only.
+        supports: by observed site, its support.
     """
 
     frames: tuple[CondIndepStackFrame, ...]
     latents: tuple[Latent, ...]
     observations: Mapping[str, tuple[int, ...]]
     subsampled: Mapping[str, tuple[str, ...]]
+    supports: Mapping[str, constraints.Constraint]
 
     @property
     def plates(self) -> tuple[str, ...]:
@@ -378,13 +380,22 @@ def _but_discrete(init_loc_fn: Callable) -> Callable:
 
 def _row_set(frames: list[CondIndepStackFrame], latents: list[Latent], observed: Mapping[str, Mapping]) -> RowSet:
     names = {frame.name for frame in frames}
-    observations, subsampled = {}, {}
+    observations, subsampled, supports = {}, {}, {}
     for name, site in observed.items():
         others = [frame for frame in _frames(site) if frame.name not in names]
         if len(_frames(site)) - len(others) == len(frames):
             observations[name] = tuple(frame.dim - site["fn"].event_dim for frame in frames)
+            supports[name] = _support(site["fn"])
             subsampled[name] = tuple(frame.name for frame in others if plate_scale([frame]) != 1.0)
-    return RowSet(tuple(frames), tuple(latents), observations, subsampled)
+    return RowSet(tuple(frames), tuple(latents), observations, subsampled, supports)
+
+
+def _support(fn) -> constraints.Constraint:
+    """The support of observed values, where their distribution has one."""
+    try:
+        return _alike(fn.support)
+    except (AttributeError, NotImplementedError):
+        return constraints.dependent
 
 
 def _rows(trace: Trace) -> Trace:

@@ -1,14 +1,19 @@
 """The amortized guide: a network predicts each row's factor."""
 
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_avi.encoders import MLP
+from pyro_avi.guides.covariates import Covariate, CovariateSearch
 from pyro_avi.guides.guide import LocalGuide, RowFactor, qualified_name
+from pyro_avi.guides.standardize import Standardize, transform_of
 from pyro_avi.provenance import Found, Sources
 
 __all__ = ["AmortizedGuide"]
@@ -16,12 +21,20 @@ __all__ = ["AmortizedGuide"]
 Encoder = Sequence[int] | nn.Module
 Inputs = Callable[..., Tensor]
 Key = str | tuple[str, ...]
+Part = tuple[Tensor, Tensor | None]
 
 
 class _Network(nn.Module):
-    """An encoder to features ``[B, H]`` and a linear head to parameters ``[B, P]``."""
+    """An encoder to features ``[B, H]`` and a linear head to parameters ``[B, P]``.
 
-    def __init__(self, encoder: nn.Module, inputs: Tensor, initial: Tensor):
+    Args:
+        encoder: ``[B, ...]`` to ``[B, H]``.
+        inputs: what it reads of some rows.
+        initial: what the head is to give them.
+        standardize: by part of the inputs how it is standardized; empty where it is not.
+    """
+
+    def __init__(self, encoder: nn.Module, inputs: Tensor, initial: Tensor, standardize: nn.ModuleList):
         super().__init__()
         features = encoder(inputs)
         if features.dim() != 2 or len(features) != len(inputs):
@@ -32,7 +45,7 @@ class _Network(nn.Module):
         head = nn.Linear(features.shape[-1], initial.shape[-1]).to(features)
         nn.init.zeros_(head.weight)
         head.bias.copy_(initial[0])
-        self.encoder, self.head = encoder, head
+        self.encoder, self.head, self.standardize = encoder, head, standardize
 
     def forward(self, inputs: Tensor) -> Tensor:
         return self.head(self.encoder(inputs))
@@ -51,15 +64,22 @@ class AmortizedGuide(LocalGuide):
         encoder: widths of a multilayer perceptron (:class:`~pyro_avi.encoders.MLP`), or any module from ``[B, *input]`` to
             features ``[B, H]``; for several row sets also a dictionary of such by the names of their plates.
         inputs: a function of the model's arguments that returns what the encoder reads, ``[B, ...]``: the rows of the
-            call, or all ``N`` rows where the model draws its rows itself. By default the values observed in the plate;
-            several of them are flattened and joined. Masked values are read as zeros, and their mask beside them. For
-            several row sets a dictionary of such functions by the names of their plates, those left out by default.
-            Together with ``create_plates`` the model's rows are not searched for: they are those of the plates given.
+            call, or all ``N`` rows where the model draws its rows itself. By default the values observed in the plate and,
+            for an encoder given by widths, the arguments that the model's rows depend on beyond them (covariates,
+            exposures); several of them are flattened and joined. Masked values are read as zeros, and their mask beside
+            them. Whole numbers that index or tell groups apart are not read. For several row sets a dictionary of such
+            functions by the names of their plates, those left out by default. Together with ``create_plates`` the model's
+            rows are not searched for: they are those of the plates given.
+        standardize: whether what the encoder reads is standardized by the rows that the guide is set up with, counts by
+            their logarithm first (:class:`~pyro_avi.guides.standardize.Standardize`). By default where the encoder is given
+            by widths and the guide finds its inputs: a module of your own reads values as the model observes them, and
+            what ``inputs=`` returns is read as it is.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
             :class:`~pyro_avi.guides.guide.LocalGuide`.
 
     Raises:
-        ValueError: if a width is not positive, the encoder's features are not ``[B, H]``, or nothing is known to read.
+        ValueError: if a width is not positive, the encoder's features are not ``[B, H]``, nothing is known to read, or
+            observed values that are not masked are nan or infinite.
 
     References:
         Kingma and Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114.
@@ -81,6 +101,7 @@ class AmortizedGuide(LocalGuide):
         encoder: Encoder | Mapping[Key, Encoder] = (64, 64),
         *,
         inputs: Inputs | Mapping[Key, Inputs] | None = None,
+        standardize: bool | None = None,
         **kwargs,
     ):
         super().__init__(model, **kwargs)
@@ -90,7 +111,9 @@ class AmortizedGuide(LocalGuide):
         # Hidden from the module: the encoders that are trained belong to the inference functions.
         self._given_encoder = (_by_plates(encoder),)
         self._inputs = _by_plates(inputs)
+        self._standardize = standardize
         self._masked: dict[str, bool] = {}
+        self._covariates: dict[tuple[str, ...], list[Covariate]] = {}
 
     @property
     def encoder(self) -> nn.Module | dict[tuple[str, ...], nn.Module]:
@@ -137,7 +160,9 @@ class AmortizedGuide(LocalGuide):
     def describe(self):
         """What kind of guide this is, as plain data; of modules and functions their names."""
         encoder = _qualified(self._given_encoder[0])
-        return {**super().describe(), "encoder": encoder, "inputs": _qualified(self._inputs)}
+        reads = [[covariate.describe() for covariate in self._covariates[of.rows.plates]] for of in self.row_factors]
+        own = {"encoder": encoder, "inputs": _qualified(self._inputs), "standardize": self._standardize}
+        return {**super().describe(), **own, "covariates": reads}
 
     @staticmethod
     def _of_rows(given: Any, plates: tuple[str, ...], option: str, count: int) -> Any:
@@ -152,53 +177,125 @@ class AmortizedGuide(LocalGuide):
         return given
 
     def _create_function(self, of, initial, found, args, kwargs):
+        plates, count = of.rows.plates, len(self._structure.row_sets)
         for name in of.rows.observations:
             self._masked[name] = name in found.masks
-        inputs = self._read(of, found, args, kwargs).to(initial.device).flatten(0, initial.dim() - 2)
-        encoder = self._of_rows(self._given_encoder[0], of.rows.plates, "encoder", len(self._structure.row_sets))
+        self._check_finite(of, found)
+        encoder = self._of_rows(self._given_encoder[0], plates, "encoder", count)
         if encoder is None:
             raise ValueError(f"Expected encoder= for {of.rows}, got those for {sorted(self._given_encoder[0])}.")
-        if not isinstance(encoder, nn.Module):
+        by_widths, is_found = (
+            not isinstance(encoder, nn.Module),
+            self._of_rows(self._inputs, plates, "inputs", count) is None,
+        )
+        self._covariates[plates] = self._find_covariates(of, found, args, kwargs, by_widths) if is_found else []
+        parts = [
+            (value.to(initial.device), None if known is None else known.to(initial.device))
+            for value, known in self._parts(of, found, args, kwargs)
+        ]
+        depth, standardize = len(plates), nn.ModuleList()
+        if by_widths and is_found if self._standardize is None else self._standardize:
+            for (value, known), transform in zip(parts, self._transforms(of, found, is_found), strict=True):
+                known = None if known is None else known.flatten(0, depth - 1)
+                standardize.append(Standardize(value.flatten(0, depth - 1), known, transform=transform))
+        inputs = _joined(parts, standardize, depth).flatten(0, depth - 1)
+        if by_widths:
             encoder = MLP(prod(inputs.shape[1:]), encoder).to(initial)
-        return _Network(encoder, inputs, initial.flatten(0, -2))
+        return _Network(encoder, inputs, initial.flatten(0, -2), standardize)
+
+    def _transforms(self, of: RowFactor, found: Found, is_found: bool) -> list[str]:
+        """What is done to each part of the inputs before it is standardized."""
+        if not is_found:
+            return ["none"]
+        observed = [transform_of(found.values[name], of.rows.supports[name]) for name in of.rows.observations]
+        return observed + [covariate.transform for covariate in self._covariates[of.rows.plates]]
+
+    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Sample every latent of the model; return the values by site.
+
+        Raises:
+            ValueError: if observed values that are not masked are nan or infinite, where validation is on.
+        """
+        try:
+            return super().forward(*args, **kwargs)
+        except ValueError:
+            # Looked for after the fact, so that it takes no time at other steps.
+            if self._structure is not None and not torch.jit.is_tracing():
+                with poutine.block():
+                    found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+                    for of in self.row_factors:
+                        self._check_finite(of, found)
+            raise
+
+    def _check_finite(self, of: RowFactor, found: Found) -> None:
+        """Refuse observed values that would make every parameter nan."""
+        if self._of_rows(self._inputs, of.rows.plates, "inputs", len(self._structure.row_sets)) is not None:
+            return
+        depth = len(of.rows.plates)
+        for name in of.rows.observations:
+            value, known = self._observed(of, name, found, self._like.dtype)
+            bad = ~value.isfinite() if known is None else ~value.isfinite() & known
+            bad = bad.flatten(0, depth - 1)
+            if bad.any():
+                count = int(bad.reshape(len(bad), -1).any(-1).sum())
+                raise ValueError(
+                    f"Expected finite values at observed site {name!r}, got {count} of {len(bad)} rows with values that are "
+                    "nan or infinite.\nTry one of the following fixes:\n"
+                    "- mask what is missing, and put a number in its place: "
+                    f"pyro.sample({name!r}, fn.mask(~x.isnan()), obs=x.nan_to_num())\n"
+                    "- leave these rows out"
+                )
+
+    def _find_covariates(self, of: RowFactor, found: Found, args, kwargs, by_widths: bool) -> list[Covariate]:
+        """The arguments that the rows depend on beyond what is observed, where the encoder can read them."""
+        search = CovariateSearch(self.model, args, kwargs, of.rows)
+        if self._expected is not None:
+            at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(of.rows.plates)
+            return [search.named(each) for each in self._expected["covariates"][at]]
+        observed = {name: found.values[name] for name in of.rows.observations}
+        covariates = search.find(found.rows, observed)
+        names = {} if by_widths else {each.argument.name: "its encoder is a module of yours" for each in covariates}
+        for name, reason in {**names, **search.undecided}.items():
+            warnings.warn(
+                f"The rows of {of.rows} may depend on argument {name} of the model, which the guide does not read "
+                f"({reason}).\nSay what it reads, here as an example one number a row each: "
+                f"inputs=lambda {_signature(self.model)}: torch.stack([{', '.join([*observed, name])}], -1)",
+                stacklevel=2,
+            )
+        return covariates if by_widths else []
 
     def _infer(self, of, found, args, kwargs):
-        inputs = self._read(of, found, args, kwargs)
         depth = len(of.rows.plates)
+        inputs = _joined(self._parts(of, found, args, kwargs), of.function.standardize, depth)
         if depth == 1:
             return of.function(inputs)
         return of.function(inputs.flatten(0, depth - 1)).unflatten(0, inputs.shape[:depth])
 
-    def _read(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """What the encoder reads, ``[*B, ...]``."""
+    def _parts(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
+        """What the encoder reads, ``[*B, ...]`` each, and what of it is known where there is a mask."""
         plates = of.rows.plates
+        dtype = of.function.head.weight.dtype if of.function else self._like.dtype
         given = self._of_rows(self._inputs, plates, "inputs", len(self._structure.row_sets))
         if given is not None:
-            return self._read_given(given(*args, **kwargs), plates, found, args, kwargs)
-        parts = []
-        for name, dims in of.rows.observations.items():
-            parts += [_rows_first(part, dims) for part in self._observed(of, name, found)]
-        if len(parts) == 1:
-            return parts[0]
-        return torch.cat(
-            [part.flatten(len(plates)) if part.dim() > len(plates) else part[..., None] for part in parts], -1
-        )
+            inputs = self._read_given(given(*args, **kwargs), plates, found, args, kwargs)
+            return [(inputs.to(dtype) if self._standardize else inputs, None)]
+        parts = [self._observed(of, name, found, dtype) for name in of.rows.observations]
+        rows = [found.rows[name] for name in plates]
+        covariates = self._covariates[plates]
+        return parts + [(covariate.read(args, kwargs, rows).to(dtype), None) for covariate in covariates]
 
-    def _observed(self, of: RowFactor, name: str, found: Found) -> list[Tensor]:
+    def _observed(self, of: RowFactor, name: str, found: Found, dtype: torch.dtype) -> Part:
         """The observed value of a site, and its mask where it has one."""
-        value = found.values[name].to(of.function.head.weight.dtype if of.function else self._like.dtype)
-        mask = found.masks.get(name)
+        value, mask, dims = found.values[name].to(dtype), found.masks.get(name), of.rows.observations[name]
         if mask is not None and not self._masked[name]:
             raise ValueError(
                 f"Expected site {name!r} without a mask, as in the first call, got a mask.\n"
                 "Call guide.setup(*args) with arguments for which it is masked: the encoder reads the mask too."
             )
-        if not self._masked[name]:
-            return [value]
-        event_dim = of.rows.frames[0].dim - of.rows.observations[name][0]
-        mask = True if mask is None else mask.of_elements(event_dim)
-        mask = torch.as_tensor(mask, device=value.device).expand_as(value)
-        return [torch.where(mask, value, 0.0), mask.to(value.dtype)]
+        if self._masked[name]:
+            mask = True if mask is None else mask.of_elements(of.rows.frames[0].dim - dims[0])
+            mask = _rows_first(torch.as_tensor(mask, device=value.device).expand_as(value), dims)
+        return _rows_first(value, dims), mask
 
     def _read_given(self, inputs: Tensor, plates: tuple[str, ...], found: Found, args, kwargs) -> Tensor:
         drawn = {} if self._sources is None else self._sources.draws_rows(args, kwargs)
@@ -212,6 +309,28 @@ class AmortizedGuide(LocalGuide):
                     f"{tuple(inputs.shape)}."
                 )
         return inputs
+
+
+def _joined(parts: Sequence[Part], standardize: Sequence[Standardize], depth: int) -> Tensor:
+    """The inputs of an encoder; several parts are flattened behind their ``depth`` dimensions of rows."""
+    inputs = []
+    for position, (value, known) in enumerate(parts):
+        if standardize:
+            value = standardize[position](value, known)
+        elif known is not None:
+            value = torch.where(known, value, 0.0)
+        inputs += [value] if known is None else [value, known.to(value.dtype)]
+    if len(inputs) == 1:
+        return inputs[0]
+    return torch.cat([part.flatten(depth) if part.dim() > depth else part[..., None] for part in inputs], -1)
+
+
+def _signature(model: Callable) -> str:
+    """The parameters of a model as text."""
+    try:
+        return ", ".join(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters)
+    except (TypeError, ValueError):
+        return "*args, **kwargs"
 
 
 def _by_plates(given: Any) -> Any:

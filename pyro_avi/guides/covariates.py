@@ -1,0 +1,422 @@
+"""Which arguments of a model its rows depend on beyond what is observed: covariates, exposures, weights, masks of latents.
+
+An argument is one of a row set if exchanging one of its rows changes the densities of that row and of no other, with all
+latents and observations held where they are. The model is run and never looked into, so that it may use the argument in any
+way, by NumPy too.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_uniform
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+from torch.utils._pytree import (
+    SequenceKey,
+    key_get,
+    keystr,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_unflatten,
+)
+
+from pyro_avi.guides.standardize import transform_of
+from pyro_avi.masks import site_mask
+from pyro_avi.provenance import Rows
+from pyro_avi.replay import Recorder
+from pyro_avi.structure import RowSet, equal, is_observation, quiet
+
+__all__ = ["Argument", "Covariate", "CovariateSearch"]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor among the arguments of a model, which may be nested.
+
+    Attributes:
+        name: as in the model's signature, e.g. ``exposure`` or ``batch['exposure']``.
+        position: of the argument that holds it, where it can be given by position.
+        keyword: its keyword.
+        path: where it is in that argument.
+    """
+
+    name: str
+    position: int | None
+    keyword: str | None
+    path: tuple
+
+    def of(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The tensor in a call.
+
+        Raises:
+            ValueError: if the call has none.
+        """
+        by_position = self.position is not None and self.position < len(args)
+        value = args[self.position] if by_position else kwargs.get(self.keyword)
+        try:
+            value = key_get(value, self.path) if self.path else value
+        except (KeyError, IndexError, TypeError, AttributeError):
+            value = None
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"Expected argument {self.name} of the model as a tensor, as in the first call, got {type(value).__name__}.\n"
+                "The encoder reads it along with the observations. Try one of the following fixes:\n"
+                "- pass it to this call too\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """An argument that the rows of a row set depend on.
+
+    Attributes:
+        argument: where it is found.
+        dims: for each plate of the row set its dimension with the plate's rows, ``None`` if it has none.
+        by_position: whether an argument of all rows is indexed by the positions of the call's rows where both are as many.
+        transform: what is done to it before it is standardized.
+    """
+
+    argument: Argument
+    dims: tuple[int | None, ...]
+    by_position: bool
+    transform: str
+
+    def describe(self) -> dict[str, Any]:
+        """As plain data."""
+        own = {"dims": list(self.dims), "by_position": self.by_position, "transform": self.transform}
+        return {"argument": self.argument.name, **own}
+
+    def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Sequence[Rows]) -> Tensor:
+        """The values of a call's rows, ``[*B, ...]``.
+
+        Args:
+            args, kwargs: the arguments of the model.
+            rows: of each plate of the row set.
+        """
+        value, there = self.argument.of(args, kwargs), []
+        for dim, of in zip(self.dims, rows, strict=True):
+            if dim is None:
+                continue
+            size = value.shape[dim] if dim < value.dim() else None
+            if of.index is not None and size == of.size and (self.by_position or size != len(of)):
+                value = value.index_select(dim, of.index)
+            elif size != len(of):
+                raise ValueError(
+                    f"Expected argument {self.argument.name} of the model with the {len(of)} rows of the call, or all "
+                    f"{of.size}, in dimension {dim}, got shape {tuple(value.shape)}."
+                )
+            there.append(dim)
+        value = value.movedim(there, tuple(range(len(there))))
+        for position, (dim, of) in enumerate(zip(self.dims, rows, strict=True)):
+            if dim is None:
+                value = value.unsqueeze(position)
+                value = value.expand(*value.shape[:position], len(of), *value.shape[position + 1 :])
+        return value
+
+
+class _CannotExchange(Exception):
+    """Why the rows of an argument cannot be exchanged."""
+
+
+class _Hold(Messenger):
+    """Give sites the values that they had."""
+
+    def __init__(self, values: Mapping[str, Tensor]):
+        super().__init__()
+        self._values = values
+
+    def _pyro_sample(self, msg):
+        if msg["name"] in self._values:
+            msg["value"], msg["done"] = self._values[msg["name"]], True
+
+
+class CovariateSearch:
+    """Looks for the covariates of one row set.
+
+    Args:
+        model: any Pyro callable.
+        args, kwargs: its arguments.
+        rows: the row set.
+
+    Attributes:
+        undecided: by argument why nothing is known of it.
+    """
+
+    # Rows that are exchanged in turn.
+    _tries = 3
+
+    def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], rows: RowSet):
+        self._model, self._rows = model, rows
+        paths, self._spec = tree_flatten_with_path((args, dict(kwargs)))
+        self._leaves = [leaf for _, leaf in paths]
+        self._arguments = [_argument(model, path) for path, _ in paths]
+        self._base: Trace | None = None
+        self.undecided: dict[str, str] = {}
+
+    def named(self, description: Mapping[str, Any]) -> Covariate:
+        """The covariate of a description.
+
+        Raises:
+            ValueError: if there is no such argument.
+        """
+        for argument in self._arguments:
+            if argument.name == description["argument"]:
+                return Covariate(**{**description, "dims": tuple(description["dims"]), "argument": argument})
+        names = [
+            argument.name for argument, leaf in zip(self._arguments, self._leaves, strict=True) if _is_tensor(leaf)
+        ]
+        raise ValueError(
+            f"Expected a tensor {description['argument']} among the arguments of the model, which the encoder reads, got "
+            f"{names}."
+        )
+
+    def find(self, sizes: Mapping[str, Rows], observed: Mapping[str, Tensor]) -> list[Covariate]:
+        """The covariates.
+
+        Args:
+            sizes: the rows of the call by plate.
+            observed: the observed values that are read anyway, by site.
+        """
+        of_rows = [sizes[name] for name in self._rows.plates]
+        lengths = {number for of in of_rows for number in (of.size, len(of))}
+        found = []
+        for position, leaf in enumerate(self._leaves):
+            if not _is_tensor(leaf) or not lengths & set(leaf.shape):
+                continue
+            known = [*observed.values(), *(of.index for of in of_rows if of.index is not None)]
+            if any(leaf is value or equal(leaf, value) for value in known):
+                continue
+            try:
+                covariate = self._covariate(position, of_rows, observed)
+            except _CannotExchange as error:
+                self.undecided[self._arguments[position].name] = str(error)
+                continue
+            found += [] if covariate is None else [covariate]
+        return found
+
+    def _covariate(self, position: int, of_rows: Sequence[Rows], observed: Mapping[str, Tensor]) -> Covariate | None:
+        leaf = self._leaves[position]
+        if not leaf.is_floating_point() and leaf.dtype != torch.bool and self._tells_apart(position):
+            return None
+        dims: list[int | None] = []
+        by_position = False
+        for axis, of in enumerate(of_rows):
+            rows, size = self._positions(axis, of)
+            call = torch.arange(len(rows), device=rows.device)
+            free = [dim for dim in range(leaf.dim()) if dim not in dims]
+            found = self._dim(position, axis, free, call, len(rows))
+            if found is None and not torch.equal(rows, call):
+                found = self._dim(position, axis, free, rows, size)
+                by_position |= found is not None
+            dims.append(found)
+        if all(dim is None for dim in dims) or self._is_read(position, observed):
+            return None
+        return Covariate(self._arguments[position], tuple(dims), by_position, transform_of(leaf))
+
+    def _dim(self, position: int, axis: int, dims: Sequence[int], rows: Tensor, size: int) -> int | None:
+        """The dimension of so many positions in which an argument has the rows of a plate at these."""
+        for dim in dims:
+            if self._leaves[position].shape[dim] == size and self._is_aligned(position, axis, dim, rows):
+                if size > 1:
+                    return dim
+                self.undecided[self._arguments[position].name] = "one row does not tell whose it is"
+        return None
+
+    def _is_aligned(self, position: int, axis: int, dim: int, positions: Tensor) -> bool:
+        """Whether a change at the position of one row changes its densities and those of no other."""
+        leaf, base, matters = self._leaves[position], self._densities(), False
+        for row in sorted({0, len(positions) // 2, len(positions) - 1}):
+            at = positions[row : row + 1]
+            now = self._densities(position, leaf.index_copy(dim, at, _another(leaf, dim, int(at))))
+            changed = _differs(now, base).movedim(axis, 0).reshape(base.shape[axis], -1).any(-1)
+            matters |= bool(changed[row])
+            changed[row] = False
+            if changed.any():
+                return False
+        return matters
+
+    def _positions(self, axis: int, of: Rows) -> tuple[Tensor, int]:
+        """The positions ``[B]`` of the rows in the run that all others are compared with, and the size of their plate."""
+        self._densities()
+        site = self._base.nodes.get(self._rows.plates[axis])
+        if site is not None:
+            return torch.as_tensor(site["value"]), site["fn"].size
+        return (torch.arange(of.size) if of.index is None else of.index), of.size
+
+    def _densities(self, position: int | None = None, value: Tensor | None = None) -> Tensor:
+        """The log densities by row, ``[*B]``, with one argument replaced."""
+        if self._base is None:
+            self._base = self._run(self._leaves, {})
+            self._at_base = self._by_row(self._run(self._leaves, self._values()))
+        if position is None:
+            return self._at_base
+        leaves = [value if at == position else leaf for at, leaf in enumerate(self._leaves)]
+        return self._by_row(self._run(leaves, self._values()))
+
+    def _values(self, *, observed: bool = True) -> dict[str, Tensor]:
+        nodes = self._base.nodes.items()
+        return {
+            name: site["value"].clone() for name, site in nodes if _is_drawn(site) or observed and is_observation(site)
+        }
+
+    def _run(self, leaves: Sequence[Any], values: Mapping[str, Tensor]) -> Trace:
+        args, kwargs = tree_unflatten([leaf.detach() if _is_tensor(leaf) else leaf for leaf in leaves], self._spec)
+        with quiet(0), pyro.validation_enabled(False), InitMessenger(_start), _Hold(values):
+            try:
+                return poutine.trace(self._model).get_trace(*args, **kwargs)
+            except Exception as error:
+                if self._base is None:
+                    raise
+                first = str(error).partition("\n")[0]
+                raise _CannotExchange(
+                    f"with its rows exchanged the model raises {type(error).__name__}: {first}"
+                ) from error
+
+    def _by_row(self, trace: Trace) -> Tensor:
+        total: Tensor | float = 0.0
+        with quiet(), pyro.validation_enabled(False):
+            trace.compute_log_prob(lambda name, site: self._counts(site))
+        for site in trace.nodes.values():
+            if self._counts(site):
+                frames = {frame.name: frame for frame in site["cond_indep_stack"]}
+                total = total + _sum_to(site["log_prob"], [frames[name] for name in self._rows.plates])
+        return total
+
+    def _counts(self, site: Mapping[str, Any]) -> bool:
+        if site["type"] != "sample" or site_is_subsample(site) or site["infer"].get("_deterministic"):
+            return False
+        return set(self._rows.plates) <= {frame.name for frame in site["cond_indep_stack"]}
+
+    def _is_read(self, position: int, observed: Mapping[str, Tensor]) -> bool:
+        """Whether an argument is where an observed value comes from, with as many elements, or its mask."""
+        leaf = self._leaves[position]
+        leaves = [_shuffled(leaf) if at == position else each for at, each in enumerate(self._leaves)]
+        now = self._run(leaves, self._values(observed=False))
+        for name in observed:
+            for read in (lambda site: site["value"], _mask_values):
+                one, two = read(self._base.nodes[name]), read(now.nodes[name])
+                as_many = isinstance(one, Tensor) and (one.numel() == leaf.numel() or leaf.dtype == torch.bool)
+                if as_many and not (isinstance(two, Tensor) and equal(one, two)):
+                    return True
+        return False
+
+    def _tells_apart(self, position: int) -> bool:
+        """Whether whole numbers are positions or kinds: used to index, compared for equality, or read into Python."""
+        self._densities()
+        leaves = [leaf.detach() if _is_tensor(leaf) else leaf for leaf in self._leaves]
+        args, kwargs = tree_unflatten(leaves, self._spec)
+        recorder = Recorder()
+        with quiet(0), pyro.validation_enabled(False), _Hold(self._values()), recorder:
+            self._model(*args, **kwargs)
+        same = {id(leaves[position])}
+        for call in recorder.calls:
+            # What is indexed is no index.
+            used = call.args[1:] if call.name in _INDEXED else call.args
+            if same & {id(x) for x in tree_leaves((used, call.kwargs)) if _is_tensor(x)}:
+                if call.name in _TELLING:
+                    return True
+                if call.name in _SAME:
+                    same.add(id(call.out))
+            if call.name in _INDEXED and id(call.args[0]) in same:
+                same.add(id(call.out))
+        return False
+
+
+# What uses whole numbers to tell things apart.
+_TELLING = {"__getitem__", "__setitem__", "index_select", "index_add", "index_add_", "gather", "take", "take_along_dim"}
+_TELLING |= {
+    "scatter",
+    "scatter_add",
+    "embedding",
+    "one_hot",
+    "bincount",
+    "repeat_interleave",
+    "eq",
+    "ne",
+    "__eq__",
+    "__ne__",
+}
+_TELLING |= {"item", "tolist", "numpy", "unique", "__index__", "__int__", "__array__", "__contains__"}
+
+# Of these only what comes after the first argument.
+_INDEXED = {"__getitem__", "__setitem__", "index_select", "gather", "take", "take_along_dim"}
+
+# What gives the same numbers in another form.
+_SAME = {"long", "int", "to", "type", "float", "double", "type_as", "clone", "detach", "contiguous"}
+_SAME |= {"view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "t", "transpose"}
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
+
+
+def _mask_values(site: Mapping[str, Any]) -> Tensor | bool | None:
+    mask = site_mask(site)
+    return None if mask is None else mask.values
+
+
+def _is_drawn(site: Mapping[str, Any]) -> bool:
+    return site["type"] == "sample" and not site["is_observed"]
+
+
+def _start(site: Mapping[str, Any]) -> Tensor:
+    # Moderate values, and none at 0, where a slope would hide what it multiplies.
+    return site["fn"].sample() if site["fn"].support.is_discrete else init_to_uniform(site, radius=1.0)
+
+
+def _argument(model: Callable, path: tuple) -> Argument:
+    """Where a leaf of ``(args, kwargs)`` belongs in the model's signature."""
+    (of_kwargs, at), rest = (part.idx if isinstance(part, SequenceKey) else part.key for part in path[:2]), path[2:]
+    try:
+        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+    except (TypeError, ValueError):
+        parameters = ()
+    by_position = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
+    if of_kwargs:
+        position, keyword = by_position.index(at) if at in by_position else None, at
+    else:
+        position, keyword = at, by_position[at] if at < len(by_position) else None
+    return Argument((keyword or f"args[{position}]") + keystr(rest), position, keyword, rest)
+
+
+def _another(leaf: Tensor, dim: int, at: int) -> Tensor:
+    """Another row in the place of one, or another value where all rows are alike."""
+    rows = leaf.movedim(dim, 0)
+    differs = (rows != rows[at]).reshape(len(rows), -1).any(-1)
+    if differs.any():
+        return leaf.narrow(dim, int(differs.int().argmax()), 1)
+    return _changed(leaf.narrow(dim, at, 1))
+
+
+def _changed(values: Tensor) -> Tensor:
+    if values.dtype == torch.bool:
+        return ~values
+    return 1.1 * values + 0.1 if values.is_floating_point() else values + 1
+
+
+def _shuffled(leaf: Tensor) -> Tensor:
+    rolled = leaf.flatten().roll(1).view(leaf.shape)
+    return _changed(leaf) if equal(rolled, leaf) else rolled
+
+
+def _differs(one: Tensor, two: Tensor) -> Tensor:
+    return ~torch.isclose(one, two, rtol=1e-6, atol=1e-7, equal_nan=True)
+
+
+def _sum_to(log_prob: Tensor, frames: Sequence[CondIndepStackFrame]) -> Tensor:
+    """The sum over all dimensions but those of some plates."""
+    depth = max(-frame.dim for frame in frames)
+    log_prob = log_prob.reshape((1,) * (depth - log_prob.dim()) + log_prob.shape)
+    kept = [log_prob.dim() + frame.dim for frame in frames]
+    others = [dim for dim in range(log_prob.dim()) if dim not in kept]
+    log_prob = log_prob.sum(others) if others else log_prob
+    return log_prob.expand([frame.size for frame in frames])
