@@ -1,7 +1,8 @@
 """``python -m experiments.report [NAME]``: records -> figures, tables and one HTML file. It reads, and never trains.
 
 A sweep NAME has a report when the module ``experiments.reports.NAME`` has a function ``document(records)`` that turns
-the records, by key, into an `experiments.document.Document`.
+the records, by key, into an `experiments.document.Document`. A sweep of one's own, ``FOLDER/NAME.py`` of a folder that
+`PYRO_AVI_SWEEPS` names, brings ``FOLDER/reports/NAME.py``.
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ def table_text(name: str, out: Path) -> str:
 
 def terminal(drawn: Document) -> str:
     """The tables of a document as plain text."""
-    return "\n\n".join(table.text() for section in drawn.sections for table in section.tables if table.brief)
+    return "\n\n".join(table.text() for section in drawn.sections for table in section.tables)
 
 
 def main(argv: list[str] | None = None) -> int:

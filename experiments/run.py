@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,8 @@ __all__ = ["Context", "Progress", "keep_compiled", "one_thread", "run_cell", "us
 
 Progress = Callable[[int, int, str], None]
 
+# Held while a cell runs.
+_RUNNING = threading.Lock()
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _PACKAGES = ("torch", "pyro-ppl", "pyro_avi", "numpy")
 
@@ -63,8 +66,14 @@ def run_cell(cell: Cell, context: Context) -> Record:
     eagerly, and why: sums are rounded differently, so the last digits of such a cell may be no other machine's.
 
     Raises:
+        RuntimeError: another cell is running in this process: they would draw each other's numbers.
         ValueError: the sweep is unknown, or its result is no JSON (a sweep gives None for a number that is not finite).
     """
+    with _alone():
+        return _run_cell(cell, context)
+
+
+def _run_cell(cell: Cell, context: Context) -> Record:
     keep_compiled()
     sweep = sweeps.find(cell.sweep)
     started = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -99,6 +108,19 @@ def run_cell(cell: Cell, context: Context) -> Record:
             "peak_memory_bytes": _peak_memory(context.device),
         },
     }
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    if not _RUNNING.acquire(blocking=False):
+        raise RuntimeError(
+            "Expected one cell at a time in a process, got a second one while the first is running.\n"
+            "An engine runs cells that overlap in processes of their own: see experiments.engines."
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()
 
 
 @contextmanager

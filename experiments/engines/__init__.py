@@ -1,6 +1,8 @@
 """Engines run cells: one a file, one interface. The module path is the registry.
 
-The engine `NAME` is the class `Name` of `experiments/engines/NAME.py`: a further one is one more file.
+The engine `NAME` is the class `Name` of `experiments/engines/NAME.py`: a further one is one more file. It runs cells that
+overlap in time in processes of their own, never in threads of one: torch's random state, its number of threads, and Pyro's
+store of parameters and stack of handlers are the process's.
 """
 
 import importlib
@@ -47,7 +49,7 @@ class Engine(ABC):
         """Run the cells and yield what became of each, in the order they end.
 
         A cell is taken from `cells` only when it can start at once, for taking it claims it. A cell that fails does not
-        stop the others.
+        stop the others. One cell at a time is in a process.
 
         Args:
             cells: taken lazily.

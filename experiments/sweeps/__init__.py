@@ -1,8 +1,9 @@
 """One experiment a file: the module path is the registry.
 
 A sweep is a module of this package, or a file in a folder that the environment variable `PYRO_AVI_SWEEPS` names
-(several folders are separated as in `PATH`), so that an experiment of one's own needs no change of the checkout.
-It offers
+(several folders are separated as in `PATH`), so that an experiment of one's own needs no change of the checkout. Its
+report, if it has one, is the file of the same name in the folder `reports` of that folder (see `experiments.report`).
+A sweep offers
 
     summary: str                                    one line for `--list`
     add_arguments(parser)                           its own options
@@ -23,14 +24,21 @@ import os
 import pkgutil
 from types import ModuleType
 
-__all__ = ["find", "names"]
+__all__ = ["find", "folders", "names"]
 
-__path__ = [*__path__, *filter(None, os.environ.get("PYRO_AVI_SWEEPS", "").split(os.pathsep))]
+
+def folders() -> list[str]:
+    """The folders of sweeps of one's own."""
+    return [folder for folder in os.environ.get("PYRO_AVI_SWEEPS", "").split(os.pathsep) if folder]
+
+
+__path__ = [*__path__, *folders()]
 
 
 def names() -> list[str]:
-    """The names of all sweeps, sorted. Modules whose name begins with an underscore are helpers."""
-    return sorted({module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")})
+    """The names of all sweeps, sorted. Modules whose name begins with an underscore are helpers, and `reports` are those."""
+    found = {module.name for module in pkgutil.iter_modules(__path__)}
+    return sorted(name for name in found if not name.startswith("_") and name != "reports")
 
 
 def find(name: str) -> ModuleType:

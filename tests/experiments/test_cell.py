@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,19 @@ def test_a_cell_runs_on_one_thread_and_leaves_the_callers(tiny, tmp_path, monkey
         assert os.environ["OMP_NUM_THREADS"] == "2" and "MKL_NUM_THREADS" not in os.environ
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_process_refuses_a_second_cell_while_one_is_running(tiny, tmp_path):
+    first, second = (Cell("tiny", {"kind": "plain", "seed": seed}) for seed in (0, 1))
+    context, met = Context("cpu", str(tmp_path), False), []
+
+    def meanwhile(*step):
+        met.append(attempt(second, context))
+
+    assert run_cell(first, replace(context, progress=meanwhile))["key"] == first.key
+    (refused,) = met
+    assert refused.record is None and "Expected one cell at a time in a process" in refused.failure
+    assert attempt(second, context).record is not None
 
 
 def test_a_number_that_is_not_finite_is_refused(tiny, tmp_path):

@@ -3,8 +3,12 @@
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 
+import pyro
 import pytest
+import torch
 
 from experiments import engines
 from experiments.cell import Cell
@@ -59,6 +63,45 @@ def test_results_do_not_depend_on_the_engine(start):
             outcomes = {outcome.cell: outcome.record["result"] for outcome in engine.run(wanted, unwatched)}
             results.append([outcomes[cell] for cell in wanted])
     assert results[0] == results[1]
+
+
+def run_pyro_programs(engine, bench):
+    """Two cells that use the process's state of torch and Pyro, at the same time where the engine runs two."""
+    wanted = cells("pyro", "pyro", first=3)
+    outcomes = {outcome.cell: outcome for outcome in engine.run(wanted, unwatched)}
+    for cell in wanted:
+        assert outcomes[cell].record is not None, outcomes[cell].failure
+        seed = cell.settings["seed"]
+        alone = torch.randn((), generator=torch.Generator().manual_seed(seed)).item()
+        assert outcomes[cell].record["result"]["value"] == [seed, alone, ["draw"]]
+    assert len(bench.processes()) == engine.jobs
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_cells_that_run_at_once_do_not_share_torch_and_pyro(start, bench, name):
+    if JOBS[name] == 1:
+        bench.go()
+    with start(name) as engine:
+        run_pyro_programs(engine, bench)
+
+
+class Threads(engines.Engine):
+    """What an engine must not be."""
+
+    def run(self, cells, watch):
+        with ThreadPoolExecutor(self.jobs) as pool:
+            yield from pool.map(lambda cell: engines.attempt(cell, self.context), cells)
+
+    def close(self):
+        """Nothing is left."""
+
+
+def test_threads_that_share_torch_and_pyro_are_found_out(tiny, bench, monkeypatch):
+    # A process refuses a second cell: what the test above finds where it does not.
+    monkeypatch.setattr("experiments.run._alone", nullcontext)
+    with Threads(jobs=2, context=Context("cpu", str(bench.data), False)) as engine, pytest.raises(AssertionError):
+        run_pyro_programs(engine, bench)
+    pyro.clear_param_store()
 
 
 @pytest.mark.parametrize("name", JOBS)

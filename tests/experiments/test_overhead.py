@@ -6,6 +6,7 @@ import pyro
 import pytest
 
 from experiments.document import ReportError
+from experiments.report import terminal
 from experiments.reports import overhead as report
 from experiments.run import Context, run_cell
 from experiments.step_timing import time_steps
@@ -66,6 +67,12 @@ def test_the_report_says_what_lies_above_the_limit():
     assert [finding.kind for finding in document.findings] == ["check", "warning"]
     assert "Above 1.02: constant (rows given) 1.05" in document.findings[1].text
     assert len(document.sections[0].tables[0].rows) == len(document.data["overhead.csv"]) == 2
+
+
+def test_a_terminal_shows_the_whole_table():
+    printed = terminal(report.document({"a": record("tiny", "constant", 1.05)}))
+
+    assert all(name in printed for name in ("guide", "1.05", "tiny"))
 
 
 def test_records_of_another_sweep_are_refused():

@@ -5,13 +5,17 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 import types
+from pathlib import Path
 
 import pytest
 
 from experiments import sweep
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 REPORT = "experiments.report"
 
@@ -304,3 +308,49 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(here, bench, monkeypatch):
     assert sorted((bench.out / "tiny" / "cells").iterdir()) == bench.records() and len(bench.records()) == 1
     code, out, _ = here("--kinds", "plain,plain,plain")
     assert code == 0 and "2 run, 1 reused" in out
+
+
+def test_a_sweep_of_ones_own_brings_its_own_report(tmp_path):
+    sweeps = tmp_path / "sweeps"
+    (sweeps / "reports").mkdir(parents=True)
+    (sweeps / "squares.py").write_text(
+        "from experiments.cell import Cell\n"
+        "summary = 'squares'\n"
+        "def add_arguments(parser): pass\n"
+        "def plan(options, records): return [Cell('squares', {'n': n}) for n in range(3)]\n"
+        "def count(options): return 3\n"
+        "def describe(cell): return str(cell.settings['n'])\n"
+        "def estimate(cell, *, device): return 1.0\n"
+        "def run(settings, context): return {'value': settings['n'] ** 2}\n"
+    )
+    (sweeps / "reports" / "squares.py").write_text(
+        "from experiments.document import Document, Section, Table, made_by\n"
+        "def document(records):\n"
+        "    rows = sorted([str(r['settings']['n']), str(r['result']['value'])] for r in records.values())\n"
+        "    table = Table('Squares', ['n', 'square'], rows)\n"
+        "    section = Section('all', 'All', '', tables=[table])\n"
+        "    return Document('Squares', '', [], table, [section], [], made_by(records), {})\n"
+    )
+
+    def run(*line):
+        return subprocess.run(
+            [sys.executable, "-m", *line, "--out", str(tmp_path / "results")],
+            cwd=REPOSITORY,
+            env={**os.environ, "PYRO_AVI_SWEEPS": str(sweeps)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    done = run("experiments.sweep", "squares", "--device", "cpu", "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "Squares\nn  square\n0  0\n1  1\n2  4\n" in done.stdout and "3 cells: 3 run" in done.stdout
+    page = tmp_path / "results" / "squares" / "report" / "report.html"
+    assert f"Report: {page}" in done.stdout and "Squares" in page.read_text()
+    page.unlink()
+    again = run("experiments.report", "squares")
+    assert again.returncode == 0 and page.exists(), again.stderr
+    # The folder of reports is no sweep.
+    (sweeps / "reports" / "__init__.py").touch()
+    listed = run("experiments.sweep", "--list").stdout
+    assert "squares" in listed and "reports" not in listed

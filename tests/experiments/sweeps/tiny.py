@@ -15,7 +15,7 @@ from experiments.cell import Cell
 
 summary = "numbers, for tests"
 
-KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan", "eager")
+KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan", "eager", "pyro")
 
 
 def add_arguments(parser):
@@ -73,6 +73,8 @@ def run(settings, context):
             return {"value": torch.get_num_threads()}
         case "eager":
             log_graph("The step", "no compiler today")
+        case "pyro":
+            return {"value": pyro_program(folder, settings["seed"])}
         case "nan":
             return {"value": float("nan")}
     log(folder, "end", settings)
@@ -83,6 +85,25 @@ def log_graph(what, fallback):
     """As the library tells of a step that was to be compiled; it takes seconds to import."""
     message = f"{what} is evaluated eagerly, not compiled: {fallback}."
     logging.getLogger("pyro_avi").info(message, extra={"what": what, "fallback": fallback})
+
+
+def pyro_program(folder, seed):
+    """What a cell sets in its process, looked at when another such cell has set it too, or when the file `go` is there."""
+    import pyro
+    import torch
+
+    torch.manual_seed(seed)
+    pyro.clear_param_store()
+    pyro.param("seed", torch.tensor(float(seed)))
+    with pyro.poutine.trace() as trace:
+        log(folder, "set", {"seed": seed})
+        deadline = time.monotonic() + 60
+        while not (folder / "go").exists() and time.monotonic() < deadline:
+            if (folder / "log").read_text().count("set ") >= 2:
+                break
+            time.sleep(0.01)
+        value = pyro.sample("draw", pyro.distributions.Normal(0.0, 1.0)).item()
+    return [pyro.param("seed", torch.tensor(-1.0)).item(), value, sorted(trace.trace.nodes)]
 
 
 def wait_for(path):
