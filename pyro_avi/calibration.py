@@ -194,7 +194,7 @@ class _Ranked:
         return torch.cat([self._by_row(latents, name).flatten(1) for name in latents], -1)
 
     def _by_row(self, latents: Mapping[str, Tensor], name: str) -> Tensor:
-        return latents[name].movedim(self._factor.row_dim(name), 0).unsqueeze(-1)
+        return latents[name].movedim(self._factor.row_dims(name)[0], 0).unsqueeze(-1)
 
     def _names(self, latents: Mapping[str, Tensor]) -> tuple[str, ...]:
         names = []

@@ -269,10 +269,10 @@ class Factor(nn.Module):
         """The shape of a latent's unconstrained coordinates in one row: other plates, then event dimensions."""
         return self._layouts[name].row_shape
 
-    def row_dim(self, name: str) -> int:
-        """The dimension of a site's value that holds the rows of the one plate, from the right."""
+    def row_dims(self, name: str) -> tuple[int, ...]:
+        """The dimensions of a site's value that hold the rows, one a plate, from the right."""
         latent = next(latent for latent in self.latents if latent.name == name)
-        return self.frames[0].dim - latent.event_dim
+        return tuple(frame.dim - latent.event_dim for frame in self.frames)
 
     def quantile(self, parameters: Tensor, q: Tensor) -> dict[str, Tensor]:
         """The ``q``-quantiles of every coordinate, mapped to the supports: ``q.shape + shape of the site``."""

@@ -458,10 +458,11 @@ class LocalGuide(OwnedGuide):
                 are exact for the normal families, the others the average of 1,000 draws.
 
         Returns:
-            By site ``shape of the site`` with all ``N`` rows in the place of the batch's, behind ``num_samples``.
+            By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
+            ``num_samples``.
 
         Raises:
-            ValueError: if a site is no local latent in one plate, or a row of the plate is in no batch.
+            ValueError: if a site is no local latent, or a row of a plate is in no batch.
 
         Example::
 
@@ -473,36 +474,37 @@ class LocalGuide(OwnedGuide):
             >>> guide.posterior_by_row(avi.minibatches(x, batch_size=6), num_samples=3)["z"].shape
             torch.Size([3, 20, 2])
         """
-        merged: Merged | None = None
+        merged: dict[tuple[str, ...], Merged] = {}
         for call in batches:
             self.setup(*call)
-            of, names = self._one_row_factor(sites)
-            merged = merged or Merged(of.rows.plates[0], names)
+            asked = self._sites_by_rows(sites)
+            merged = merged or {
+                of.rows.plates: Merged(of.rows.plates, {name: of.factor.row_dims(name) for name in names})
+                for of, names in asked
+            }
             with poutine.block():
                 found, _ = self._find(call, {}, self._given_plates(call, {}))
-                parameters = self._known(of, found, call, {})
-            values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
-            values.update(
-                (name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values
-            )
-            merged.add(
-                found.rows[of.rows.plates[0]],
-                {name: (values[name], values[name].dim() + of.factor.row_dim(name)) for name in names},
-            )
-            if merged.complete:
+                for of, names in asked:
+                    parameters = self._known(of, found, call, {})
+                    values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
+                    values.update(
+                        (name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values
+                    )
+                    merged[of.rows.plates].add(found.rows, {name: values[name] for name in names})
+            if all(each.complete for each in merged.values()):
                 break
-        if merged is None:
+        if not merged:
             raise ValueError("Expected at least one batch, got none.")
-        return merged.result()
+        return {name: value for each in merged.values() for name, value in each.result().items()}
 
-    def _one_row_factor(self, sites: Sequence[str] | None) -> tuple[RowFactor, list[str]]:
-        """The factor of the sites asked for, and their names."""
-        asked = [latent.name for latent in self._structure.local_latents] if sites is None else list(sites)
-        for of in self.row_factors:
-            if set(asked) <= {latent.name for latent in of.rows.latents} and len(of.rows.plates) == 1:
-                return of, asked
-        known = [[latent.name for latent in of.rows.latents] for of in self.row_factors if len(of.rows.plates) == 1]
-        raise ValueError(f"Expected sites= among the local latents of one plate, one of {known}, got {asked}.")
+    def _sites_by_rows(self, sites: Sequence[str] | None) -> list[tuple[RowFactor, list[str]]]:
+        """The sites asked for, by the set of rows that they belong to."""
+        known = [latent.name for latent in self._structure.local_latents]
+        asked = known if sites is None else list(sites)
+        if not asked or not set(asked) <= set(known):
+            raise ValueError(f"Expected sites= among the local latents {known}, got {asked}.")
+        found = [(of, [latent.name for latent in of.rows.latents if latent.name in asked]) for of in self.row_factors]
+        return [(of, names) for of, names in found if names]
 
     def _all_rows(self) -> Found | None:
         """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""

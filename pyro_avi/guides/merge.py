@@ -1,6 +1,6 @@
 """Answers for minibatches, put together by the rows that they are about."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,55 +11,57 @@ __all__ = ["Merged"]
 
 
 class Merged:
-    """Values of sites in one plate, gathered batch by batch.
+    """Values of the sites of one set of rows, gathered batch by batch.
 
-    A batch that says which of ``N`` rows it holds fills these rows; batches that do not follow one another.
+    A batch that says which of ``N`` rows of a plate it holds fills these rows; batches that do not follow one another.
 
     Args:
-        plate: the name of the plate, for messages.
-        sites: the names of the sites.
+        plates: the names of the plates of the rows.
+        dims: by site the dimensions of its value that hold these rows, from the right.
     """
 
-    def __init__(self, plate: str, sites: Sequence[str]):
-        self._plate = plate
-        self._parts: dict[str, list[Tensor]] = {name: [] for name in sites}
-        self._dims: dict[str, int] = {}
+    def __init__(self, plates: Sequence[str], dims: Mapping[str, Sequence[int]]):
+        self._plates, self._dims = tuple(plates), dict(dims)
+        self._parts: dict[str, list[Tensor]] = {name: [] for name in dims}
         self._whole: dict[str, Tensor] = {}
         self._seen: Tensor | None = None
 
-    def add(self, rows: Rows, values: dict[str, tuple[Tensor, int]]) -> None:
+    def add(self, rows: Mapping[str, Rows], values: Mapping[str, Tensor]) -> None:
         """Take the values of one batch.
 
         Args:
-            rows: its rows.
-            values: by site the value and the dimension of the rows in it.
+            rows: its rows, by plate. Where a plate gives positions, those without are all there.
+            values: the values by site.
 
         Raises:
             ValueError: if some batches say which rows they hold and others do not, or of another number of rows.
         """
-        known = rows.index is not None
-        if (self._seen is not None and (not known or len(self._seen) != rows.size)) or (
-            known and any(self._parts.values())
-        ):
+        of = [rows[plate] for plate in self._plates]
+        sizes = tuple(each.size for each in of)
+        known = len(of) > 1 or any(each.index is not None for each in rows.values())
+        if (self._seen is not None and (not known or self._seen.shape != sizes)) or (known and any(self._parts.values())):
             raise ValueError(
-                f"Expected every batch to give the positions of its rows among the same number of rows of plate "
-                f"{self._plate!r}, or none to, got both."
+                f"Expected every batch to give the positions of its rows among the same number of rows of {self}, or none to, "
+                "got both."
             )
         if not known:
-            for name, (value, dim) in values.items():
-                self._parts[name].append(value.movedim(dim, 0).cpu())
-                self._dims[name] = dim
+            for name in self._parts:
+                self._parts[name].append(values[name].cpu())
             return
-        index = rows.index.cpu()
         if self._seen is None:
-            self._seen = torch.zeros(rows.size, dtype=torch.bool)
-        self._seen[index] = True
-        for name, (value, dim) in values.items():
+            self._seen = torch.zeros(sizes, dtype=torch.bool)
+        indices = [torch.arange(each.size) if each.index is None else each.index.cpu() for each in of]
+        at = torch.meshgrid(*indices, indexing="ij")
+        self._seen[at] = True
+        front = list(range(len(sizes)))
+        for name, dims in self._dims.items():
+            value = values[name].movedim(list(dims), front).cpu()
             if name not in self._whole:
-                shape = list(value.shape)
-                shape[dim] = rows.size
-                self._whole[name] = torch.empty(shape, dtype=value.dtype)
-            self._whole[name].index_copy_(dim, index, value.cpu())
+                self._whole[name] = torch.empty(*sizes, *value.shape[len(sizes) :], dtype=value.dtype)
+            self._whole[name][at] = value
+
+    def __str__(self) -> str:
+        return f"plate{'s' if len(self._plates) > 1 else ''} {' x '.join(map(repr, self._plates))}"
 
     @property
     def complete(self) -> bool:
@@ -70,16 +72,15 @@ class Merged:
         """The values of all rows by site.
 
         Raises:
-            ValueError: if there was no batch, or rows are missing.
+            ValueError: if rows are missing.
         """
-        if not self._whole and not self._dims:
-            raise ValueError("Expected at least one batch, got none.")
         if self._seen is None:
-            return {name: torch.cat(parts).movedim(0, self._dims[name]) for name, parts in self._parts.items()}
+            return {name: torch.cat(parts, self._dims[name][0]) for name, parts in self._parts.items()}
         if not self.complete:
             missing = int((~self._seen).sum())
             raise ValueError(
-                f"Expected batches with all {len(self._seen)} rows of plate {self._plate!r}, got none with {missing} of them.\n"
+                f"Expected batches with all {self._seen.numel()} rows of {self}, got none with {missing} of them.\n"
                 "For a part of the rows call posterior(*args) with their arguments."
             )
-        return self._whole
+        front = list(range(self._seen.dim()))
+        return {name: self._whole[name].movedim(front, list(dims)) for name, dims in self._dims.items()}
