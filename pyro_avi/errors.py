@@ -1,6 +1,11 @@
 """Errors whose message is final."""
 
+import re
+
 __all__ = ["CallError"]
+
+# What Pyro aligns to the right, in a table of its own.
+_TABLE = re.compile(r"\n *Trace Shapes:")
 
 
 class CallError(ValueError):
@@ -14,4 +19,11 @@ class CallError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(str(message).partition("\n Trace Shapes:")[0])
+        super().__init__(_TABLE.split(message, maxsplit=1)[0])
+
+    @classmethod
+    def of(cls, error: ValueError) -> ValueError:
+        """The same as a final one, unless it has such a table already: of a model that was traced, and whose error it is."""
+        if type(error) is not ValueError or _TABLE.search(str(error)):
+            return error
+        return cls(str(error)).with_traceback(error.__traceback__)

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 __all__ = ["Rows", "check_positions"]
 
@@ -57,10 +59,15 @@ def check_positions(plate: str, size: int, index: Tensor, *, wait: bool = False)
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor are there, which they are not in a graph that is traced or in a function of many."""
+    """Whether the numbers of a tensor can be looked at.
+
+    In a graph that is traced, or in a function of many, there are none. Where a run is recorded, a look would be taken for
+    one of the model's.
+    """
     return (
         type(tensor) is Tensor
         and not torch.jit.is_tracing()
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.peek_interpreter_stack() is None
+        and all(isinstance(mode, DeviceContext) for mode in _get_current_function_mode_stack())
     )

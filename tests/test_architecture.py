@@ -46,7 +46,7 @@ RULES = {
     "provenance": Rule(frozenset({"masks", "one_run", "positions", "structure", "replay"})),
     "families": Rule(packages=TENSORS | {"zuko"}),
     "encoders": Rule(),
-    "models": Rule(),
+    "models": Rule(frozenset({"errors", "positions"})),
     "batches": Rule(packages=frozenset({"torch", "numpy"})),
     "guides": Rule(FOUNDATION | {"replay"}),
     "adam": Rule(packages=frozenset({"torch"})),

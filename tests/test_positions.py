@@ -268,3 +268,55 @@ def test_one_value_for_all_rows_of_a_plate_without_a_size_is_global(kind):
     values = guide(X)
     assert values["shared"].shape == () and values["z"].shape == (N,)
     assert guide.global_latents == ("shared",)
+
+
+# --- models of the package and error messages
+
+
+def vae():
+    return avi.models.VAE(avi.models.DenseDecoder(2, (4,), (3,)), size=20)
+
+
+@pytest.mark.parametrize("kind", [*GUIDES, "by hand"])
+def test_rows_that_the_data_set_of_a_model_does_not_have_are_refused(kind):
+    model, x = vae(), torch.rand(40, 3)
+
+    def by_hand(x, index):
+        with pyro.plate("data", 20, subsample=index):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    guide = by_hand if kind == "by hand" else GUIDES[kind](model)
+    with pytest.raises(
+        ValueError, match="plate 'data' as positions .*whole numbers from 0 to 19, got whole numbers from "
+    ):
+        avi.fit(model, guide, batches=avi.minibatches(x, batch_size=16), num_steps=2, progress=False)
+
+
+def test_a_list_of_positions_of_a_model_of_the_package():
+    with pytest.raises(ValueError, match="one position in index for each of the 3 rows of x, got 2"):
+        vae()(torch.rand(3, 3), torch.tensor([0, 1]))
+
+
+WRONG_CALLS = {
+    "a guide": lambda kind: GUIDES[kind](given)(X[:B], torch.tensor([0, 1, N])),
+    "a traced guide": lambda kind: poutine.trace(GUIDES[kind](given)).get_trace(X[:B], torch.tensor([0, 1, N])),
+    "a loss": lambda kind: Trace_ELBO().loss(given, GUIDES[kind](given), X[:B], torch.tensor([0, 1, N])),
+    "a traced model": lambda kind: poutine.trace(vae()).get_trace(torch.rand(4, 2)),
+    "a guide whose model refuses": lambda kind: GUIDES[kind](vae())(torch.rand(20, 2)),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CALLS)
+def test_a_sentence_of_ours_is_all_that_is_said(kind, name):
+    with pytest.raises(ValueError, match="Expected") as raised:
+        WRONG_CALLS[name](kind)
+    assert "Trace Shapes" not in str(raised.value) and "Param Sites" not in str(raised.value)
+
+
+def test_the_table_of_a_models_own_error_is_kept(kind):
+    def broken(x):
+        pyro.sample("z", dist.Normal(torch.zeros(B), 1.0).to_event(1))
+        raise ValueError("of the model")
+
+    with pytest.raises(ValueError, match=r"(?s)of the model.*Trace Shapes:.*z dist"):
+        GUIDES[kind](broken)(X)

@@ -68,7 +68,9 @@ def test_batches_of_several_row_sets_give_what_one_call_gives(kind, name):
         if site != "w":
             assert torch.equal(value, medians[site])
     draws = guide.posterior_by_row([(X[index], index) for index in LOADER], num_samples=5)
-    assert {site: tuple(value.shape) for site, value in draws.items()} == {s: (5, *shape) for s, shape in shapes.items()}
+    assert {site: tuple(value.shape) for site, value in draws.items()} == {
+        s: (5, *shape) for s, shape in shapes.items()
+    }
 
 
 def test_amortized_rows_are_those_of_their_batch():

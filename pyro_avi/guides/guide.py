@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guides.factor import Factor
-from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale
+from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
 from pyro_avi.guides.merge import Merged
 from pyro_avi.guides.owned import OwnedGuide
 from pyro_avi.guides.rows import DrawnRows
@@ -231,11 +231,7 @@ class LocalGuide(OwnedGuide):
                 raise ValueError(f"Expected a latent in plate={plate!r}, found none.")
         if structure.row_sets:
             return
-        if not structure.global_latents:
-            raise ValueError(
-                "Expected a model with a latent, found none: there is nothing to infer.\n"
-                "Give what is to be inferred a sample statement, and leave its value out of this call."
-            )
+        check_latents(structure)
         in_plates = sorted({frame.name for latent in structure.global_latents for frame in latent.frames})
         choice = f" The latents' plates are {in_plates}: choose by plate=..." if in_plates else ""
         why = "has no plate that holds both a latent and an observation"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_avi.guides.factor import Factor
 from pyro_avi.guides.owned import OwnedGuide
 from pyro_avi.provenance import Found, Sources
-from pyro_avi.structure import inspect_model, quiet
+from pyro_avi.structure import Structure, inspect_model, quiet
 
 __all__ = ["MeanFieldNormal"]
 
@@ -56,6 +56,7 @@ class MeanFieldNormal(OwnedGuide):
         if self._factor is not None:
             return self
         structure = inspect_model(self.model, args, kwargs, plates=(), init_loc_fn=self._init_loc_fn)
+        check_latents(structure)
         for latent in structure.global_latents:
             for frame in latent.frames:
                 if frame.full_size not in (None, frame.size):
@@ -109,6 +110,15 @@ class MeanFieldNormal(OwnedGuide):
         """Posterior quantiles of each latent, ``quantiles`` leftmost."""
         self.setup(*args, **kwargs)
         return self._factor.quantile(self.vector, torch.as_tensor(quantiles).to(self.vector))
+
+
+def check_latents(structure: Structure) -> None:
+    """Refuse a model without latents."""
+    if not structure.order:
+        raise ValueError(
+            "Expected a model with a latent, found none: there is nothing to infer.\n"
+            "Give what is to be inferred a sample statement, and leave its value out of this call."
+        )
 
 
 def check_init_scale(init_scale: float) -> None:

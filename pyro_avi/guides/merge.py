@@ -39,7 +39,9 @@ class Merged:
         of = [rows[plate] for plate in self._plates]
         sizes = tuple(each.size for each in of)
         known = len(of) > 1 or any(each.index is not None for each in rows.values())
-        if (self._seen is not None and (not known or self._seen.shape != sizes)) or (known and any(self._parts.values())):
+        if (self._seen is not None and (not known or self._seen.shape != sizes)) or (
+            known and any(self._parts.values())
+        ):
             raise ValueError(
                 f"Expected every batch to give the positions of its rows among the same number of rows of {self}, or none to, "
                 "got both."

@@ -94,9 +94,10 @@ class OwnedGuide(AutoGuide):
         try:
             return super().__call__(*args, **kwargs)
         except ValueError as error:
-            if type(error) is not ValueError:
+            final = CallError.of(error)
+            if final is error:
                 raise
-            raise CallError(str(error)).with_traceback(error.__traceback__) from error.__cause__
+            raise final from error.__cause__
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
         """As for every module; a guide that has no parameters yet takes them when it is set up."""

@@ -36,7 +36,8 @@ class Table(nn.Module):
 
     def read(self, index: Tensor | None) -> Tensor:
         """The rows ``[B, P]``, ``None`` for all in order, on the device of the model."""
-        return (self.table if index is None else self.table[index]).to(self.device)
+        # Unlike an index in brackets it takes no negative position for one from the end.
+        return (self.table if index is None else self.table.index_select(0, index)).to(self.device)
 
     def _apply(self, fn, recurse=True):
         def of_table(tensor: Tensor) -> Tensor:

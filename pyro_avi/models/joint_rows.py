@@ -10,6 +10,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_avi.errors import CallError
 from pyro_avi.models.checks import as_scales, check_rows
 from pyro_avi.models.normal_posterior import NormalPosterior, in_double
 
@@ -120,7 +121,7 @@ class JointRows(NormalPosterior, PyroModule):
         latent_shape, shape = self._shapes
         if index is not None or (x is not None and x.shape != (self.size, *shape)):
             got = f"index of shape {tuple(index.shape)}" if index is not None else f"x of shape {tuple(x.shape)}"
-            raise ValueError(
+            raise CallError(
                 f"Expected all {self.size} rows of plate {self._plate!r} and x of shape {(self.size, *shape)}, got {got}.\n"
                 "The prior ties the rows: a part of them has no density of its own. Call model(x) with the whole series."
             )

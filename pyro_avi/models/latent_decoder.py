@@ -9,7 +9,9 @@ import torch
 from pyro.nn import PyroModule
 from torch import Tensor, nn
 
+from pyro_avi.errors import CallError
 from pyro_avi.models.likelihoods import GaussianLikelihood
+from pyro_avi.positions import check_positions
 
 __all__ = ["LatentDecoder"]
 
@@ -55,14 +57,17 @@ class LatentDecoder(PyroModule):
             The observations ``[B, *shape]``.
 
         Raises:
-            ValueError: if ``x`` and ``index`` are of different numbers of rows, or a row of ``x`` is not of the shape that
-                the decoder returns.
+            ValueError: if ``x`` and ``index`` are of different numbers of rows, a position is none of the ``size`` rows, or a
+                row of ``x`` is not of the shape that the decoder returns.
         """
         if x is not None and index is not None and len(x) != len(index):
-            raise ValueError(
+            raise CallError(
                 f"Expected one position in index for each of the {len(x)} rows of x, got {len(index)}.\n"
                 "Pass model(x[index], index) for a minibatch, model(x) for a whole data set."
             )
+        if index is not None:
+            # Of a data set of another size, N / B would be wrong.
+            check_positions("data", self.size, index)
         size = len(x) if x is not None and index is None else self.size
         decode = self._decode()
         with pyro.plate("data", size, subsample=index, dim=-1) as rows:
@@ -71,5 +76,5 @@ class LatentDecoder(PyroModule):
             fn = self.likelihood(output).to_event(output.dim() - z.dim() + 1)
             # Other shapes would be broadcast, every row against every other.
             if x is not None and x.shape[1:] != fn.event_shape:
-                raise ValueError(f"Expected rows of x of shape {tuple(fn.event_shape)}, got {tuple(x.shape[1:])}.")
+                raise CallError(f"Expected rows of x of shape {tuple(fn.event_shape)}, got {tuple(x.shape[1:])}.")
             return pyro.sample("x", fn, obs=x)
