@@ -481,17 +481,20 @@ class LocalGuide(OwnedGuide):
             with poutine.block():
                 found, _ = self._find(call, {}, self._given_plates(call, {}))
                 for of, names in asked:
-                    parameters = self._known(of, found, call, {})
-                    values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
-                    values.update(
-                        (name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values
-                    )
+                    values = self._summarize(of, found, call, num_samples)
                     merged[of.rows.plates].add(found.rows, {name: values[name] for name in names})
             if all(each.complete for each in merged.values()):
                 break
         if not merged:
             raise ValueError("Expected at least one batch, got none.")
         return {name: value for each in merged.values() for name, value in each.result().items()}
+
+    def _summarize(self, of: RowFactor, found: Found, call: tuple, num_samples: int | None) -> dict[str, Tensor]:
+        """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
+        parameters = self._known(of, found, call, {})
+        values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
+        values.update((name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values)
+        return values
 
     def _sites_by_rows(self, sites: Sequence[str] | None) -> list[tuple[RowFactor, list[str]]]:
         """The sites asked for, by the set of rows that they belong to."""
