@@ -10,7 +10,6 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_avi.estimators.gains import gains
-from pyro_avi.families import Flow, RowFlow
 from pyro_avi.fit import Fit, LearningRate, fit
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
@@ -267,7 +266,7 @@ class _Landing:
     def __init__(self, guide: FactorizedGuide, start: int):
         self._start, self._weight = start, torch.full((1,), float(start == 0))
         discrete = any(latent.num_values is not None for of in guide.row_factors for latent in of.rows.latents)
-        if isinstance(guide.family, Flow | RowFlow) and not discrete:
+        if not guide.family.cheap_density and not discrete:
             # The path alone would take a flow's inverse.
             self.elbo: ELBO = TraceMeanField_ELBO()
         else:

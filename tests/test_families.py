@@ -410,7 +410,14 @@ def test_every_normal_of_low_rank_is_a_member():
 
 @pytest.mark.parametrize("count", range(1, 40))
 def test_the_number_of_latents_follows_from_that_of_parameters(count):
-    for family in (avi.DiagonalNormal(), avi.MultivariateNormal(), avi.LowRankNormal(3)):
+    normals = (
+        avi.DiagonalNormal(),
+        avi.MultivariateNormal(),
+        avi.LowRankNormal(3),
+        avi.MarkovNormal(1),
+        avi.MarkovNormal(7),
+    )
+    for family in normals:
         assert family.distribution(torch.zeros(family.num_parameters(count))).event_shape == (count,)
 
 
@@ -610,6 +617,9 @@ REFUSED = [
     (lambda: avi.MultivariateNormal().distribution(torch.zeros(3, 6)), ValueError, "K (K + 3) / 2"),
     (lambda: avi.MultivariateNormal().distribution(torch.zeros(3, 0)), ValueError, "got 0"),
     (lambda: avi.DiagonalNormal().prepare(0), ValueError, "num_latents to be a whole number of at least 1, got 0"),
+    (lambda: avi.MarkovNormal(0), ValueError, "Expected order to be a whole number of at least 1, got 0"),
+    (lambda: avi.MarkovNormal(1).distribution(torch.zeros(3)), ValueError, "with order=1 for K > order, got 3"),
+    (lambda: avi.Conditional("DiagonalNormal"), TypeError, "Expected the family of the members"),
     (lambda: avi.Flow(transforms=0), ValueError, "transforms to be a whole number of at least 1, got 0"),
     (lambda: avi.Flow(context=0), ValueError, "context to be a whole number of at least 1, got 0"),
     (lambda: avi.Flow(bins=1), ValueError, "bins to be a whole number of at least 2, got 1"),
@@ -637,3 +647,107 @@ def test_parameters_that_are_no_numbers_are_refused_where_pyro_validates(kind):
     parameters[0, 0] = torch.nan
     with pyro.validation_enabled(True), pytest.raises(ValueError, match="Expected parameter loc"):
         family.distribution(parameters)
+
+
+# What families say of themselves.
+
+
+def test_a_symmetric_family_has_its_median_at_its_mean(kind):
+    family = prepare(kind, 2)
+    q = family.distribution(random(family, 2))
+    try:
+        center = q.mean
+    except NotImplementedError:
+        assert not family.symmetric
+        return
+    assert family.symmetric
+    offset = torch.randn(9, 4, 2).double()
+    torch.testing.assert_close(q.log_prob(center + offset), q.log_prob(center - offset))
+
+
+def test_an_independent_family_is_the_product_of_its_coordinates(kind):
+    family = prepare(kind, 2)
+    parameters = random(family, 2)
+    if not family.independent:
+        with pytest.raises(NotImplementedError):
+            family.coordinates(parameters)
+        return
+    z = torch.randn(4, 2).double()
+    torch.testing.assert_close(
+        family.coordinates(parameters).log_prob(z).sum(-1), family.distribution(parameters).log_prob(z)
+    )
+
+
+def test_a_cheap_density_inverts_nothing(kind, inversions):
+    family = prepare(kind, 2)
+
+    family.distribution(random(family, 2)).log_prob(torch.randn(4, 2).double())
+
+    assert family.cheap_density == (not inversions)
+
+
+# The autoregressive normal.
+
+
+def band_to_factor(scale, coefficients):
+    """Of an autoregressive normal, number by number: each row of the factor is a combination of those before it."""
+    count, order = coefficients.shape
+    rows = []
+    for k in range(count):
+        row = torch.zeros(count).double()
+        row[k] = 1
+        for j in range(min(order, k)):
+            row = row + coefficients[k, j] * rows[k - 1 - j]
+        rows.append(row)
+    return scale[:, None] * torch.stack(rows)
+
+
+@pytest.mark.parametrize("count, order", [(1, 1), (2, 1), (8, 1), (7, 2), (9, 4), (4, 6)])
+def test_the_markov_normal_has_the_covariance_of_its_formula(count, order):
+    family = avi.MarkovNormal(order)
+    q, z = family.distribution(random(family, count)), torch.randn(4, count).double()
+
+    factor = torch.stack([band_to_factor(*row) for row in zip(q.scale, q.coefficients, strict=True)])
+    covariance = factor @ factor.mT
+    expected = torch.distributions.MultivariateNormal(q.loc, covariance)
+    torch.testing.assert_close(q.log_prob(z), expected.log_prob(z))
+    torch.testing.assert_close(q.variance, expected.variance)
+    # A draw is that of the same noise.
+    torch.manual_seed(1)
+    draw = q.rsample((3,))
+    torch.manual_seed(1)
+    noise = torch.randn(3, 4, count, dtype=torch.float64)
+    torch.testing.assert_close(draw, q.loc + (factor @ noise[..., None]).squeeze(-1))
+    # The precision is a band.
+    precision = torch.linalg.inv(covariance)
+    far = torch.ones(count, count).triu(order + 1).bool()
+    assert precision[:, far].abs().max() < 1e-6 * precision.abs().max() if far.any() else order >= count - 1
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_every_normal_is_a_markov_normal_of_full_order(count):
+    family = avi.MarkovNormal(order=max(count - 1, 1))
+    parameters = random(avi.MultivariateNormal(), count)
+    normal = avi.MultivariateNormal().distribution(parameters)
+    # z = m + s (I + L) eps = m + s v with v = -((I + L)^-1 - I) v + eps.
+    scale = parameters[:, count : 2 * count].exp()
+    inverse = torch.linalg.inv(normal.scale_tril / scale[..., None])
+    row, column = torch.tril_indices(count, count - 1, -1)
+    same = torch.cat([parameters[:, : 2 * count], -inverse[:, row, row - 1 - column]], -1)
+
+    q, z = family.distribution(same), torch.randn(4, count).double()
+
+    assert family.num_parameters(count) == avi.MultivariateNormal().num_parameters(count)
+    torch.testing.assert_close(q.log_prob(z), normal.log_prob(z))
+
+
+def test_a_product_of_normals_is_a_markov_normal_without_coefficients():
+    family, parameters, z = avi.MarkovNormal(2), random(avi.DiagonalNormal(), 6), torch.randn(4, 6).double()
+    same = torch.cat([parameters, torch.zeros(4, family.num_parameters(6) - 12).double()], -1)
+    torch.testing.assert_close(
+        family.distribution(same).log_prob(z), avi.DiagonalNormal().distribution(parameters).log_prob(z)
+    )
+    torch.manual_seed(1)
+    one = family.distribution(same).rsample()
+    torch.manual_seed(1)
+    torch.testing.assert_close(one, avi.DiagonalNormal().distribution(parameters).rsample())

@@ -59,6 +59,11 @@ class Conditional(Family):
         """Whether the latents of a row are independent, given its discrete ones."""
         return self.family.independent
 
+    @property
+    def cheap_density(self) -> bool:
+        """Whether that of a member is cheap."""
+        return self.family.cheap_density
+
     def prepare(self, num_latents: int) -> None:
         """Make ready for rows of ``K = num_latents`` latents."""
         self.family.prepare(num_latents)

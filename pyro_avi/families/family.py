@@ -31,6 +31,8 @@ class Family(nn.Module, ABC):
         symmetric: whether every member is symmetric about its location, so that medians are means.
         independent: whether every member is a product of normals, given by :meth:`coordinates`, which guides then sample
             site by site.
+        cheap_density: whether the density of any value takes about as long as that of an own draw; where a transform has to
+            be inverted for it, it does not.
         conditional: whether a row has one member for each value of its discrete latents, see
             :class:`~pyro_avi.Conditional`.
 
@@ -45,6 +47,7 @@ class Family(nn.Module, ABC):
 
     symmetric: bool = False
     independent: bool = False
+    cheap_density: bool = True
     conditional: bool = False
 
     def prepare(self, num_latents: int) -> None:

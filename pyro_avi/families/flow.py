@@ -60,6 +60,8 @@ class Flow(Family):
         torch.Size([5])
     """
 
+    cheap_density = False
+
     def __init__(self, *, transforms: int = 2, hidden: Sequence[int] = (64, 64), context: int = 8, bins: int = 8):
         super().__init__()
         self.transforms = check_count("transforms", transforms)

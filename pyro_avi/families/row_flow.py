@@ -66,6 +66,8 @@ class RowFlow(Family):
         torch.Size([5])
     """
 
+    cheap_density = False
+
     def __init__(self, *, transforms: int = 2, hidden: int = 8, bins: int = 8):
         super().__init__()
         self.transforms = check_count("transforms", transforms)

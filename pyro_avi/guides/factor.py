@@ -247,8 +247,6 @@ class Factor(nn.Module):
     def mean(self, parameters: Tensor) -> dict[str, Tensor]:
         """The mean of every site: its median where that is the same, else the average of 1,000 draws under a fixed seed.
 
-        Those of discrete latents are exact.
-
         Args:
             parameters: ``[*B, P]``, one row for each row of the plates.
         """

@@ -450,8 +450,8 @@ class LocalGuide(OwnedGuide):
             batches: tuples of the model's arguments. Batches that give the positions of their rows fill these rows, until
                 every row of the plate has been seen; others follow one another, until they end.
             sites: the latents asked for; by default all local ones.
-            num_samples: the number of independent draws, leftmost in the answer; by default the means. Those of real sites
-                are exact for the normal families, the others the average of 1,000 draws.
+            num_samples: the number of independent draws, leftmost in the answer; by default the means. Those of discrete
+                sites are exact, those of real ones for symmetric families; the others are the average of 1,000 draws.
 
         Returns:
             By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
