@@ -354,7 +354,7 @@ def test_draws_of_a_skewed_factor_are_not_mirrored(monkeypatch):
     off, error = difference()
     assert (error < 0.05).all() and (off < 5 * error).all()
     # Mirrored at the mean they would be those of another distribution.
-    monkeypatch.setattr(joint, "_center", lambda posterior: posterior.mean)
+    monkeypatch.setattr(joint, "center_of", lambda posterior: posterior.mean)
     assert (difference()[0] > 0.2).all()
 
 
