@@ -5,7 +5,6 @@ latents and observations held where they are. The model is run and never looked 
 way, by NumPy too.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,60 +17,17 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
-from torch import Tensor, nn
-from torch.utils._pytree import (
-    SequenceKey,
-    key_get,
-    keystr,
-    tree_flatten_with_path,
-    tree_leaves,
-    tree_unflatten,
-)
+from torch import Tensor
+from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
+from pyro_avi.guides.arguments import Argument, argument_at, shuffled, tells_apart, with_another_row
 from pyro_avi.guides.standardize import transform_of
 from pyro_avi.masks import site_mask
 from pyro_avi.provenance import Rows
 from pyro_avi.replay import Recorder
 from pyro_avi.structure import RowSet, equal, is_observation, quiet
 
-__all__ = ["Argument", "Covariate", "CovariateSearch"]
-
-
-@dataclass(frozen=True)
-class Argument:
-    """A tensor among the arguments of a model, which may be nested.
-
-    Attributes:
-        name: as in the model's signature, e.g. ``exposure`` or ``batch['exposure']``.
-        position: of the argument that holds it, where it can be given by position.
-        keyword: its keyword.
-        path: where it is in that argument.
-    """
-
-    name: str
-    position: int | None
-    keyword: str | None
-    path: tuple
-
-    def of(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """The tensor in a call.
-
-        Raises:
-            ValueError: if the call has none.
-        """
-        by_position = self.position is not None and self.position < len(args)
-        value = args[self.position] if by_position else kwargs.get(self.keyword)
-        try:
-            value = key_get(value, self.path) if self.path else value
-        except (KeyError, IndexError, TypeError, AttributeError):
-            value = None
-        if not isinstance(value, Tensor):
-            raise ValueError(
-                f"Expected argument {self.name} of the model as a tensor, as in the first call, got {type(value).__name__}.\n"
-                "The encoder reads it along with the observations. Try one of the following fixes:\n"
-                "- pass it to this call too\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
-            )
-        return value
+__all__ = ["Covariate", "CovariateSearch"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +114,7 @@ class CovariateSearch:
         self._model, self._rows = model, rows
         paths, self._spec = tree_flatten_with_path((args, dict(kwargs)))
         self._leaves = [leaf for _, leaf in paths]
-        self._arguments = [_argument(model, path) for path, _ in paths]
+        self._arguments = [argument_at(model, path) for path, _ in paths]
         self._base: Trace | None = None
         self.undecided: dict[str, str] = {}
 
@@ -171,12 +127,9 @@ class CovariateSearch:
         for argument in self._arguments:
             if argument.name == description["argument"]:
                 return Covariate(**{**description, "dims": tuple(description["dims"]), "argument": argument})
-        names = [
-            argument.name for argument, leaf in zip(self._arguments, self._leaves, strict=True) if _is_tensor(leaf)
-        ]
         raise ValueError(
             f"Expected a tensor {description['argument']} among the arguments of the model, which the encoder reads, got "
-            f"{names}."
+            f"none among {[argument.name for argument in self._arguments]}."
         )
 
     def find(self, sizes: Mapping[str, Rows], observed: Mapping[str, Tensor]) -> list[Covariate]:
@@ -196,12 +149,10 @@ class CovariateSearch:
             if any(leaf is value or equal(leaf, value) for value in known):
                 continue
             try:
-                covariate = self._covariate(position, of_rows, observed)
+                found.append(self._covariate(position, of_rows, observed))
             except _CannotExchange as error:
                 self.undecided[self._arguments[position].name] = str(error)
-                continue
-            found += [] if covariate is None else [covariate]
-        return found
+        return [covariate for covariate in found if covariate is not None]
 
     def _covariate(self, position: int, of_rows: Sequence[Rows], observed: Mapping[str, Tensor]) -> Covariate | None:
         leaf = self._leaves[position]
@@ -235,8 +186,8 @@ class CovariateSearch:
         """Whether a change at the position of one row changes its densities and those of no other."""
         leaf, base, matters = self._leaves[position], self._densities(), False
         for row in sorted({0, len(positions) // 2, len(positions) - 1}):
-            at = positions[row : row + 1]
-            now = self._densities(position, leaf.index_copy(dim, at, _another(leaf, dim, int(at))))
+            at = int(positions[row])
+            now = self._densities(position, with_another_row(leaf, dim, at))
             changed = _differs(now, base).movedim(axis, 0).reshape(base.shape[axis], -1).any(-1)
             matters |= bool(changed[row])
             changed[row] = False
@@ -257,10 +208,8 @@ class CovariateSearch:
         if self._base is None:
             self._base = self._run(self._leaves, {})
             self._at_base = self._by_row(self._run(self._leaves, self._values()))
-        if position is None:
-            return self._at_base
         leaves = [value if at == position else leaf for at, leaf in enumerate(self._leaves)]
-        return self._by_row(self._run(leaves, self._values()))
+        return self._at_base if position is None else self._by_row(self._run(leaves, self._values()))
 
     def _values(self, *, observed: bool = True) -> dict[str, Tensor]:
         nodes = self._base.nodes.items()
@@ -299,7 +248,7 @@ class CovariateSearch:
     def _is_read(self, position: int, observed: Mapping[str, Tensor]) -> bool:
         """Whether an argument is where an observed value comes from, with as many elements, or its mask."""
         leaf = self._leaves[position]
-        leaves = [_shuffled(leaf) if at == position else each for at, each in enumerate(self._leaves)]
+        leaves = [shuffled(leaf) if at == position else each for at, each in enumerate(self._leaves)]
         now = self._run(leaves, self._values(observed=False))
         for name in observed:
             for read in (lambda site: site["value"], _mask_values):
@@ -310,49 +259,13 @@ class CovariateSearch:
         return False
 
     def _tells_apart(self, position: int) -> bool:
-        """Whether whole numbers are positions or kinds: used to index, compared for equality, or read into Python."""
+        """Whether whole numbers are positions or kinds."""
         self._densities()
         leaves = [leaf.detach() if _is_tensor(leaf) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        recorder = Recorder()
-        with quiet(0), pyro.validation_enabled(False), _Hold(self._values()), recorder:
+        with quiet(0), pyro.validation_enabled(False), _Hold(self._values()), Recorder() as recorder:
             self._model(*args, **kwargs)
-        same = {id(leaves[position])}
-        for call in recorder.calls:
-            # What is indexed is no index.
-            used = call.args[1:] if call.name in _INDEXED else call.args
-            if same & {id(x) for x in tree_leaves((used, call.kwargs)) if _is_tensor(x)}:
-                if call.name in _TELLING:
-                    return True
-                if call.name in _SAME:
-                    same.add(id(call.out))
-            if call.name in _INDEXED and id(call.args[0]) in same:
-                same.add(id(call.out))
-        return False
-
-
-# What uses whole numbers to tell things apart.
-_TELLING = {"__getitem__", "__setitem__", "index_select", "index_add", "index_add_", "gather", "take", "take_along_dim"}
-_TELLING |= {
-    "scatter",
-    "scatter_add",
-    "embedding",
-    "one_hot",
-    "bincount",
-    "repeat_interleave",
-    "eq",
-    "ne",
-    "__eq__",
-    "__ne__",
-}
-_TELLING |= {"item", "tolist", "numpy", "unique", "__index__", "__int__", "__array__", "__contains__"}
-
-# Of these only what comes after the first argument.
-_INDEXED = {"__getitem__", "__setitem__", "index_select", "gather", "take", "take_along_dim"}
-
-# What gives the same numbers in another form.
-_SAME = {"long", "int", "to", "type", "float", "double", "type_as", "clone", "detach", "contiguous"}
-_SAME |= {"view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "t", "transpose"}
+        return tells_apart(recorder, leaves[position])
 
 
 def _is_tensor(leaf: Any) -> bool:
@@ -371,41 +284,6 @@ def _is_drawn(site: Mapping[str, Any]) -> bool:
 def _start(site: Mapping[str, Any]) -> Tensor:
     # Moderate values, and none at 0, where a slope would hide what it multiplies.
     return site["fn"].sample() if site["fn"].support.is_discrete else init_to_uniform(site, radius=1.0)
-
-
-def _argument(model: Callable, path: tuple) -> Argument:
-    """Where a leaf of ``(args, kwargs)`` belongs in the model's signature."""
-    (of_kwargs, at), rest = (part.idx if isinstance(part, SequenceKey) else part.key for part in path[:2]), path[2:]
-    try:
-        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
-    except (TypeError, ValueError):
-        parameters = ()
-    by_position = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
-    if of_kwargs:
-        position, keyword = by_position.index(at) if at in by_position else None, at
-    else:
-        position, keyword = at, by_position[at] if at < len(by_position) else None
-    return Argument((keyword or f"args[{position}]") + keystr(rest), position, keyword, rest)
-
-
-def _another(leaf: Tensor, dim: int, at: int) -> Tensor:
-    """Another row in the place of one, or another value where all rows are alike."""
-    rows = leaf.movedim(dim, 0)
-    differs = (rows != rows[at]).reshape(len(rows), -1).any(-1)
-    if differs.any():
-        return leaf.narrow(dim, int(differs.int().argmax()), 1)
-    return _changed(leaf.narrow(dim, at, 1))
-
-
-def _changed(values: Tensor) -> Tensor:
-    if values.dtype == torch.bool:
-        return ~values
-    return 1.1 * values + 0.1 if values.is_floating_point() else values + 1
-
-
-def _shuffled(leaf: Tensor) -> Tensor:
-    rolled = leaf.flatten().roll(1).view(leaf.shape)
-    return _changed(leaf) if equal(rolled, leaf) else rolled
 
 
 def _differs(one: Tensor, two: Tensor) -> Tensor:
