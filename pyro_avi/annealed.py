@@ -98,7 +98,7 @@ def ais(
         >>> bound.rows.shape
         torch.Size([20])
     """
-    held = hold_globals(model, guide, theta, args, kwargs, seed=seed)
+    held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     with sampling(seed):
         weights = annealed_weights(
             LocalJoint(held, args, kwargs, plate=row_plate_of(guide)),

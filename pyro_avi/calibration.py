@@ -109,7 +109,7 @@ def sbc(
     ):
         if number < least:
             raise ValueError(f"Expected {name} of at least {least}, got {number}.")
-    held = hold_globals(model, guide, theta, args, kwargs, seed=seed)
+    held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     if isinstance(guide, FactorizedGuide) and not num_steps:
         raise ValueError(
             "Expected a guide that answers for simulated rows, got a FactorizedGuide, which has an answer for each row it was "

@@ -8,6 +8,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.one_row import as_one_row
 from pyro_avi.structure import quiet
 
 __all__ = ["Conditional", "Theta", "hold_globals"]
@@ -34,8 +35,10 @@ class Conditional:
 
 def hold_globals(
     model: Callable, guide: LocalGuide, theta: Theta, args: tuple, kwargs: Mapping[str, Any], *, seed: int
-) -> Callable:
-    """The model given the global latents, so that its rows are independent; the model itself where it has none.
+) -> tuple[Callable, LocalGuide]:
+    """The model given the global latents, so that its rows are independent, and a guide for it.
+
+    A model without global latents is given back itself, and one whose latents are all global as one row.
 
     Args:
         model: the model that the guide was made for.
@@ -56,14 +59,14 @@ def hold_globals(
         )
     guide.setup(*args, **kwargs)
     if not guide.row_plates:
-        raise ValueError("Expected a guide with a plate of rows, got one whose latents are all global.")
+        return as_one_row(model, guide, args, kwargs)
     names = guide.global_latents
     if not names:
-        return model
+        return model, guide
     if isinstance(theta, Mapping):
         if set(theta) != set(names):
             raise ValueError(f"Expected theta= to give the global latents {sorted(names)}, got {sorted(theta)}.")
-        return Conditional(model, theta)
+        return Conditional(model, theta), guide
     if theta not in ("mean", "draw"):
         raise ValueError(f'Expected theta= to be "mean", "draw" or the values by site, got {theta!r}.')
     with quiet(seed):
@@ -73,7 +76,7 @@ def hold_globals(
         else:
             median = _median(guide, args, kwargs)
             values = {name: median[name] for name in names}
-    return Conditional(model, {name: torch.as_tensor(value).detach() for name, value in values.items()})
+    return Conditional(model, {name: torch.as_tensor(value).detach() for name, value in values.items()}), guide
 
 
 def _median(guide: LocalGuide, args, kwargs) -> Mapping[str, Tensor]:

@@ -115,7 +115,7 @@ def measure_gaps(
         torch.Size([20])
     """
     _check(num_samples, num_steps, max_rounds, annealing, reverse)
-    held = hold_globals(model, guide, theta, args, kwargs, seed=seed)
+    held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     rows = _Rows(held, row_plate_of(guide), args, kwargs, num_samples, seed, max_memory)
     own = rows.table_of(guide.family, guide)
     exact = exact_evidence(held, args, evidence, len(own.table))

@@ -10,10 +10,12 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_avi.estimators.gains import gains
+from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.fit import Fit, LearningRate, fit
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.judge import by_row, judge_of
+from pyro_avi.one_row import as_one_row, write_back
 from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.turns import in_turn
 
@@ -95,6 +97,11 @@ def refine(
         >>> avi.refine(model, guide, x[:5], num_steps=3).table.shape
         torch.Size([5, 4])
     """
+    guide.setup(*args, **kwargs)
+    if not guide.row_plates:
+        row, table = as_one_row(model, guide, args, kwargs)
+        options = {"num_steps": num_steps, "lr": lr, "start": start, "seed": seed, "progress": progress}
+        return write_back(model, refine(row, table, *args, **options, **kwargs), args, kwargs)
     refined = table_like(model, guide, args, kwargs)
     starts = _starts(guide, refined, start, args, kwargs)
     write_tables(refined, starts)
@@ -161,7 +168,7 @@ def take_steps(
     for parameter in shared:
         parameter.requires_grad_(False)
     options = {"elbo": landing.elbo, "seed": seed, "progress": progress, "callbacks": [*slower, mean, landing]}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), evaluation_mode():
         # Global latents that the model states after local ones: frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
         fit(model, guide, *args, num_steps=num_steps, lr={"local": lr}, **options, **kwargs)

@@ -73,7 +73,8 @@ RULES = {
     "estimators": Rule(packages=frozenset({"torch", "numpy", "scipy"})),
     "fused": Rule(frozenset({"graphs", "lifting"}), frozenset({"torch"})),
     "joint": Rule(frozenset({"structure", "parameters", "row_densities", "weights", "fused", "graphs"})),
-    "conditional": Rule(frozenset({"structure", "parameters", "guides"})),
+    "one_row": Rule(frozenset({"structure", "guides"})),
+    "conditional": Rule(frozenset({"structure", "parameters", "guides", "one_row"})),
     "annealed": Rule(
         frozenset(
             {"turns", "parameters", "seeds", "evaluation", "guides", "weights", "estimators", "joint", "conditional"}
