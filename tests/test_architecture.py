@@ -121,7 +121,19 @@ RULES = {
     ),
     "storage": Rule(frozenset({"encoders", "families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(
-        FOUNDATION | {"turns", "course", "sticking_the_landing", "guides", "models", "fit", "judge", "estimators"}
+        FOUNDATION
+        | {
+            "turns",
+            "evaluation",
+            "course",
+            "sticking_the_landing",
+            "guides",
+            "models",
+            "fit",
+            "judge",
+            "one_row",
+            "estimators",
+        }
     ),
 }
 
