@@ -430,6 +430,13 @@ def test_a_model_that_observes_nothing_has_globals_only(kind):
     assert guide.row_plates == () and guide.median()["z"].shape == (N, 3)
 
 
+def test_nothing_to_read_is_said_again_at_the_next_call():
+    guide = AMORTIZED(unobserved, plate="data")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="for the encoder to read, found none"):
+            guide()
+
+
 def test_it_does_not_take_data_later(kind):
     with pytest.warns(UserWarning, match="observes nothing"):
         guide = GUIDES[kind](unobserved_at_first).setup()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from pyro_avi.encoders import MLP
 from pyro_avi.guides.covariates import Covariate, CovariateSearch
-from pyro_avi.guides.guide import LocalGuide, RowFactor, qualified_name
+from pyro_avi.guides.guide import LocalGuide, qualified_name
+from pyro_avi.guides.row_factor import RowFactor
 from pyro_avi.guides.standardize import Standardize, transform_of
 from pyro_avi.provenance import Found, Sources
 

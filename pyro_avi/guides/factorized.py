@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pyro_avi.guides.guide import LocalGuide, RowFactor
+from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.guides.row_factor import RowFactor
 from pyro_avi.guides.rows import DrawnRows
 from pyro_avi.guides.same_rows import SameRows
 from pyro_avi.guides.table import GatheredRows, Table

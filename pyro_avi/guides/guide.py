@@ -1,17 +1,13 @@
 """What the three guides share: everything but the inference function."""
 
 import copy
-import inspect
 import itertools
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
-import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
@@ -21,16 +17,13 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_avi.families import DiagonalNormal, Family
-from pyro_avi.guides.factor import Factor
+from pyro_avi.guides.answers import Answers
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
-from pyro_avi.guides.merge import Merged
-from pyro_avi.guides.owned import OwnedGuide
-from pyro_avi.guides.rows import DrawnRows
-from pyro_avi.positions import Rows, check_positions
+from pyro_avi.guides.row_factor import RowFactor
 from pyro_avi.provenance import Found, Sources
-from pyro_avi.structure import RowSet, Structure, inspect_model, quiet, row_plate
+from pyro_avi.structure import Structure, inspect_model, quiet, row_plate
 
-__all__ = ["LocalGuide", "RowFactor", "qualified_name"]
+__all__ = ["LocalGuide", "qualified_name"]
 
 
 class _Hide:
@@ -44,23 +37,7 @@ class _Hide:
             return self.model(*args, **kwargs)
 
 
-class RowFactor(nn.Module):
-    """The factor of one set of rows and the inference function that gives its parameters.
-
-    Attributes:
-        rows: the rows and their latents.
-        factor: what samples the latents from parameters ``[*B, P]``.
-        function: the inference function.
-    """
-
-    def __init__(self, rows: RowSet, family: Family):
-        super().__init__()
-        self.rows = rows
-        self.factor = Factor(f"_{'_'.join(rows.plates)}_latents", rows.latents, rows.frames, family)
-        self.function: nn.Module | None = None
-
-
-class LocalGuide(OwnedGuide):
+class LocalGuide(Answers):
     r"""A guide with a factor of its own for every row of a plate.
 
     .. math:: q(\theta, z_{1:N}) = q_0(\theta) \prod_n q(z_n; f(n, x_n))
@@ -107,22 +84,13 @@ class LocalGuide(OwnedGuide):
         self._given_family = (family or DiagonalNormal(),)
         self._given_global_guide = global_guide
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
-        self._structure: Structure | None = None
-        self._sources: Sources | None = None
-        self._depth = 0
         self._expected: dict[str, Any] | None = None
-        self.global_guide: AutoGuide | None = None
-        self.row_factors = nn.ModuleList()
 
     @abstractmethod
     def _create_function(
         self, of: RowFactor, initial: Tensor, found: Found, args: tuple, kwargs: Mapping[str, Any]
     ) -> nn.Module:
         """The inference function of a set of rows; ``initial [*B, P]`` are to be its values at the rows found."""
-
-    @abstractmethod
-    def _infer(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """The variational parameters ``[*B, P]`` of the rows found."""
 
     def _find_sources(self, structure: Structure) -> Sources | None:
         """What finds the rows of a call and what else the inference functions need to know; ``None``: the caller does."""
@@ -150,8 +118,8 @@ class LocalGuide(OwnedGuide):
         self._check_rows(structure)
         self._structure = structure
         self._depth = max((-frame.dim for frame in self._frames()), default=0)
-        self._sources = self._find_sources(structure)
         try:
+            self._sources = self._find_sources(structure)
             with quiet():
                 self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
                 found, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
@@ -271,93 +239,6 @@ class LocalGuide(OwnedGuide):
         result.update((name, statements[name]()) for name in self._structure.order if name in statements)
         return result
 
-    def _frames(self):
-        structure = self._structure
-        return [frame for latent in structure.global_latents + structure.local_latents for frame in latent.frames]
-
-    def _find(
-        self,
-        args: tuple,
-        kwargs: Mapping[str, Any],
-        given: Mapping[str, pyro.plate],
-        *,
-        draw: bool = False,
-        any_rows: bool = False,
-    ) -> tuple[Found, dict[str, pyro.plate]]:
-        """The rows of a call and the plates to put them in.
-
-        Args:
-            args, kwargs: of the call.
-            given: plates that somebody else provides.
-            draw: whether to draw rows where the model would draw them itself; otherwise all of them are taken.
-            any_rows: whether a part of the rows does, where all cannot be read.
-        """
-        structure = self._structure
-        if self._sources is None:
-            self._require_plates(given)
-            rows = {name: Rows(given[name].size, given[name].indices) for name in structure.frames}
-            for name, of in rows.items():
-                check_positions(name, of.size, of.index)
-            return Found(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
-        call = self._sources.call(args, kwargs, self._counts(given))
-        self._check_drawn([name for name in call.ignored if name not in given])
-        rows, followed = {name: given[name].indices for name in call.drawn if name in given}, []
-        for name, index in rows.items():
-            check_positions(name, given[name].size, index)
-        for name, (size, count) in call.drawn.items():
-            if name not in given and draw:
-                fn = self._drawn_rows(name, size, count)
-                rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
-            elif name not in given:
-                # A batch whose positions nobody knows is a data set of its own.
-                followed += [name] * (name in call.ignored)
-                part = name in call.ignored or (any_rows and not call.traced)
-                rows[name] = torch.arange(count if part else size, device=self._device)
-        found = call.read(rows)
-        found.rows.update((name, Rows(len(rows[name]), None)) for name in followed)
-        plates = {}
-        for name, frame in structure.frames.items():
-            if name in given:
-                self._check_given(given[name], found, call.drawn)
-                plates[name] = given[name]
-                continue
-            of = found.rows[name]
-            size = None if name in structure.without_size else of.size
-            # The rows are settled; a statement of the plate's name would stand in the trace a second time.
-            with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
-                plates[name] = pyro.plate(name, size, subsample=of.index, dim=frame.dim)
-        return found, plates
-
-    @staticmethod
-    def _counts(given: Mapping[str, pyro.plate]) -> dict[str, int]:
-        """The number of rows of each plate given that takes a part of its rows."""
-        return {name: of.subsample_size for name, of in given.items() if of.subsample_size < of.size}
-
-    def _check_drawn(self, ignored: Sequence[str]) -> None:
-        """Refuse rows that the model draws and makes nothing of; no matter where rows have no parameters of their own."""
-
-    def _drawn_rows(self, name: str, size: int, count: int) -> DrawnRows:
-        """The rows of a plate that the model would draw itself."""
-        return DrawnRows(size, count, self._depth, self._device)
-
-    def _require_plates(self, given: Mapping[str, pyro.plate]) -> None:
-        for name in self._structure.frames:
-            if name not in given:
-                raise ValueError(
-                    f"Expected create_plates() to return plate {name!r}, got {sorted(given)}.\n"
-                    "With inputs= and create_plates= the guide knows the rows of a call from these alone."
-                )
-
-    def _check_given(self, plate: pyro.plate, found: Found, drawn) -> None:
-        rows = found.rows[plate.name]
-        expected = torch.arange(rows.size) if rows.index is None else rows.index
-        if plate.name not in drawn and not torch.equal(plate.indices.cpu(), expected.cpu()):
-            raise ValueError(
-                f"Expected plate {plate.name!r} to hold the {len(expected)} rows that the model works on, got "
-                f"{len(plate.indices)} others.\nPass create_plates= a function that returns pyro.plate({plate.name!r}, "
-                "size, subsample=...) with the rows of the call."
-            )
-
     @property
     def row_plates(self) -> tuple[str, ...]:
         """The names of the plates whose rows have factors of their own."""
@@ -374,20 +255,6 @@ class LocalGuide(OwnedGuide):
     def family(self) -> Family:
         """The set that each factor is taken from."""
         return self._given_family[0]
-
-    def _require_setup(self):
-        if self._structure is None:
-            raise ValueError(
-                f"Expected a {type(self).__name__} with parameters, got one that has never seen the model's arguments.\n"
-                "Call guide.setup(*args) with the arguments of the model first."
-            )
-
-    def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
-        """Something of the row set where there is one, by plates where there are several."""
-        self._require_setup()
-        if len(self.row_factors) == 1:
-            return get(self.row_factors[0])
-        return {of.rows.plates: get(of) for of in self.row_factors}
 
     @property
     def _device(self) -> torch.device:
@@ -407,152 +274,6 @@ class LocalGuide(OwnedGuide):
     def local_parameters(self) -> list[nn.Parameter]:
         """The parameters of the inference functions; all others of the guide belong to the global latents."""
         return list(self.row_factors.parameters())
-
-    def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
-        """What the inference function gives for the rows of a call: ``[B, P]``.
-
-        Several plates of one row set have a dimension each; several row sets give a dictionary by the names of their plates.
-
-        Args:
-            *args, **kwargs: the arguments of the model. Where it draws its rows itself, the answer is for all ``N``.
-        """
-        self.setup(*args, **kwargs)
-        with poutine.block():
-            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(lambda of: self._infer(of, found, args, kwargs))
-
-    def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
-        """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
-
-        Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary.
-
-        Args:
-            *args, **kwargs: the arguments of the model.
-        """
-        self.setup(*args, **kwargs)
-        with poutine.block():
-            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(lambda of: of.factor.distribution(self._known(of, found, args, kwargs)))
-
-    def _known(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """The variational parameters ``[*B, P]`` of the rows found, sure of the discrete latents that the call observes."""
-        return of.factor.known(self._infer(of, found, args, kwargs), found.given)
-
-    @torch.no_grad()
-    def posterior_by_row(
-        self, batches: Iterable[tuple], *, sites: Sequence[str] | None = None, num_samples: int | None = None
-    ) -> dict[str, Tensor]:
-        """Draws or means of local latents for all batches of a loader, put together by their rows, in main memory.
-
-        Beyond the answer itself no more is held than one batch needs.
-
-        Args:
-            batches: tuples of the model's arguments. Batches that give the positions of their rows fill these rows, until
-                every row of the plate has been seen; others follow one another, until they end.
-            sites: the latents asked for; by default all local ones.
-            num_samples: the number of independent draws, leftmost in the answer; by default the means. Those of discrete
-                sites are exact, those of real ones for symmetric families; the others are the average of 1,000 draws.
-
-        Returns:
-            By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
-            ``num_samples``.
-
-        Raises:
-            ValueError: if a site is no local latent, or a row of a plate is in no batch.
-
-        Example::
-
-            >>> import torch
-            >>> import pyro_avi as avi
-            >>> x = torch.rand(20, 1, 8, 8)
-            >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
-            >>> guide = avi.AmortizedGuide(model).setup(x)
-            >>> guide.posterior_by_row(avi.minibatches(x, batch_size=6), num_samples=3)["z"].shape
-            torch.Size([3, 20, 2])
-        """
-        merged: dict[tuple[str, ...], Merged] = {}
-        for call in batches:
-            self.setup(*call)
-            asked = self._sites_by_rows(sites)
-            merged = merged or {
-                of.rows.plates: Merged(of.rows.plates, {name: of.factor.row_dims(name) for name in names})
-                for of, names in asked
-            }
-            with poutine.block():
-                found, _ = self._find(call, {}, self._given_plates(call, {}))
-                for of, names in asked:
-                    values = self._summarize(of, found, call, num_samples)
-                    merged[of.rows.plates].add(found.rows, {name: values[name] for name in names})
-            if all(each.complete for each in merged.values()):
-                break
-        if not merged:
-            raise ValueError("Expected at least one batch, got none.")
-        return {name: value for each in merged.values() for name, value in each.result().items()}
-
-    def _summarize(self, of: RowFactor, found: Found, call: tuple, num_samples: int | None) -> dict[str, Tensor]:
-        """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
-        parameters = self._known(of, found, call, {})
-        values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
-        values.update((name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values)
-        return values
-
-    def _sites_by_rows(self, sites: Sequence[str] | None) -> list[tuple[RowFactor, list[str]]]:
-        """The sites asked for, by the set of rows that they belong to."""
-        known = [latent.name for latent in self._structure.local_latents]
-        asked = known if sites is None else list(sites)
-        if not asked or not set(asked) <= set(known):
-            raise ValueError(f"Expected sites= among the local latents {known}, got {asked}.")
-        found = [(of, [latent.name for latent in of.rows.latents if latent.name in asked]) for of in self.row_factors]
-        return [(of, names) for of, names in found if names]
-
-    def _all_rows(self) -> Found | None:
-        """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""
-        if not _needs_arguments(self.model):
-            return None
-        sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}
-        return Found({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
-
-    @torch.no_grad()
-    def median(self, *args, **kwargs) -> dict[str, Tensor]:
-        """The posterior median of each latent, by site.
-
-        Args:
-            *args, **kwargs: the arguments of the model. Without them, constant and factorized guides answer for all rows
-                that they were set up with.
-        """
-        self.setup(*args, **kwargs)
-        return self._quantiles(0.5, args, kwargs, lambda guide: guide.median(*args, **kwargs))
-
-    @torch.no_grad()
-    def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
-        """Posterior quantiles of each latent, by site, ``quantiles`` leftmost.
-
-        Args:
-            quantiles: numbers between 0 and 1.
-            *args, **kwargs: the arguments of the model, as for :meth:`median`.
-        """
-        self.setup(*args, **kwargs)
-        return self._quantiles(quantiles, args, kwargs, lambda guide: guide.quantiles(quantiles, *args, **kwargs))
-
-    def _quantiles(self, quantiles, args, kwargs, of_globals) -> dict[str, Tensor]:
-        result = {} if self.global_guide is None else dict(of_globals(self.global_guide))
-        with poutine.block():
-            found = None if args or kwargs else self._all_rows()
-            if found is None:
-                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            for of in self.row_factors:
-                parameters = self._known(of, found, args, kwargs)
-                result.update(of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters)))
-        # What a call observes is no latent of it.
-        return {name: value for name, value in result.items() if name not in found.given}
-
-
-def _needs_arguments(model: Callable) -> bool:
-    try:
-        inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind()
-    except TypeError:
-        return True
-    return False
 
 
 def _names(structure: Structure) -> list[str]:

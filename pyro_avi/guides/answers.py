@@ -1,0 +1,193 @@
+"""What a guide says about the rows of a call."""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_avi.guides.merge import Merged
+from pyro_avi.guides.row_factor import RowFactor
+from pyro_avi.guides.row_finder import RowFinder
+from pyro_avi.positions import Rows
+from pyro_avi.provenance import Found
+
+__all__ = ["Answers"]
+
+
+class Answers(RowFinder):
+    """A guide that answers for the rows of a call: their parameters, factors, draws, means, medians and quantiles.
+
+    Args:
+        model, create_plates: as for :class:`~pyro_avi.guides.row_finder.RowFinder`.
+    """
+
+    def __init__(self, model: Callable, *, create_plates: Callable | None = None):
+        super().__init__(model, create_plates=create_plates)
+        self.global_guide: nn.Module | None = None
+        self.row_factors = nn.ModuleList()
+
+    @abstractmethod
+    def setup(self, *args, **kwargs) -> "Answers":
+        """Look at the model and create all parameters, if that has not been done; return the guide."""
+
+    @abstractmethod
+    def _infer(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows found."""
+
+    def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
+        """Something of the row set where there is one, by plates where there are several."""
+        self._require_setup()
+        if len(self.row_factors) == 1:
+            return get(self.row_factors[0])
+        return {of.rows.plates: get(of) for of in self.row_factors}
+
+    def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
+        """What the inference function gives for the rows of a call: ``[B, P]``.
+
+        Several plates of one row set have a dimension each; several row sets give a dictionary by the names of their plates.
+
+        Args:
+            *args, **kwargs: the arguments of the model. Where it draws its rows itself, the answer is for all ``N``.
+        """
+        self.setup(*args, **kwargs)
+        with poutine.block():
+            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            return self._by_rows(lambda of: self._infer(of, found, args, kwargs))
+
+    def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
+        """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
+
+        Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+        """
+        self.setup(*args, **kwargs)
+        with poutine.block():
+            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            return self._by_rows(lambda of: of.factor.distribution(self._known(of, found, args, kwargs)))
+
+    def _known(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows found, sure of the discrete latents that the call observes."""
+        return of.factor.known(self._infer(of, found, args, kwargs), found.given)
+
+    @torch.no_grad()
+    def posterior_by_row(
+        self, batches: Iterable[tuple], *, sites: Sequence[str] | None = None, num_samples: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draws or means of local latents for all batches of a loader, put together by their rows, in main memory.
+
+        Beyond the answer itself no more is held than one batch needs.
+
+        Args:
+            batches: tuples of the model's arguments. Batches that give the positions of their rows fill these rows, until
+                every row of the plate has been seen; others follow one another, until they end.
+            sites: the latents asked for; by default all local ones.
+            num_samples: the number of independent draws, leftmost in the answer; by default the means. Those of discrete
+                sites are exact, those of real ones for symmetric families; the others are the average of 1,000 draws.
+
+        Returns:
+            By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
+            ``num_samples``.
+
+        Raises:
+            ValueError: if a site is no local latent, or a row of a plate is in no batch.
+
+        Example::
+
+            >>> import torch
+            >>> import pyro_avi as avi
+            >>> x = torch.rand(20, 1, 8, 8)
+            >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+            >>> guide = avi.AmortizedGuide(model).setup(x)
+            >>> guide.posterior_by_row(avi.minibatches(x, batch_size=6), num_samples=3)["z"].shape
+            torch.Size([3, 20, 2])
+        """
+        merged: dict[tuple[str, ...], Merged] = {}
+        for call in batches:
+            self.setup(*call)
+            asked = self._sites_by_rows(sites)
+            merged = merged or {
+                of.rows.plates: Merged(of.rows.plates, {name: of.factor.row_dims(name) for name in names})
+                for of, names in asked
+            }
+            with poutine.block():
+                found, _ = self._find(call, {}, self._given_plates(call, {}))
+                for of, names in asked:
+                    values = self._summarize(of, found, call, num_samples)
+                    merged[of.rows.plates].add(found.rows, {name: values[name] for name in names})
+            if all(each.complete for each in merged.values()):
+                break
+        if not merged:
+            raise ValueError("Expected at least one batch, got none.")
+        return {name: value for each in merged.values() for name, value in each.result().items()}
+
+    def _summarize(self, of: RowFactor, found: Found, call: tuple, num_samples: int | None) -> dict[str, Tensor]:
+        """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
+        parameters = self._known(of, found, call, {})
+        values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
+        values.update((name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values)
+        return values
+
+    def _sites_by_rows(self, sites: Sequence[str] | None) -> list[tuple[RowFactor, list[str]]]:
+        """The sites asked for, by the set of rows that they belong to."""
+        known = [latent.name for latent in self._structure.local_latents]
+        asked = known if sites is None else list(sites)
+        if not asked or not set(asked) <= set(known):
+            raise ValueError(f"Expected sites= among the local latents {known}, got {asked}.")
+        found = [(of, [latent.name for latent in of.rows.latents if latent.name in asked]) for of in self.row_factors]
+        return [(of, names) for of, names in found if names]
+
+    def _all_rows(self) -> Found | None:
+        """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""
+        if not _needs_arguments(self.model):
+            return None
+        sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}
+        return Found({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
+
+    @torch.no_grad()
+    def median(self, *args, **kwargs) -> dict[str, Tensor]:
+        """The posterior median of each latent, by site.
+
+        Args:
+            *args, **kwargs: the arguments of the model. Without them, constant and factorized guides answer for all rows
+                that they were set up with.
+        """
+        self.setup(*args, **kwargs)
+        return self._quantiles(0.5, args, kwargs, lambda guide: guide.median(*args, **kwargs))
+
+    @torch.no_grad()
+    def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
+        """Posterior quantiles of each latent, by site, ``quantiles`` leftmost.
+
+        Args:
+            quantiles: numbers between 0 and 1.
+            *args, **kwargs: the arguments of the model, as for :meth:`median`.
+        """
+        self.setup(*args, **kwargs)
+        return self._quantiles(quantiles, args, kwargs, lambda guide: guide.quantiles(quantiles, *args, **kwargs))
+
+    def _quantiles(self, quantiles, args, kwargs, of_globals) -> dict[str, Tensor]:
+        result = {} if self.global_guide is None else dict(of_globals(self.global_guide))
+        with poutine.block():
+            found = None if args or kwargs else self._all_rows()
+            if found is None:
+                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            for of in self.row_factors:
+                parameters = self._known(of, found, args, kwargs)
+                result.update(of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters)))
+        # What a call observes is no latent of it.
+        return {name: value for name, value in result.items() if name not in found.given}
+
+
+def _needs_arguments(model: Callable) -> bool:
+    try:
+        inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind()
+    except TypeError:
+        return True
+    return False

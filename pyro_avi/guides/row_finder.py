@@ -1,0 +1,132 @@
+"""Where the rows of a guide's call come from."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+
+from pyro_avi.guides.owned import OwnedGuide
+from pyro_avi.guides.rows import DrawnRows
+from pyro_avi.positions import Rows, check_positions
+from pyro_avi.provenance import Found, Sources
+from pyro_avi.structure import Structure
+
+__all__ = ["RowFinder"]
+
+
+class RowFinder(OwnedGuide):
+    """A guide that knows which rows of its model a call is about, and the plates to put them in.
+
+    Args:
+        model: any Pyro callable.
+        create_plates: a function of the model's arguments that returns the plates to use.
+    """
+
+    def __init__(self, model: Callable, *, create_plates: Callable | None = None):
+        super().__init__(model, create_plates=create_plates)
+        self._structure: Structure | None = None
+        self._sources: Sources | None = None
+        self._depth = 0
+
+    @property
+    @abstractmethod
+    def _device(self) -> torch.device:
+        """That of the model."""
+
+    def _require_setup(self):
+        if self._structure is None:
+            raise ValueError(
+                f"Expected a {type(self).__name__} with parameters, got one that has never seen the model's arguments.\n"
+                "Call guide.setup(*args) with the arguments of the model first."
+            )
+
+    def _frames(self):
+        structure = self._structure
+        return [frame for latent in structure.global_latents + structure.local_latents for frame in latent.frames]
+
+    def _find(
+        self,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, pyro.plate],
+        *,
+        draw: bool = False,
+        any_rows: bool = False,
+    ) -> tuple[Found, dict[str, pyro.plate]]:
+        """The rows of a call and the plates to put them in.
+
+        Args:
+            args, kwargs: of the call.
+            given: plates that somebody else provides.
+            draw: whether to draw rows where the model would draw them itself; otherwise all of them are taken.
+            any_rows: whether a part of the rows does, where all cannot be read.
+        """
+        structure = self._structure
+        if self._sources is None:
+            self._require_plates(given)
+            rows = {name: Rows(given[name].size, given[name].indices) for name in structure.frames}
+            for name, of in rows.items():
+                check_positions(name, of.size, of.index)
+            return Found(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
+        call = self._sources.call(args, kwargs, self._counts(given))
+        self._check_drawn([name for name in call.ignored if name not in given])
+        rows, followed = {name: given[name].indices for name in call.drawn if name in given}, []
+        for name, index in rows.items():
+            check_positions(name, given[name].size, index)
+        for name, (size, count) in call.drawn.items():
+            if name not in given and draw:
+                fn = self._drawn_rows(name, size, count)
+                rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
+            elif name not in given:
+                # A batch whose positions nobody knows is a data set of its own.
+                followed += [name] * (name in call.ignored)
+                part = name in call.ignored or (any_rows and not call.traced)
+                rows[name] = torch.arange(count if part else size, device=self._device)
+        found = call.read(rows)
+        found.rows.update((name, Rows(len(rows[name]), None)) for name in followed)
+        plates = {}
+        for name, frame in structure.frames.items():
+            if name in given:
+                self._check_given(given[name], found, call.drawn)
+                plates[name] = given[name]
+                continue
+            of = found.rows[name]
+            size = None if name in structure.without_size else of.size
+            # The rows are settled; a statement of the plate's name would stand in the trace a second time.
+            with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
+                plates[name] = pyro.plate(name, size, subsample=of.index, dim=frame.dim)
+        return found, plates
+
+    @staticmethod
+    def _counts(given: Mapping[str, pyro.plate]) -> dict[str, int]:
+        """The number of rows of each plate given that takes a part of its rows."""
+        return {name: of.subsample_size for name, of in given.items() if of.subsample_size < of.size}
+
+    def _check_drawn(self, ignored: Sequence[str]) -> None:
+        """Refuse rows that the model draws and makes nothing of; no matter where rows have no parameters of their own."""
+
+    def _drawn_rows(self, name: str, size: int, count: int) -> DrawnRows:
+        """The rows of a plate that the model would draw itself."""
+        return DrawnRows(size, count, self._depth, self._device)
+
+    def _require_plates(self, given: Mapping[str, pyro.plate]) -> None:
+        for name in self._structure.frames:
+            if name not in given:
+                raise ValueError(
+                    f"Expected create_plates() to return plate {name!r}, got {sorted(given)}.\n"
+                    "With inputs= and create_plates= the guide knows the rows of a call from these alone."
+                )
+
+    def _check_given(self, plate: pyro.plate, found: Found, drawn) -> None:
+        rows = found.rows[plate.name]
+        expected = torch.arange(rows.size) if rows.index is None else rows.index
+        if plate.name not in drawn and not torch.equal(plate.indices.cpu(), expected.cpu()):
+            raise ValueError(
+                f"Expected plate {plate.name!r} to hold the {len(expected)} rows that the model works on, got "
+                f"{len(plate.indices)} others.\nPass create_plates= a function that returns pyro.plate({plate.name!r}, "
+                "size, subsample=...) with the rows of the call."
+            )
