@@ -17,7 +17,7 @@ from pyro_avi.guides.guide import LocalGuide
 from pyro_avi.joint import LocalJoint
 from pyro_avi.judge import JointJudge, Judge, judge_of
 from pyro_avi.mixture import mixture_weights
-from pyro_avi.refine import Tables, check_latents
+from pyro_avi.refine import Tables, check_latents, read_tables
 from pyro_avi.search import Search, moments
 from pyro_avi.turns import in_turn
 from pyro_avi.weights import LogWeights
@@ -116,25 +116,28 @@ def measure_gaps(
     """
     _check(num_samples, num_steps, max_rounds, annealing, reverse)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
-    rows = _Rows(held, row_plate_of(guide), args, kwargs, num_samples, seed, max_memory)
+    rows = _Rows(held, guide.row_plates, args, kwargs, num_samples, seed, max_memory)
     own = rows.table_of(guide.family, guide)
-    exact = exact_evidence(held, args, evidence, len(own.table))
     judge = rows.judge_of(own)
     weights = judge.weights(own, num_samples=num_samples, seed=seed)
+    exact = exact_evidence(held, args, evidence, weights.local.shape[1])
     # Rows whose density is no number are named here, before the work.
     tails = khat(weights)
     _check_bounded(weights, "the guide")
     budget = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
     search = Search(held, judge, args, kwargs, **budget, report={"num_samples": num_samples, "seed": seed})
     with torch.no_grad():
-        initial = own.row_factors[0].factor.initial(1.0)
-        first = [own.table.detach().clone(), own.table.detach().mean(0), initial, *starts]
-    found = search.improve(own, weights, first)
+        tables = read_tables(own)
+        mean = {name: table.mean(0) for name, table in tables.items()}
+        initial = {
+            name: of.factor.initial(1.0).flatten(0, -2) for name, of in zip(tables, own.row_factors, strict=True)
+        }
+    found = search.improve(own, weights, [tables, mean, initial, *starts])
     of_best = of_bound = found.weights
     converged = found.converged
     if richer is not None:
         flexible = rows.richer(richer, own)
-        with_richer = search.improve(flexible, of_best, [flexible.table.detach().clone()])
+        with_richer = search.improve(flexible, of_best, [read_tables(flexible)])
         of_bound, converged = with_richer.weights, converged & with_richer.converged
     others = [] if exact is not None else rows.of_mixture(judge, own, found.ends)
     if annealing is not None:
@@ -164,33 +167,36 @@ class _Rows:
 
     Args:
         model: without global latents.
-        plate: of the rows.
+        plates: of the rows.
         args, kwargs: of the model.
         num_samples: the draws by which a factor is measured.
         seed: of these draws.
         max_memory: as in :func:`measure_gaps`.
     """
 
-    def __init__(self, model, plate, args, kwargs, num_samples, seed, max_memory):
-        self._model, self._plate, self._args, self._kwargs = model, plate, args, kwargs
+    def __init__(self, model, plates, args, kwargs, num_samples, seed, max_memory):
+        self._model, self._plates, self._args, self._kwargs = model, plates, args, kwargs
         self._num_samples, self._seed, self._max_memory = num_samples, seed, max_memory
 
     def table_of(self, family: Family, like: LocalGuide | None = None) -> FactorizedGuide:
         """A guide with a table for the rows, and the outputs of another guide of the family in it."""
-        guide = FactorizedGuide(self._model, plate=self._plate, family=family, same_rows=True)
+        guide = FactorizedGuide(self._model, plate=self._plates, family=family, same_rows=True)
         guide.setup(*self._args, **self._kwargs)
         if like is None:
             return guide
         with torch.no_grad():
             check_latents(guide, like)
             given = like.variational_parameters(*self._args, **self._kwargs)
-            if given.shape != guide.table.shape:
-                raise ValueError(
-                    f"Expected all rows of a data set, got {len(given)} of {len(guide.table)}.\n"
-                    "Pass them as a data set of their own, without positions."
-                )
-            guide.row_factors[0].factor.load_state_dict(like.row_factors[0].factor.state_dict())
-            guide.table.copy_(given)
+            for of, theirs in zip(guide.row_factors, like.row_factors, strict=True):
+                rows = given[of.rows.plates] if isinstance(given, dict) else given
+                table = of.function.table
+                if rows.numel() != table.numel():
+                    raise ValueError(
+                        f"Expected all rows of a data set, got {len(rows)} of {len(table)}.\n"
+                        "Pass them as a data set of their own, without positions."
+                    )
+                of.factor.load_state_dict(theirs.factor.state_dict())
+                table.copy_(rows.reshape(table.shape))
         return guide
 
     def judge_of(self, guide: FactorizedGuide) -> Judge:
@@ -201,8 +207,7 @@ class _Rows:
     def richer(self, family: Family, best: FactorizedGuide) -> FactorizedGuide:
         """A table of a richer family, with the moments of the best factors; those of discrete latents as they are."""
         guide = self.table_of(family)
-        factor = guide.row_factors[0].factor
-        if list(factor.parameters()):
+        if list(guide.row_factors[0].factor.parameters()):
             raise ValueError(
                 f"Expected richer= to be a family of rows alone, got {type(family).__name__}, whose weights rows share.\n"
                 "Try one of the following fixes:\n"
@@ -210,9 +215,11 @@ class _Rows:
                 "- train a guide with this family, and measure the gaps of that"
             )
         with sampling(self._seed + _MOMENTS), torch.no_grad():
-            continuous = family.initial(*moments(posterior_of(best, self._args, self._kwargs)))
-            discrete = best.table[:, best.table.shape[1] - (guide.table.shape[1] - continuous.shape[1]) :]
-            guide.table.copy_(torch.cat([continuous, discrete], 1))
+            for of, theirs in zip(guide.row_factors, best.row_factors, strict=True):
+                table, narrow = of.function.table, theirs.function.table
+                continuous = of.factor.family.initial(*moments(theirs.factor.distribution(narrow)))
+                discrete = narrow[:, narrow.shape[1] - (table.shape[1] - continuous.shape[1]) :]
+                table.copy_(torch.cat([continuous, discrete], 1))
         return guide
 
     def of_mixture(self, judge: Judge, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
@@ -230,7 +237,7 @@ class _Rows:
         """The weights of annealed importance sampling that starts from a table's factors."""
         with sampling(self._seed + _CHAINS):
             return annealed_weights(
-                LocalJoint(self._model, self._args, self._kwargs, plate=self._plate),
+                LocalJoint(self._model, self._args, self._kwargs, plate=row_plate_of(guide)),
                 posterior_of(guide, self._args, self._kwargs),
                 **annealing,
                 reverse=reverse,

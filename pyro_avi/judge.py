@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from pyro_avi.annealed import posterior_of, sampling
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.joint import LocalJoint
+from pyro_avi.row_densities import TiedRowsError
 from pyro_avi.structure import quiet
 from pyro_avi.weights import LogWeights, log_weights
 
@@ -17,7 +17,14 @@ __all__ = ["JointJudge", "Judge", "TraceJudge", "by_row", "judge_of"]
 
 
 class Judge(ABC):
-    """Gives the log weights of a table's factors, by the same draws for all tables of one family."""
+    """Gives the log weights of a table's factors, by the same draws for all tables of one family.
+
+    Attributes:
+        blocks: by the name of a table the block ``[N]`` that each of its rows is weighed in, when weights have been asked
+            for; ``None`` where block ``n`` is row ``n``.
+    """
+
+    blocks: Mapping[str, Tensor] | None = None
 
     @abstractmethod
     def weights(self, guide: FactorizedGuide, *, num_samples: int, seed: int) -> LogWeights:
@@ -62,18 +69,13 @@ class TraceJudge(Judge):
 
     def weights(self, guide, *, num_samples, seed):
         """The log weights of an even number of draws, ``num_samples`` at least."""
-        plates = guide.row_plates
+        even = num_samples + num_samples % 2
         with quiet(seed):
-            weights = log_weights(
-                self._model,
-                guide,
-                *self._args,
-                num_samples=num_samples + num_samples % 2,
-                plate=plates[0],
-                **self._kwargs,
-            )
-        # Rows of crossed plates share their observations, and are judged together.
-        return weights if len(plates) == 1 else replace(weights, local=weights.total.unsqueeze(1))
+            weights = log_weights(self._model, guide, *self._args, num_samples=even, **self._kwargs)
+        # Rows that share a factor, as those of crossed plates share observations, are judged together.
+        if weights.blocks is not None:
+            self.blocks = {" x ".join(plates): blocks for plates, blocks in weights.blocks.items()}
+        return weights
 
 
 def judge_of(
@@ -91,15 +93,19 @@ def judge_of(
     alone = len(guide.row_plates) == len(guide.row_factors) == 1 and not guide.global_latents
     if not alone or any(latent.num_values is not None or latent.is_weighted for latent in latents):
         return TraceJudge(model, args, kwargs)
-    with quiet(0):
-        joint = LocalJoint(model, args, kwargs, plate=guide.row_plates[0])
+    try:
+        with quiet(0):
+            joint = LocalJoint(model, args, kwargs, plate=guide.row_plates[0])
+    except TiedRowsError:
+        return TraceJudge(model, args, kwargs)
     return JointJudge(joint, args, kwargs, max_memory=max_memory)
 
 
-def by_row(values: Tensor) -> Tensor:
-    """What is known of the blocks of rows that are judged together, for each row of a table ``[N, 1]``.
+def by_row(values: Tensor, blocks: Tensor | None) -> Tensor:
+    """What is known of the blocks of rows, for each row of a table ``[N, 1]``.
 
     Args:
-        values: ``[M]``; a block is a row, or all rows are one.
+        values: ``[M]``.
+        blocks: ``[N]`` the block of each row; ``None`` where block ``n`` is row ``n``.
     """
-    return values.unsqueeze(-1)
+    return (values if blocks is None else values[blocks]).unsqueeze(-1)

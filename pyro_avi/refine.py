@@ -110,7 +110,7 @@ def refine(
     before = judge.weights(refined, **options).local
     take_steps(model, refined, args, kwargs, num_steps=num_steps, lr=lr, seed=seed, progress=progress)
     gained = gains(before, judge.weights(refined, **options).local).significant()
-    write_tables(refined, choose(gained, read_tables(refined), starts))
+    write_tables(refined, choose(gained, read_tables(refined), starts, judge.blocks))
     return refined
 
 
@@ -207,14 +207,16 @@ def write_tables(guide: FactorizedGuide, tables: Tables) -> None:
         table.copy_(tables[name])
 
 
-def choose(first: Tensor, one: Tables, other: Tables) -> Tables:
+def choose(first: Tensor, one: Tables, other: Tables, blocks: Mapping[str, Tensor] | None) -> Tables:
     """One of two tables for each row.
 
     Args:
         first: ``[M]`` where the first.
         one, other: the tables.
+        blocks: of the judge.
     """
-    return {name: torch.where(by_row(first), table, other[name]) for name, table in one.items()}
+    of_rows = {name: by_row(first, blocks and blocks[name]) for name in one}
+    return {name: torch.where(of_rows[name].to(table.device), table, other[name]) for name, table in one.items()}
 
 
 class _MeanOfTables:

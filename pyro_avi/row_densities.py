@@ -13,7 +13,11 @@ from pyro_avi.attribution import Attribution, attribute
 from pyro_avi.log_factors import enumeration_depth, log_factors, trace_at
 from pyro_avi.structure import is_observation
 
-__all__ = ["RowDensities"]
+__all__ = ["RowDensities", "TiedRowsError"]
+
+
+class TiedRowsError(ValueError):
+    """Rows share a factor, so that none has an evidence of its own."""
 
 
 class RowDensities:
@@ -60,7 +64,7 @@ class RowDensities:
         model = poutine.replay(self._model, trace=self.rows)
         found = attribute(model, None, self._args, self._kwargs, (self._plate,), but=but)
         if not found.by_row:
-            raise ValueError(
+            raise TiedRowsError(
                 f"Expected rows of plate {self._plate!r} that are independent given the global latents, got rows that are tied "
                 f"by {list(found.ties)}.\n"
                 "Rows that share a factor have no evidence of their own: avi.log_weights, avi.elbo and avi.iwelbo take them "

@@ -84,13 +84,13 @@ class Search:
         self._steps = {"num_steps": num_steps, "lr": lr}
         self._max_rounds, self._tolerance, self._seed, self._report = max_rounds, tolerance, seed, report
 
-    def improve(self, guide: FactorizedGuide, before: LogWeights, starts: Sequence[Tensor]) -> Found:
+    def improve(self, guide: FactorizedGuide, before: LogWeights, starts: Sequence[Tensor | Tables]) -> Found:
         """The best factor of every row: that of the guide, or what the rounds find where the row really gains by it.
 
         Args:
             guide: with a table for the rows, which ends with the best.
             before: the weights of what is to be improved, by the draws of the report.
-            starts: ``[N, P]`` or ``[P]`` where the first round starts, once from each.
+            starts: ``[N, P]`` or ``[P]`` where the first round starts, once from each; of several tables by name.
 
         Raises:
             ValueError: if a start has another shape.
@@ -101,7 +101,7 @@ class Search:
         gained = gains(before.local, after.local)
         # A factor with draws of no density is none.
         better = gained.significant() & after.local.isfinite().all(0)
-        write_tables(guide, choose(better, best, first))
+        write_tables(guide, choose(better, best, first, self._judge.blocks))
         if left is not None:
             # Where the first factor stays, what the other seems to gain is left as well.
             left = left.plus(torch.where(better, 0.0, gained.rows), torch.where(better, 0.0, gained.rows_se))
@@ -123,7 +123,7 @@ class Search:
                 end, there = read_tables(guide), self._weigh(guide)
                 gained = gains(local, there)
                 better = gained.rows > _MOVES * gained.rows_se
-                best = choose(better, end, best)
+                best = choose(better, end, best, self._judge.blocks)
                 local = torch.where(better, there, local)
                 gain = gain + torch.where(better, gained.rows, 0.0)
                 if turn == 0:
@@ -155,13 +155,14 @@ class Search:
             center, spread = moments(factors[0])
             place, missed = missed_modes(self._judge.joint, factors, center, **options)
             start = factor.family.initial(place, spread)
-        return [{name: torch.where(by_row(missed), start, table)}] if missed.any() else []
+        return [{name: torch.where(by_row(missed, None), start, table)}] if missed.any() else []
 
     def _weigh(self, guide: FactorizedGuide) -> Tensor:
         return self._judge.weights(guide, num_samples=_DRAWS, seed=self._seed - 1).local
 
     def _take_steps(self, guide: FactorizedGuide, share: Tensor, seed: int) -> None:
-        shares = {name: by_row(share).expand(len(table), 1) for name, table in guide.row_tables().items()}
+        blocks = self._judge.blocks
+        shares = {name: by_row(share, blocks and blocks[name]) for name in guide.row_tables()}
         slower = None if (share == 1).all() else shares
         take_steps(self._model, guide, self._args, self._kwargs, **self._steps, seed=seed, shares=slower)
 
@@ -175,13 +176,16 @@ class Search:
         return left.at_most() < _LEFT * self._tolerance
 
 
-def _start(guide: FactorizedGuide, value: Tensor) -> Tables:
-    ((name, table),) = guide.row_tables().items()
-    if value.shape not in (table.shape, table.shape[1:]):
-        raise ValueError(
-            f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(value.shape)}."
-        )
-    return {name: value.detach().to(table).expand_as(table)}
+def _start(guide: FactorizedGuide, given: Tensor | Tables) -> Tables:
+    tables = guide.row_tables()
+    given = given if isinstance(given, Mapping) else dict.fromkeys(tables, given)
+    for name, table in tables.items():
+        if name not in given or given[name].shape not in (table.shape, table.shape[1:]):
+            got = tuple(given[name].shape) if name in given else f"tables for {sorted(given)}"
+            raise ValueError(
+                f"Expected start of shape {tuple(table.shape)}, one row for each row of {name!r} to refine, got {got}."
+            )
+    return {name: given[name].detach().to(table).expand_as(table) for name, table in tables.items()}
 
 
 def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:

@@ -82,7 +82,7 @@ RULES = {
     ),
     "evidence": Rule(frozenset({"weights", "estimators"})),
     "mixture": Rule(frozenset({"weights", "joint"})),
-    "judge": Rule(frozenset({"structure", "guides", "weights", "joint", "annealed"})),
+    "judge": Rule(frozenset({"structure", "guides", "weights", "row_densities", "joint", "annealed"})),
     "convergence": Rule(frozenset({"guides", "joint", "annealed"})),
     "search": Rule(
         frozenset({"guides", "weights", "estimators", "annealed", "judge", "mixture", "convergence", "refine"})
