@@ -1,6 +1,5 @@
 """What a model consists of: local and global latents, the plates of its rows, what it observes there."""
 
-import copy
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,13 +14,13 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Transform, biject_to, constraints, transform_to
-from torch.distributions.transforms import AffineTransform, ComposeTransform
+from torch.distributions import Transform, biject_to, constraints
 
 from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.masks import site_mask
 from pyro_avi.parameters import own_parameters
 from pyro_avi.seeds import seeded
+from pyro_avi.supports import alike, is_like, num_values, of_components, peel, support_of, transform_of
 
 __all__ = [
     "Latent",
@@ -121,55 +120,31 @@ class Latent:
     @property
     def is_real(self) -> bool:
         """Whether the support is the whole real space, so that no transform is needed."""
-        return _is(self.support, constraints.real)
+        return is_like(self.support, constraints.real)
 
     @property
     def is_boolean(self) -> bool:
         """Whether the values are 0 and 1, as those of a Bernoulli."""
-        return _is(self.support, constraints.boolean)
+        return is_like(self.support, constraints.boolean)
 
     @property
     def is_one_hot(self) -> bool:
         """Whether the values are vectors with a single one, as those of a one-hot Categorical."""
-        return _is(self.support, constraints.one_hot)
+        return is_like(self.support, constraints.one_hot)
 
     @property
     def transform(self) -> Transform:
         """The map from unconstrained coordinates to the support, elementwise where the support is."""
-        transform = biject_to(_peel(self.support)[0])
-        # A shift by 0 changes nothing, but hides from the closed-form divergences what is a log-normal.
-        if isinstance(transform, ComposeTransform):
-            parts = [part for part in transform.parts if not _is_identity(part)]
-            transform = parts[0] if len(parts) == 1 else transform
-        return transform
+        return transform_of(self.support)
 
     @property
     def independent_dim(self) -> int:
         """The number of event dimensions over which the support is elementwise."""
-        return _peel(self.support)[1]
+        return peel(self.support)[1]
 
     def to_support(self, value: Tensor) -> Tensor:
         """Map unconstrained coordinates to the support."""
         return value if self.is_real else self.transform(value)
-
-
-def _is_identity(transform: Transform) -> bool:
-    if not isinstance(transform, AffineTransform):
-        return False
-    return isinstance(transform.loc, int | float) and (transform.loc, transform.scale) == (0, 1)
-
-
-def _peel(support: constraints.Constraint) -> tuple[constraints.Constraint, int]:
-    """The constraint inside ``to_event`` and the number of dimensions that were added around it."""
-    dims = 0
-    while isinstance(support, constraints.independent):
-        support, dims = support.base_constraint, dims + support.reinterpreted_batch_ndims
-    return support, dims
-
-
-def _is(support: constraints.Constraint, known: constraints.Constraint) -> bool:
-    """Whether a support, in all dimensions of an event, is one of those without arguments; copies of them are, too."""
-    return type(_peel(support)[0]) is type(known)
 
 
 @dataclass(frozen=True)
@@ -372,7 +347,7 @@ def _but_discrete(init_loc_fn: Callable) -> Callable:
     """Initial values for continuous sites, a draw for discrete ones."""
 
     def initial(site):
-        support = _of_components(site["name"], site["fn"].support)
+        support = of_components(site["name"], site["fn"].support)
         return site["fn"].sample() if support.is_discrete else init_loc_fn(site)
 
     return initial
@@ -385,17 +360,9 @@ def _row_set(frames: list[CondIndepStackFrame], latents: list[Latent], observed:
         others = [frame for frame in _frames(site) if frame.name not in names]
         if len(_frames(site)) - len(others) == len(frames):
             observations[name] = tuple(frame.dim - site["fn"].event_dim for frame in frames)
-            supports[name] = _support(site["fn"])
+            supports[name] = support_of(site["fn"])
             subsampled[name] = tuple(frame.name for frame in others if plate_scale([frame]) != 1.0)
     return RowSet(tuple(frames), tuple(latents), observations, subsampled, supports)
-
-
-def _support(fn) -> constraints.Constraint:
-    """The support of observed values, where their distribution has one."""
-    try:
-        return _alike(fn.support)
-    except (AttributeError, NotImplementedError):
-        return constraints.dependent
 
 
 def _rows(trace: Trace) -> Trace:
@@ -419,12 +386,12 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
                 f"Expected vectorized plates around latent {name!r}, got the sequential plate {frame.name!r}.\n"
                 f"Write `with pyro.plate({frame.name!r}, size):` instead of `for i in pyro.plate(...)`."
             )
-    num_values, support = _num_values(name, fn), _alike(_of_components(name, fn.support))
-    if num_values is not None:
+    count, support = num_values(name, fn), alike(of_components(name, fn.support))
+    if count is not None:
         initial, event_dim = value, fn.event_dim
     else:
         with helpful_support_errors(site):
-            initial = value if _is(support, constraints.real) else biject_to(support).inv(value)
+            initial = value if is_like(support, constraints.real) else biject_to(support).inv(value)
         event_dim = fn.event_dim + initial.dim() - value.dim()
     return Latent(
         name=name,
@@ -433,80 +400,9 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
         event_dim=fn.event_dim,
         initial=initial.detach().clone(),
         unconstrained_event_dim=event_dim,
-        num_values=num_values,
+        num_values=count,
         is_weighted=site_mask(site) is not None or is_scaled(site),
     )
-
-
-# A mixture's support, where torch has a constraint of its own for it: earlier it was that of the components.
-_MIXTURE = getattr(constraints, "MixtureSameFamilyConstraint", ())
-
-if _MIXTURE:
-    # What initial values are made by; torch knows no transforms to it.
-    for _registry in (biject_to, transform_to):
-        _registry.register(_MIXTURE, lambda support, registry=_registry: registry(_alike(support.base_constraint)))
-
-
-def _of_components(name: str, support: constraints.Constraint) -> constraints.Constraint:
-    """The support with that of its components in place of a mixture's."""
-    if isinstance(support, constraints.independent):
-        base = _of_components(name, support.base_constraint)
-        same = base is support.base_constraint
-        return support if same else constraints.independent(base, support.reinterpreted_batch_ndims)
-    if not isinstance(support, _MIXTURE):
-        return support
-    # Components and rows stand in dimensions of the bounds that are no longer told apart without the first.
-    of_components = _alike(support.base_constraint)
-    for bound in vars(_peel(of_components)[0]).values():
-        if isinstance(bound, Tensor) and bound.dim():
-            raise ValueError(
-                f"Expected latent {name!r} with one support for all components of its mixture, got {of_components!r} with "
-                "bounds that differ.\nSample on a fixed support and move it: u = pyro.sample(name, ...); "
-                "pyro.deterministic(other_name, low + (high - low) * u)."
-            )
-    return of_components
-
-
-def _alike(support: constraints.Constraint) -> constraints.Constraint:
-    """The support without dimensions in which its bounds are all equal, so that it is that of any number of rows."""
-    parts = {}
-    for name, part in vars(support).items():
-        if isinstance(part, constraints.Constraint):
-            parts[name] = _alike(part)
-        elif isinstance(part, Tensor):
-            parts[name] = part
-            for dim in range(part.dim()):
-                first = parts[name].narrow(dim, 0, 1)
-                parts[name] = first if torch.equal(parts[name], first.expand_as(parts[name])) else parts[name]
-            while parts[name].dim() and parts[name].shape[0] == 1:
-                parts[name] = parts[name].squeeze(0)
-    if all(part is getattr(support, name) for name, part in parts.items()):
-        # Some supports are known by their identity.
-        return support
-    support = copy.copy(support)
-    vars(support).update(parts)
-    return support
-
-
-def _num_values(name: str, fn) -> int | None:
-    """The number of values of a discrete latent, ``None`` for a continuous one."""
-    support, _ = _peel(fn.support)
-    if _is(support, constraints.boolean):
-        return 2
-    if _is(support, constraints.one_hot):
-        return fn.event_shape[-1]
-    bounds = (support.lower_bound, support.upper_bound) if isinstance(support, constraints.integer_interval) else ()
-    if bounds[:1] == (0,) and isinstance(bounds[1], int):
-        return bounds[1] + 1
-    if support.is_discrete:
-        raise ValueError(
-            f"Expected latent {name!r} with real values or those of a Bernoulli, Categorical or OneHotCategorical, got "
-            f"{type(fn).__name__} with support {support!r}.\n"
-            "Try one of the following fixes:\n"
-            '- sum it out: infer={"enumerate": "parallel"} at its sample statement and TraceEnum_ELBO (finite supports)\n'
-            "- write it as a Categorical over its values: it gets a categorical factor"
-        )
-    return None
 
 
 def _check_fixed(latent: Latent, plates: Sequence[str]) -> None:
@@ -522,7 +418,7 @@ def _check_fixed(latent: Latent, plates: Sequence[str]) -> None:
 
 def _check_support(latent: Latent, frames: Sequence[CondIndepStackFrame]) -> None:
     """Refuse bounds that are those of certain rows: other rows of the plate have others."""
-    support, _ = _peel(latent.support)
+    support, _ = peel(latent.support)
     for bound in vars(support).values():
         dims = [frame.dim - latent.event_dim for frame in frames]
         if isinstance(bound, Tensor) and any(-dim <= bound.dim() and bound.shape[dim] > 1 for dim in dims):
