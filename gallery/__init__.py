@@ -7,11 +7,12 @@ trains the guides and prints one table.
 
 import pkgutil
 
-from gallery._table import Row, Table, compare, correlation
+from gallery._table import Row, Table, compare, correlation, reach
 
-__all__ = ["Row", "Table", "compare", "correlation", "names"]
+__all__ = ["Row", "Table", "compare", "correlation", "names", "reach"]
 
 
 def names() -> tuple[str, ...]:
     """The models there are, in alphabetical order."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
+    found = (module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return tuple(sorted(name for name in found if not name.startswith("_")))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import pyro_avi as avi
 
-__all__ = ["Row", "Table", "compare", "correlation"]
+__all__ = ["Row", "Table", "compare", "correlation", "reach"]
 
 Column = Callable[[AutoGuide, tuple, int], float]
 
@@ -88,32 +88,54 @@ def compare(
         elbo: one of Pyro's ELBOs, to train by and to measure with; by default ``Trace_ELBO()``.
         columns: more columns: functions of a guide, ``args`` and ``num_samples``, called after training.
     """
-    elbo, columns = elbo or Trace_ELBO(), columns or {}
+    options = {"num_steps": num_steps, "num_samples": num_samples, "batch_size": batch_size, "elbo": elbo}
     rows = []
     for name, guide in guides.items():
-        before, _ = _bound(elbo, guide, args, min(num_samples, 10))
-        rates = (
-            lr
-            if encoder_lr is None or not isinstance(guide, avi.AmortizedGuide)
-            else {"local": encoder_lr, "global": lr}
-        )
-        batches = None if batch_size is None else avi.minibatches(*args, batch_size=batch_size)
+        amortized = encoder_lr is not None and isinstance(guide, avi.AmortizedGuide)
+        rates = {"local": encoder_lr, "global": lr} if amortized else lr
+        rows.append(reach(name, guide.model, guide, *args, lr=rates, columns=columns, **options))
+    return Table(tuple(rows))
+
+
+def reach(
+    name: str,
+    model: Callable,
+    guide: Callable,
+    *args,
+    num_steps: int,
+    num_samples: int,
+    lr: float | Mapping[str, float],
+    batch_size: int | None = None,
+    elbo: ELBO | None = None,
+    columns: Mapping[str, Column] | None = None,
+    compile: str | bool = "auto",
+) -> Row:
+    """Train one model and guide and estimate what they reached; the arguments are those of :func:`compare`.
+
+    ``guide`` is any guide of Pyro's; ``lr``, which may hold a rate for each part, and ``compile`` are those of
+    :func:`pyro_avi.fit`.
+    """
+    elbo, columns = elbo or Trace_ELBO(), columns or {}
+    batches = None if batch_size is None else avi.minibatches(*args, batch_size=batch_size)
+    # Pyro's store knows parameters by name, and two models or guides have the same names.
+    with pyro.get_param_store().scope():
+        before, _ = _bound(elbo, model, guide, args, min(num_samples, 10))
         fit = avi.fit(
-            guide.model,
+            model,
             guide,
             *(args if batches is None else ()),
             batches=batches,
             num_steps=num_steps,
-            lr=_falling(rates, num_steps),
+            lr=_falling(lr, num_steps),
             elbo=elbo,
+            compile=compile,
             progress=False,
         )
-        value, se = _bound(elbo, guide, args, num_samples)
+        value, se = _bound(elbo, model, guide, args, num_samples)
         with _evaluation():
             found = {key: column(guide, args, num_samples) for key, column in columns.items()}
             parameters = _count_parameters(guide, args)
-        rows.append(Row(name, parameters, value, se, before, fit.seconds, found))
-    return Table(tuple(rows))
+    return Row(name, parameters, value, se, before, fit.seconds, found)
 
 
 def correlation(site: str, truth: Tensor) -> Column:
@@ -145,18 +167,17 @@ def _draw(guide: AutoGuide, args: tuple, site: str) -> Tensor:
 
 @contextmanager
 def _evaluation() -> Iterator[None]:
-    # Pyro's store knows parameters by name, and the models of two guides have the same names.
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         yield
 
 
-def _bound(elbo: ELBO, guide: AutoGuide, args: tuple, num_samples: int) -> tuple[float, float]:
+def _bound(elbo: ELBO, model: Callable, guide: Callable, args: tuple, num_samples: int) -> tuple[float, float]:
     with _evaluation():
-        draws = -torch.tensor([elbo.loss(guide.model, guide, *args) for _ in range(num_samples)], dtype=torch.double)
+        draws = -torch.tensor([elbo.loss(model, guide, *args) for _ in range(num_samples)], dtype=torch.double)
     return draws.mean().item(), draws.std().item() / num_samples**0.5
 
 
-def _count_parameters(guide: AutoGuide, args: tuple) -> int:
+def _count_parameters(guide: Callable, args: tuple) -> int:
     trace = poutine.trace(guide, param_only=True).get_trace(*args)
     return sum(site["value"].numel() for site in trace.nodes.values() if site["type"] == "param")
