@@ -39,12 +39,14 @@ FAMILIES = {
 ROW_PLATES = ("data", "outer", "persons")
 INDEPENDENT = [name for name, family in FAMILIES.items() if family().independent]
 JOINT = [name for name in FAMILIES if name not in INDEPENDENT]
+# Those that can leave out a part of a row.
+OF_ELEMENTS = [name for name, family in FAMILIES.items() if family().independent or family().sequential]
 
 
 def structures(wanted=lambda structure: True, *, every=(), kinds=tuple(GUIDES), one_kind=False):
     """Run a test for structures with families in turn, every second time the default; in slow runs for all of them.
 
-    A conditional family has its turn where there is something to condition on.
+    A conditional family has its turn where there is something to condition on, a sequential one where elements are masked.
 
     Args:
         wanted: chooses structures.
@@ -54,9 +56,12 @@ def structures(wanted=lambda structure: True, *, every=(), kinds=tuple(GUIDES), 
     """
     cases = []
     for i, (name, structure) in enumerate(STRUCTURES.items()):
-        families = list(FAMILIES) if structure.joint else INDEPENDENT
+        families = list(FAMILIES) if structure.joint else OF_ELEMENTS
         family_in_turn = JOINT[i // 2 % len(JOINT)] if structure.joint and i % 2 == 0 else "DiagonalNormal"
-        family_in_turn = "Conditional" if structure.discrete else family_in_turn
+        if structure.discrete:
+            family_in_turn = "Conditional"
+        elif not structure.joint and i % 2:
+            family_in_turn = "MarkovNormal"
         kind_in_turn = kinds[(i + i // 6) % len(kinds)]
         for kind, family in itertools.product(kinds, families if wanted(structure) else ()):
             now = family in {family_in_turn, *every} and (kind == kind_in_turn or not one_kind)
@@ -709,7 +714,7 @@ ELEMENTWISE = [name for name, structure in STRUCTURES.items() if not structure.j
 
 
 @pytest.mark.parametrize("name", ELEMENTWISE)
-@pytest.mark.parametrize("family", JOINT)
+@pytest.mark.parametrize("family", [name for name in JOINT if name not in OF_ELEMENTS])
 def test_a_joint_family_refuses_masks_of_single_elements(kind, family, name):
     structure = STRUCTURES[name]
     _, guide = make(kind, name, family)

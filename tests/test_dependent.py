@@ -136,6 +136,62 @@ def test_training_closes_what_independent_factors_leave():
     assert (evidence - bounds["MarkovNormal"]).abs().max() < 0.01
 
 
+LENGTHS = torch.tensor([2, 5, 3])
+
+
+def of_lengths(x, lengths):
+    """Series that end early, padded, as a deep Markov model takes them."""
+    with pyro.plate("data", len(x)):
+        z = torch.zeros(2)
+        for t in pyro.markov(range(TIMES)):
+            with pyro.poutine.mask(mask=t < lengths):
+                z = pyro.sample(f"z_{t}", dist.Normal(z @ STEP.T, 0.6).to_event(1))
+                pyro.sample(f"x_{t}", dist.Normal(z.sum(-1), 0.5), obs=x[..., t])
+
+
+def of_lengths_at_once(x, lengths):
+    """Numbers along a plate inside the row, masked there."""
+    present = pyro.poutine.mask(mask=torch.arange(TIMES) < lengths[:, None])
+    with pyro.plate("data", len(x), dim=-2), pyro.plate("times", TIMES, dim=-1), present:
+        z = pyro.sample("z", dist.Normal(0.0, 0.6))
+        pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+
+
+def positive_of_lengths(x, lengths):
+    """The same on another scale, all in one site."""
+    present = torch.arange(TIMES) < lengths[:, None]
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.LogNormal(torch.zeros(len(x), TIMES), 0.6).mask(present).to_event(1))
+        pyro.sample("x", dist.Normal(z.log(), 0.5).mask(present).to_event(1), obs=x)
+
+
+@pytest.mark.parametrize("model", [of_lengths, of_lengths_at_once, positive_of_lengths])
+def test_rows_that_end_early(model):
+    size, order = (2, 3) if model is of_lengths else (1, 1)
+    step = STEP if model is of_lengths else torch.zeros(1, 1)
+    prior, read = series_covariance(step), torch.eye(TIMES).repeat_interleave(size, 1)
+    guide = avi.FactorizedGuide(model, family=avi.MarkovNormal(order), plate="data").setup(SERIES, LENGTHS)
+    evidence, rows = [], []
+    for x, length in zip(SERIES, LENGTHS, strict=True):
+        # By the values that are there, at which the others have their prior.
+        of_data = (read @ prior @ read.T + 0.25 * torch.eye(TIMES))[:length, :length]
+        gain = prior @ read.T[:, :length] @ torch.linalg.inv(of_data)
+        evidence.append(torch.distributions.MultivariateNormal(torch.zeros(length), of_data).log_prob(x[:length]))
+        mean, covariance = gain @ x[:length], prior - gain @ read[:length] @ prior
+        rows.append(markov_parameters(mean[None], covariance, order)[0])
+    with torch.no_grad():
+        guide.table.copy_(torch.stack(rows))
+
+    weights = avi.log_weights(model, guide, SERIES, LENGTHS, num_samples=5).local
+
+    torch.testing.assert_close(weights, torch.stack(evidence).expand(5, -1))
+    # Anything may stand where nothing is.
+    with torch.no_grad():
+        guide.table[0, size * LENGTHS[0] : size * TIMES] += 1
+    again = avi.log_weights(model, guide, SERIES, LENGTHS, num_samples=5).local
+    torch.testing.assert_close(again, weights)
+
+
 # --- labels
 
 

@@ -64,6 +64,11 @@ class Conditional(Family):
         """Whether that of a member is cheap."""
         return self.family.cheap_density
 
+    @property
+    def sequential(self) -> bool:
+        """Whether the density of a member is a product in turn."""
+        return self.family.sequential
+
     def prepare(self, num_latents: int) -> None:
         """Make ready for rows of ``K = num_latents`` latents."""
         self.family.prepare(num_latents)

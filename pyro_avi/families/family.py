@@ -33,6 +33,8 @@ class Family(nn.Module, ABC):
             site by site.
         cheap_density: whether the density of any value takes about as long as that of an own draw; where a transform has to
             be inverted for it, it does not.
+        sequential: whether the density of a member is a product over the latents in turn, each given those before it. Its
+            distributions then have a method ``mask_elements(mask [..., K])`` that leaves factors out.
         conditional: whether a row has one member for each value of its discrete latents, see
             :class:`~pyro_avi.Conditional`.
 
@@ -48,6 +50,7 @@ class Family(nn.Module, ABC):
     symmetric: bool = False
     independent: bool = False
     cheap_density: bool = True
+    sequential: bool = False
     conditional: bool = False
 
     def prepare(self, num_latents: int) -> None:

@@ -27,6 +27,9 @@ class MarkovNormal(Family):
     With ``order=K - 1`` it is the set of all normals, as :class:`~pyro_avi.MultivariateNormal`, with all
     :math:`a = 0` that of :class:`~pyro_avi.DiagonalNormal`.
 
+    Rows may end early: where a mask leaves latents out, so are their factors :math:`q(z_{nk} \mid \dots)`, and the rest is the
+    density of the others.
+
     A draw takes about :math:`\log_2 (K / b)` operations one after the other, and its density one.
 
     Args:
@@ -54,6 +57,7 @@ class MarkovNormal(Family):
     """
 
     symmetric = True
+    sequential = True
 
     def __init__(self, order: int):
         super().__init__()
@@ -112,6 +116,7 @@ class AutoregressiveNormal(dist.TorchDistribution):
         loc: :math:`m`, ``[..., K]``.
         scale: :math:`s`, ``[..., K]``.
         coefficients: :math:`a`, ``[..., K, b]``; those of values before the first are not read.
+        elements: which factors count, broadcasting against ``[..., K]``; by default all.
     """
 
     arg_constraints = {
@@ -122,8 +127,10 @@ class AutoregressiveNormal(dist.TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, loc: Tensor, scale: Tensor, coefficients: Tensor, validate_args=None):
-        self.loc, self.scale, self.coefficients = loc, scale, coefficients
+    def __init__(
+        self, loc: Tensor, scale: Tensor, coefficients: Tensor, elements: Tensor | None = None, *, validate_args=None
+    ):
+        self.loc, self.scale, self.coefficients, self._elements = loc, scale, coefficients, elements
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape, _instance=None):
@@ -132,10 +139,16 @@ class AutoregressiveNormal(dist.TorchDistribution):
         batch_shape = torch.Size(batch_shape)
         new.loc, new.scale = (x.expand(batch_shape + self.event_shape) for x in (self.loc, self.scale))
         # Not expanded: what draws need of them is computed once.
-        new.coefficients = self.coefficients
+        new.coefficients, new._elements = self.coefficients, self._elements
         super(AutoregressiveNormal, new).__init__(batch_shape, self.event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    def mask_elements(self, mask: Tensor) -> "AutoregressiveNormal":
+        """The same with the density of those latents alone where ``mask [..., K]`` is true, each given all before it."""
+        return AutoregressiveNormal(
+            self.loc, self.scale, self.coefficients, mask, validate_args=self.__dict__.get("_validate_args")
+        )
 
     @property
     def mean(self) -> Tensor:
@@ -175,7 +188,8 @@ class AutoregressiveNormal(dist.TorchDistribution):
         eps, count = v, v.shape[-1]
         for j in range(self.coefficients.shape[-1]):
             eps = eps - self.coefficients[..., j] * pad(v, (j + 1, 0))[..., :count]
-        return -(0.5 * (eps.square() + math.log(2 * math.pi)) + self.scale.log()).sum(-1)
+        terms = -0.5 * (eps.square() + math.log(2 * math.pi)) - self.scale.log()
+        return (terms if self._elements is None else torch.where(self._elements, terms, 0.0)).sum(-1)
 
     def _blocks(self) -> tuple[Tensor, Tensor]:
         """The process in blocks of ``b``: the matrix ``[..., T, b, b]`` from a block to the next, and that of its noise."""

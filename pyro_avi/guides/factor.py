@@ -7,7 +7,6 @@ from functools import partial
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
@@ -16,6 +15,8 @@ from pyro_avi.families.family import drawn_quantile
 from pyro_avi.guides.discrete import DiscreteFactor
 from pyro_avi.guides.layout import Layout, spread
 from pyro_avi.guides.members import Members
+from pyro_avi.guides.placed import Placed
+from pyro_avi.guides.row_masks import enter, of_coordinates, of_rows
 from pyro_avi.guides.sites import on_support, placed
 from pyro_avi.masks import Mask
 from pyro_avi.structure import Latent
@@ -130,11 +131,12 @@ class Factor(nn.Module):
         def sample(latent: Latent, fn: dist.TorchDistribution) -> Tensor:
             mask = masks.get(latent.name)
             if mask is not None and mask.event_dim:
-                mask, fn = None, mask.inside(fn)
+                # A share of a joint draw has left them out already.
+                mask, fn = None, fn if isinstance(fn, Placed) else mask.inside(fn)
             with ExitStack() as stack:
                 for frame in latent.frames:
                     stack.enter_context(plates[frame.name])
-                _enter(stack, mask, scales.get(latent.name))
+                enter(stack, mask, scales.get(latent.name))
                 return pyro.sample(latent.name, fn)
 
         of_family, *of_discrete = parameters.split(self._split, -1) if self._discrete else [parameters]
@@ -158,7 +160,7 @@ class Factor(nn.Module):
             self._check_whole(observed)
             joint = self._sample_joint(of_family, plates, masks, scales, is_spread=is_spread).split(self._sizes, -1)
             fns = [
-                (latent, placed(latent, self._layouts[latent.name].from_spread(x)))
+                (latent, placed(latent, self._layouts[latent.name].from_spread(x), masks.get(latent.name)))
                 for latent, x in zip(self._continuous, joint, strict=True)
             ]
         return sites | {latent.name: partial(sample, latent, fn) for latent, fn in fns if latent.name not in given}
@@ -190,31 +192,20 @@ class Factor(nn.Module):
     def _sample_joint(self, parameters, plates, masks, scales, *, is_spread: bool) -> Tensor:
         """One draw of all continuous latents of every row, at an auxiliary site."""
         depth = max(-frame.dim for frame in self.frames)
-        fn = self.family.distribution(parameters if is_spread else spread(parameters, self.frames, depth))
+        parameters = parameters if is_spread else spread(parameters, self.frames, depth)
+        fn, names = self.family.distribution(parameters), [latent.name for latent in self._continuous]
+        mask = None
+        if self.family.sequential and any(name in masks for name in names):
+            sizes = parameters.shape[:-1][-depth:]
+            fn = fn.mask_elements(of_coordinates(masks, self._continuous, self._layouts, self.frames, sizes))
+        else:
+            mask = of_rows(masks, "mask", names, self.frames, self.family)
+        scale = of_rows(scales, "scale", names, self.frames, self.family)
         with ExitStack() as stack:
             for frame in self.frames:
                 stack.enter_context(plates[frame.name])
-            _enter(stack, self._of_rows(masks, "mask"), self._of_rows(scales, "scale"))
+            enter(stack, mask, scale)
             return pyro.sample(self.name, fn, infer={"is_auxiliary": True})
-
-    def _of_rows(self, given: Mapping[str, Mask | Tensor | float], what: str):
-        """What masks or scales whole rows, the same for all of their latents."""
-        found = [given.get(latent.name) for latent in self._continuous]
-        values = [x.values if isinstance(x, Mask) else x for x in found]
-        whole = not any(isinstance(x, Mask) and x.event_dim for x in found)
-        whole &= all(x is values[0] or (not isinstance(x, Tensor) and x == values[0]) for x in values)
-        if whole and isinstance(values[0], Tensor):
-            rows = {-frame.dim for frame in self.frames}
-            whole = all(size == 1 or values[0].dim() - i in rows for i, size in enumerate(values[0].shape))
-        if not whole:
-            names = [latent.name for latent in self._continuous]
-            raise ValueError(
-                f"Expected one {what} for whole rows with the joint family {type(self.family).__name__}, got a {what} on "
-                f"{[name for name in names if name in given]} of the latents {names}, or on a part of their elements.\n"
-                "A joint factor cannot leave out a part of a row. Use family=DiagonalNormal(), or one poutine."
-                f"{what} around all latents of the rows."
-            )
-        return found[0]
 
     def draw(self, parameters: Tensor, count: int) -> dict[str, Tensor]:
         """Independent draws of every site, ``count`` leftmost: ``(count,) + shape of the site``; no sample statements.
@@ -290,10 +281,3 @@ class Factor(nn.Module):
             layout = self._layouts[latent.name]
             place = layout.from_spread if is_spread else layout.from_rows
             yield latent, dist.Normal(place(loc), place(scale))
-
-
-def _enter(stack: ExitStack, mask: Mask | None, scale: Tensor | float | None) -> None:
-    if mask is not None:
-        stack.enter_context(poutine.mask(mask=mask.values))
-    if scale is not None:
-        stack.enter_context(poutine.scale(scale=scale))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.guides.placed import Placed
+from pyro_avi.masks import Mask
 from pyro_avi.structure import Latent
 
 __all__ = ["on_support", "placed"]
@@ -20,14 +21,21 @@ def on_support(latent: Latent, normal: dist.Normal) -> dist.TorchDistribution:
     return dist.TransformedDistribution(normal.to_event(inner), [latent.transform]).to_event(latent.independent_dim)
 
 
-def placed(latent: Latent, coordinates: Tensor) -> Placed:
-    """A latent's site, computed from its share of a joint draw of unconstrained coordinates."""
+def placed(latent: Latent, coordinates: Tensor, mask: Mask | None = None) -> Placed:
+    """A latent's site, computed from its share of a joint draw of unconstrained coordinates.
+
+    Args:
+        latent: the latent.
+        coordinates: its share, in the shape of the site.
+        mask: what masks the site; elements of events that it leaves out have no part in the density.
+    """
     value = latent.to_support(coordinates)
     if latent.is_real:
         log_density = torch.zeros((), dtype=value.dtype, device=value.device)
     else:
         log_density = -latent.transform.log_abs_det_jacobian(coordinates, value)
-        log_density = (
-            log_density.sum(tuple(range(-latent.independent_dim, 0))) if latent.independent_dim else log_density
-        )
+        if mask is not None and mask.event_dim:
+            log_density = torch.where(mask.of_elements(latent.independent_dim), log_density, 0.0)
+        if latent.independent_dim:
+            log_density = log_density.sum(tuple(range(-latent.independent_dim, 0)))
     return Placed(value, log_density.expand(value.shape[: value.dim() - latent.event_dim]), event_dim=latent.event_dim)
