@@ -298,7 +298,9 @@ class CompiledStep:
     @torch.no_grad()
     def _move(self, slope: Slope, values: Sequence[Tensor], states: Sequence[Sequence[Tensor]], rates) -> list[tuple]:
         """Move values and states that stand in for those of the training; return the rows of no table of the graph."""
-        slope = clipped(slope, self._clip_norm)
+        slope, finite = clipped(slope, self._clip_norm), slope.loss.isfinite()
+        # By a loss that is not finite nothing moves, so that it can be told what it came from.
+        rates = [rate * finite for rate in rates]
         updates = [*self._updates, *self._tables.values()]
         every = dict(zip(map(id, updates), zip(values, states, strict=True), strict=True))
         moves = [(update, None, grad) for update, grad in zip(self._updates, slope.grads, strict=True)]
@@ -306,6 +308,7 @@ class CompiledStep:
         for update, index, grad in moves:
             if grad is not None:
                 value, state = every[id(update)]
+                grad = torch.where(finite, grad, 0.0)
                 update.adam.move([value, *state], index, grad, rates[update.group])
         return [row for row in slope.rows if row[0] not in self._tables]
 

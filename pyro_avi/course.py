@@ -1,8 +1,10 @@
 """The course of a training, and the loop that runs it."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -20,14 +22,26 @@ class DivergedError(ArithmeticError):
 
     Attributes:
         step: the first step whose loss is not finite.
+        loss: that loss.
+        reason: what is not finite, in a sentence; ``None`` where it is not known.
+        kept: the number of steps after which model, guide and optimizer stand now; ``None`` where they are as the last step
+            left them.
     """
 
-    def __init__(self, step: int, loss: float):
-        super().__init__(
-            f"Expected finite losses, got {loss} at step {step}.\n"
+    def __init__(self, step: int, loss: float, reason: str | None = None, kept: int | None = None):
+        lines = [f"Expected finite losses, got {loss} at step {step}.", reason]
+        if kept is not None:
+            lines.append(
+                f"Model, guide and optimizer are as they were after {kept} steps, the last state kept as finite."
+            )
+        lines.append(
             "Try data of unit scale without nan, a smaller learning rate, or a likelihood whose scale cannot reach zero."
         )
-        self.step = step
+        super().__init__("\n".join(line for line in lines if line))
+        self.step, self.loss, self.reason, self.kept = step, loss, reason, kept
+
+    def __reduce__(self):
+        return type(self), (self.step, self.loss, self.reason, self.kept)
 
 
 class _Clock:
@@ -88,6 +102,32 @@ class Fit:
     _clock: _Clock
     _buffer: Tensor
     compile_seconds: float = 0.0
+    _save: Callable[[str | PathLike, "Fit"], None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What saves it holds the model and the guide.
+        return {**self.__dict__, "_save": None}
+
+    def save(self, path: str | PathLike) -> None:
+        """Write all that the training goes on from to a file, for ``resume=`` of :func:`~pyro_avi.fit`.
+
+        The file holds the parameters and buffers of model and guide as they are now, the state of the optimizer, the number
+        of steps, losses and random state; in the safetensors format and JSON, so that reading it runs no code. To be called
+        at the end of a training, or in a callback.
+
+        Args:
+            path: the file, replaced where it exists, at once or not at all.
+
+        Raises:
+            ValueError: if it is the course of one of several trainings at once, or a copy.
+            TypeError: if the state of the optimizer is not of tensors and numbers.
+        """
+        if self._save is None:
+            raise ValueError(
+                "Expected the course that avi.fit returned, to be saved, got one of avi.fit_many or a copy.\n"
+                "Save guides by avi.save and models by their state_dict."
+            )
+        self._save(path, self)
 
     @property
     def seconds(self) -> float:
@@ -114,6 +154,9 @@ def run(
     device: torch.device,
     progress: bool,
     callbacks: Sequence[Callable[[Any], Any]],
+    checked: Callable[[int], None] = lambda steps: None,
+    save: Callable[[str | PathLike, Fit], None] | None = None,
+    before: Tensor | None = None,
 ) -> Any:
     """Take the steps of a training.
 
@@ -125,6 +168,9 @@ def run(
         device: of the losses.
         progress: whether to show a progress bar.
         callbacks: called after every step with what is returned, off the clock; ``True`` ends the training.
+        checked: called with the number of steps whenever all losses up to there are known to be finite.
+        save: writes what the training goes on from to a file.
+        before: ``[steps]`` the losses of the steps taken before, of ``num_steps`` in all.
 
     Returns:
         The course of the training, or the list of those of several.
@@ -135,24 +181,33 @@ def run(
     shape = (num_steps,) if count is None else (count, num_steps)
     buffer = torch.empty(shape, device=device, dtype=torch.float64)
     clock = _Clock(device)
-    courses = [Fit(0, clock, losses) for losses in buffer.view(-1, num_steps)]
+    courses = [Fit(0, clock, losses, _save=save) for losses in buffer.view(-1, num_steps)]
+    start = 0 if before is None else len(before)
+    if before is not None:
+        buffer[..., :start] = before
     told = courses[0] if count is None else courses
-    with tqdm(total=num_steps, disable=not progress, unit="step") as bar:
+    # Where nobody waits for a device to read a loss, the first one that is not finite ends the training at once.
+    numbers = buffer.numpy() if count is None and device.type == "cpu" else None
+    with tqdm(total=num_steps, initial=start, disable=not progress, unit="step") as bar:
         clock.start()
-        for step in range(num_steps):
+        for step in range(start, num_steps):
             buffer[..., step], compiling = take(step)
             last = step + 1 == num_steps
             if callbacks or last:
                 clock.stop()
             for course in courses:
                 course.steps, course.compile_seconds = step + 1, compiling
+            if numbers is not None and not math.isfinite(numbers[step]):
+                _check_finite(courses)
             if (step + 1) % _CHECK_EVERY == 0 or last:
                 _check_finite(courses)
+                checked(step + 1)
                 bar.set_postfix(loss=f"{buffer[..., step].mean().item():.4g}", refresh=False)
                 bar.update(step + 1 - bar.n)
             if callbacks:
                 if any([callback(told) is True for callback in callbacks]):
                     _check_finite(courses)
+                    checked(step + 1)
                     break
                 clock.start()
     clock.read()

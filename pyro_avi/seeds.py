@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["Stream", "seeded"]
+__all__ = ["Stream", "random_state", "seeded", "set_random_state"]
 
 
 @contextmanager
@@ -27,23 +27,25 @@ class Stream:
 
     def __init__(self, seed: int):
         with seeded(seed):
-            self._state = _get()
+            self._state = random_state()
 
     def __enter__(self) -> "Stream":
-        self._outer = _get()
-        _set(self._state)
+        self._outer = random_state()
+        set_random_state(self._state)
         return self
 
     def __exit__(self, *_) -> None:
-        self._state = _get()
-        _set(self._outer)
+        self._state = random_state()
+        set_random_state(self._outer)
 
 
-def _get() -> tuple[torch.Tensor, list[torch.Tensor]]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+def random_state() -> list[torch.Tensor]:
+    """torch's random states: that of the CPU, and of each CUDA device."""
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [])]
 
 
-def _set(state: tuple[torch.Tensor, list[torch.Tensor]]) -> None:
-    torch.set_rng_state(state[0])
-    for device, of_device in enumerate(state[1]):
+def set_random_state(states: list[torch.Tensor]) -> None:
+    """Draw from here on as after :func:`random_state`."""
+    torch.set_rng_state(states[0])
+    for device, of_device in enumerate(states[1:]):
         torch.cuda.set_rng_state(of_device, device)

@@ -1,5 +1,6 @@
 """How a training step moves parameters: gradient, clipping, Adam; eagerly, or as one compiled graph."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -75,6 +76,13 @@ class Trained:
         compile: whether a step is one graph; ``"auto"`` where that pays.
         num_steps: the number of steps to go.
         call, kwargs: the arguments of the first step.
+
+    Attributes:
+        parameters: all that the loss depends on and can be trained.
+        device: of the arithmetic.
+        gradient: the eager gradient.
+        compiled: the step as one graph, if it is one.
+        optimizer_is_given: whether :attr:`optimizer` is the user's.
     """
 
     def __init__(
@@ -108,7 +116,7 @@ class Trained:
         self.gradient = gradient = kind(loss, self._parameters, touched_rows, precision)
         self.compiled: CompiledStep | None = None
         self._take: Callable[..., Slope] = gradient
-        self._updates, self._optimizer = None, None
+        self._updates, self._optimizer, self.optimizer_is_given = None, None, optimizer is not None
         if compile == "auto":
             can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
             compile = can and _pays(gradient, call, kwargs, num_steps)
@@ -142,10 +150,22 @@ class Trained:
         if self.compiled is not None:
             self.compiled.set_rates(rates)
         slope = self._take(call, kwargs)
-        # A graph has moved the parameters itself, by a clipped gradient.
-        moved = slope.grads is None
-        self._move(slope if moved else clipped(slope, self._clip_norm), rates)
+        # What is not finite moves nothing, so that it can be told what it came from; a graph sees to that itself.
+        if self.device.type != "cpu" or math.isfinite(slope.loss.item()):
+            # A graph has moved the parameters itself, by a clipped gradient.
+            moved = slope.grads is None
+            self._move(slope if moved else clipped(slope, self._clip_norm), rates)
         return slope.loss
+
+    @property
+    def adams(self) -> list[Adam]:
+        """The own optimizer of each parameter that has one."""
+        return [update.adam for update in (*self._tables.values(), *(self._updates or ()))]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The torch optimizer of all others."""
+        return self._optimizer
 
     def _move(self, slope: Slope, rates: Sequence[float]) -> None:
         if slope.grads is not None:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
@@ -14,6 +15,7 @@ from safetensors.torch import save_file
 
 from pyro_avi import families
 from pyro_avi.encoders import MLP
+from pyro_avi.fingerprint import fingerprint
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 
@@ -28,7 +30,8 @@ def save(guide: LocalGuide, path: str | PathLike) -> None:
     """Write a guide to a file, from which :func:`load` makes it again.
 
     The file holds the guide's parameters in the safetensors format, and in its header as JSON what kind of guide they are
-    of: class, family, encoder, sites and shapes, versions. The model and its parameters are not part of it.
+    of: class, family, encoder, sites and shapes, versions. The model and its parameters are not part of it, but a hash of
+    them is, so that :func:`load` warns beside others; :meth:`Fit.save` keeps model and guide together.
 
     Args:
         guide: one of the three guides, set up.
@@ -54,7 +57,7 @@ def save(guide: LocalGuide, path: str | PathLike) -> None:
     """
     if type(guide) not in _GUIDES.values():
         raise TypeError(f"Expected one of {', '.join(_GUIDES)}, got {type(guide).__name__}.")
-    header = {"format": _FORMAT, "versions": _versions(), **guide.describe()}
+    header = {"format": _FORMAT, "versions": _versions(), "model": fingerprint(guide.model), **guide.describe()}
     # Parameters may share memory or be views, which the format does not know.
     tensors = {name: tensor.detach().clone().contiguous() for name, tensor in guide.state_dict().items()}
     path = Path(path)
@@ -91,6 +94,12 @@ def load(
             sites, shapes, plates or numbers of rows.
     """
     header, state = _read(Path(path))
+    if header.get("model") not in (None, fingerprint(model)):
+        warnings.warn(
+            f"The parameters of the model are not those that the guide at {path} was saved beside: its answers are for "
+            "another posterior.\nLoad the model's state_dict first; Fit.save keeps both together.",
+            stacklevel=2,
+        )
     options: dict[str, Any] = {"plate": header["plate"], "family": _family(path, header["family"])}
     options |= {"init_scale": header["init_scale"], "create_plates": create_plates}
     if header["class"] == "AmortizedGuide":

@@ -61,9 +61,14 @@ RULES = {
     "losses": Rule(frozenset({"seeds"})),
     "options": Rule(frozenset({"losses", "precision"})),
     "steps": Rule(frozenset({"adam", "gradient", "graphs", "compiled", "losses", "seeds"})),
+    "divergence": Rule(frozenset({"gradient", "seeds"})),
+    "training_state": Rule(frozenset({"steps"})),
+    "checkpoint": Rule(frozenset({"training_state"}), frozenset({"torch", "safetensors"})),
+    "training": Rule(frozenset({"checkpoint", "course", "divergence", "seeds", "steps", "training_state"})),
+    "fingerprint": Rule(packages=frozenset({"torch"})),
     "many_steps": Rule(frozenset({"captured", "compiled", "graphs", "gradient", "precision", "seeds", "steps"})),
     "course": Rule(packages=frozenset({"torch", "tqdm"})),
-    "fit": Rule(frozenset({"course", "options", "parameters", "seeds", "steps"})),
+    "fit": Rule(frozenset({"checkpoint", "course", "options", "parameters", "seeds", "steps", "training"})),
     "fit_many": Rule(frozenset({"course", "fit", "graphs", "many_steps", "options", "parameters", "seeds", "steps"})),
     "dependence": Rule(packages=frozenset({"torch"})),
     "log_factors": Rule(frozenset({"structure"})),
@@ -120,7 +125,7 @@ RULES = {
         | {"calibration_results"},
         frozenset({"torch"}),
     ),
-    "storage": Rule(frozenset({"encoders", "families", "guides"}), frozenset({"torch", "safetensors"})),
+    "storage": Rule(frozenset({"fingerprint", "encoders", "families", "guides"}), frozenset({"torch", "safetensors"})),
     "refine": Rule(
         FOUNDATION
         | {
