@@ -87,7 +87,7 @@ class Training:
             DivergedError: if the last step has moved parameters to what is not finite.
         """
         self._left = random_state()
-        if not are_finite(self._state.values()):
+        if not are_finite(self._state.parameters()):
             raise self.diverged(DivergedError(course.steps, math.nan))
 
     def diverged(self, error: DivergedError) -> DivergedError:
@@ -103,7 +103,7 @@ class Training:
         return DivergedError(error.step, error.loss, reason or self._explain(call), kept.step)
 
     def _wrong_parameters(self, step: int) -> str | None:
-        wrong = [name for name, value in self._state.values().items() if not are_finite({name: value})]
+        wrong = [name for name, value in self._state.parameters().items() if not are_finite({name: value})]
         if not wrong:
             return None
         if step == self._start:

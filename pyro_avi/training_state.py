@@ -48,10 +48,13 @@ class TrainingState:
             if buffer.numel()
         ]
 
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {self.names[id(parameter)]: parameter.detach() for parameter in self._trained.parameters}
+
     def values(self) -> dict[str, Tensor]:
         """The parameters by name, and the buffers."""
-        values = {self.names[id(parameter)]: parameter.detach() for parameter in self._trained.parameters}
-        return values | {name: module._buffers[own] for name, module, own in self._buffers}
+        return self.parameters() | {name: module._buffers[own] for name, module, own in self._buffers}
 
     def moments(self) -> dict[str, Tensor]:
         """The moments and visits of Adam by name, of all parameters that an optimizer of the user's does not move.
@@ -152,8 +155,10 @@ class Kept:
         started = time.perf_counter()
         if self.step is not None and self._spent > _SHARE * (started - self._began):
             return
-        tensors = self._state.values() | self._state.moments()
-        if are_finite(tensors):
+        moments = self._state.moments()
+        # A buffer may hold infinity, as a mask that is added.
+        if are_finite(self._state.parameters() | moments):
+            tensors = self._state.values() | moments
             with torch.no_grad():
                 if self._tensors.keys() == tensors.keys():
                     for name, tensor in tensors.items():

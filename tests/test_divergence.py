@@ -167,6 +167,27 @@ def test_nan_behind_a_mask_is_no_trouble():
     assert avi.fit(model, avi.ConstantGuide(model), x, num_steps=3, progress=False).losses.isfinite().all()
 
 
+def test_a_buffer_may_hold_infinity(monkeypatch):
+    monkeypatch.setattr(training_state, "_SHARE", float("inf"))
+    model, guide = build()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert avi.fit(model, guide, X, num_steps=3, progress=False).steps == 3
+    model.trouble = "likelihood"
+    with pytest.raises(avi.DivergedError) as error:
+        avi.fit(model, guide, X, num_steps=3, progress=False)
+    assert error.value.kept == 0
+
+
+def test_a_last_step_to_nan_is_told():
+    model, guide = build()
+    told = Recorder(2, lambda: setattr(model, "trouble", "gradient"), model, guide)
+    with pytest.raises(
+        avi.DivergedError, match="at step 3.\nThe gradient of step 2 was not finite: it moved model.weight"
+    ):
+        avi.fit(model, guide, X, num_steps=3, progress=False, callbacks=[told])
+    assert same(state(model, guide), told.states[0])
+
+
 def test_without_a_copy_the_state_is_that_before_the_loss():
     model, guide = build()
     told = Recorder(3, lambda: setattr(model, "trouble", "likelihood"), model, guide)
@@ -178,6 +199,9 @@ def test_without_a_copy_the_state_is_that_before_the_loss():
 
 class Plain:
     """A state without an optimizer."""
+
+    def values(self):
+        return self.parameters()
 
     def moments(self):
         return {}
@@ -195,9 +219,12 @@ def test_copies_are_made_as_often_as_their_share_of_the_time_allows(monkeypatch)
     monkeypatch.setattr(training_state.time, "perf_counter", lambda: now[0])
 
     class State(Plain):
-        def values(self):
+        def parameters(self):
             # Every copy takes a second.
             now[0] += 1.0
+            return {"w": torch.full((2,), now[0])}
+
+        def values(self):
             return {"w": torch.full((2,), now[0])}
 
     kept = training_state.Kept(State())
@@ -215,7 +242,7 @@ def test_a_state_that_is_not_finite_is_not_kept():
     class State(Plain):
         value = torch.ones(2)
 
-        def values(self):
+        def parameters(self):
             return {"w": self.value, "count": torch.tensor(3)}
 
     state = State()
