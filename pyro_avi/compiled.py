@@ -35,6 +35,7 @@ from pyro_avi.graphs import (
     take_apart,
 )
 from pyro_avi.lifting import lift_draws, lift_tensors
+from pyro_avi.parameters import buffers_given_back
 from pyro_avi.precision import with_kernels_in
 from pyro_avi.seeds import seeded
 
@@ -188,7 +189,7 @@ class CompiledStep:
                 raise CannotCompile(f"its arguments come in more than {self.max_graphs} shapes")
             # Tracing draws, comparing draws: the training's own draws are those of eager steps all the same.
             # What inductor deprecates of itself is nothing a caller could mend.
-            with seeded(0), warnings.catch_warnings():
+            with seeded(0), buffers_given_back(self._model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # Eagerly first: what a guide has to find out about new shapes is not to become part of the graph.
                 slope = self._eager(call, kwargs)

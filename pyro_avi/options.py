@@ -3,6 +3,7 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -42,12 +43,12 @@ def check_options(num_steps: int, elbo: Any, lr: Any, clip_norm: float | None, p
         TypeError, ValueError: if one is not what it has to be.
     """
     check_elbo(elbo)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int):
+    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral):
         raise TypeError(f"Expected num_steps to be a whole number, got {num_steps!r}.")
     if num_steps < 1:
         raise ValueError(f"Expected num_steps of at least 1, got {num_steps}.")
     for rate in lr.values() if isinstance(lr, Mapping) else [lr]:
-        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        number = isinstance(rate, Real) and not isinstance(rate, bool)
         if not callable(rate) and not (number and 0 <= rate < math.inf):
             raise ValueError(f"Expected lr to be a number of at least 0 or a function of the step, got {rate!r}.")
     if clip_norm is not None and not clip_norm > 0:

@@ -1,6 +1,6 @@
 """Every module trains its own tensors, whatever else the global parameter store holds."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pyro
@@ -8,7 +8,7 @@ from torch import nn
 
 from pyro_avi.turns import turn
 
-__all__ = ["own_parameters"]
+__all__ = ["buffers_given_back", "own_parameters"]
 
 
 @contextmanager
@@ -36,6 +36,24 @@ def own_parameters() -> Iterator[None]:
             store.set_state(_bare(state))
             for parameter, reference in references:
                 parameter.unconstrained = reference
+
+
+@contextmanager
+def buffers_given_back(model: Callable) -> Iterator[None]:
+    """Leave the buffers of a model as they are, as running means: what runs inside is no step."""
+    root = getattr(model, "__self__", model)
+    modules = root.modules() if isinstance(root, nn.Module) else ()
+    held = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in held:
+            buffer.copy_(value)
+            module._buffers[name] = buffer
 
 
 def _bare(state):

@@ -15,6 +15,7 @@ from pyro_avi.compiled import CompiledStep, Update
 from pyro_avi.gradient import Gradient, Slope, TakenGradient, clipped
 from pyro_avi.graphs import NO_COMPILER, can_be_compiled, count_flops, has_compiler, log_graph, pays
 from pyro_avi.losses import find_parameters, gives_loss, keeps_one_graph
+from pyro_avi.parameters import buffers_given_back
 from pyro_avi.seeds import seeded
 
 __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
@@ -119,7 +120,8 @@ class Trained:
         self._updates, self._optimizer, self.optimizer_is_given = None, None, optimizer is not None
         if compile == "auto":
             can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
-            compile = can and _pays(gradient, call, kwargs, num_steps)
+            with buffers_given_back(model):
+                compile = can and _pays(gradient, call, kwargs, num_steps)
             if compile and self.device.type == "cpu" and not has_compiler():
                 compile = False
                 log_graph("The training step", NO_COMPILER)

@@ -57,10 +57,12 @@ RULES = {
     "captured": Rule(packages=frozenset({"torch"})),
     "sticking_the_landing": Rule(),
     "graphs": Rule(frozenset({"sticking_the_landing"})),
-    "compiled": Rule(frozenset({"adam", "captured", "gradient", "graphs", "lifting", "precision", "seeds"})),
-    "losses": Rule(frozenset({"seeds"})),
+    "compiled": Rule(
+        frozenset({"parameters", "adam", "captured", "gradient", "graphs", "lifting", "precision", "seeds"})
+    ),
+    "losses": Rule(frozenset({"parameters", "seeds"})),
     "options": Rule(frozenset({"losses", "precision"})),
-    "steps": Rule(frozenset({"adam", "gradient", "graphs", "compiled", "losses", "seeds"})),
+    "steps": Rule(frozenset({"parameters", "adam", "gradient", "graphs", "compiled", "losses", "seeds"})),
     "divergence": Rule(frozenset({"gradient", "seeds"})),
     "training_state": Rule(frozenset({"steps"})),
     "checkpoint": Rule(frozenset({"training_state"}), frozenset({"torch", "safetensors"})),

@@ -8,6 +8,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 
 import pyro_avi as avi
@@ -149,6 +150,28 @@ def test_rows_in_host_memory_and_parameters_of_statements(tmp_path):
     pair = make(5)
     assert torch.equal(train(pair, 8, resume=tmp_path / "file").losses, losses)
     assert all(torch.equal(one, other) for one, other in zip(of(pair), expected, strict=True))
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
+def test_running_statistics_count_steps_and_nothing_else(compile):
+    pair = build()
+    pair[1].setup(X)
+    train(pair, 4, compile=compile)
+    assert pair[0].decoder.norm.num_batches_tracked == 4
+    pyro.clear_param_store()
+    other = build()
+    other[1].setup(X)
+    svi = SVI(*other, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
+    torch.manual_seed(3)
+    batches = avi.minibatches(X, batch_size=5, seed=1)
+    for _ in range(4):
+        svi.step(*next(batches))
+    again = build()
+    again[1].setup(X)
+    pyro.clear_param_store()
+    train(again, 4, lr=0.05, compile=compile)
+    for name, value in other[0].state_dict().items():
+        torch.testing.assert_close(again[0].state_dict()[name], value, rtol=1e-7, atol=1e-9)
 
 
 # --- errors
