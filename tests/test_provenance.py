@@ -1,5 +1,7 @@
 """Where rows and observed values come from: replayed, read from the model again, or refused, and never stale."""
 
+import re
+
 import numpy
 import pyro
 import pyro.distributions as dist
@@ -480,3 +482,78 @@ def test_every_guide_is_told_once():
             sources.read((), {})
             sources.read((), {})
         assert len(caught) == 1
+
+
+# --- what helps where nothing can be traced
+
+
+def kept_rows(x):
+    kept = x[x[:, 0] >= 0]
+    with pyro.plate("data", len(kept)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=kept)
+
+
+def held_values(x):
+    with pyro.plate("data", N):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=HELD)
+
+
+HELD = X.clone()
+
+
+ADVICE = {
+    "values": (
+        lambda: avi.AmortizedGuide(held_values),
+        "The observed values .* of plate 'data'",
+        "inputs=",
+        "create_plates=",
+    ),
+    "rows": (
+        lambda: avi.AmortizedGuide(kept_rows),
+        "The rows and observed values .* of plate 'data'",
+        "create_plates=",
+        None,
+    ),
+    "rows beside inputs": (
+        lambda: avi.AmortizedGuide(kept_rows, inputs=lambda x: x[x[:, 0] >= 0]),
+        "The rows of plate 'data'",
+        "create_plates=",
+        None,
+    ),
+    "rows of a constant guide": (
+        lambda: avi.ConstantGuide(kept_rows),
+        "The rows of plate 'data'",
+        "arguments",
+        "inputs=",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ADVICE)
+def test_the_advice_is_one_that_helps(name):
+    make, what, helps, not_said = ADVICE[name]
+    with pytest.warns(UserWarning) as caught:
+        make().setup(X)
+    (message,) = {str(warning.message) for warning in caught}
+    assert re.search(what, message) and helps in message
+    assert not_said is None or not_said not in message
+
+
+def test_followed_advice_ends_the_warning():
+    def inputs(x):
+        return x[x[:, 0] >= 0]
+
+    guide = avi.AmortizedGuide(kept_rows, inputs=inputs, create_plates=lambda x: pyro.plate("data", len(inputs(x))))
+    assert guide.setup(X)(X)["z"].shape == (len(inputs(X)), 2)
+
+
+@pytest.mark.filterwarnings("ignore:.*every latent is global:UserWarning")
+def test_latents_are_named_where_there_is_no_plate():
+    def model(x):
+        loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(loc, 1.0 + (x.sum().item() > 0)).expand([N, 2]).to_event(2), obs=x)
+
+    with pytest.warns(UserWarning, match=r"What masks and scales the latents \['loc'\] could not be traced"):
+        avi.ConstantGuide(model).setup(X)
