@@ -13,6 +13,7 @@ from torch import nn
 
 import pyro_avi as avi
 from pyro_avi.guides.standardize import Standardize, transform_of
+from tests.marks import needs_compiler
 
 N = 6
 
@@ -492,6 +493,7 @@ def test_covariates_live_with_the_guide(tmp_path):
     assert all(torch.equal(each.variational_parameters(y, exposure), expected) for each in copies)
 
 
+@needs_compiler
 def test_compiled_training_reads_the_same():
     y, exposure = torch.poisson(torch.ones(N)), torch.logspace(-2, 3, N)
 
@@ -504,6 +506,7 @@ def test_compiled_training_reads_the_same():
 
 
 @pytest.mark.slow
+@needs_compiler
 def test_replicas_keep_their_own_statistics():
     x = 100 + 30 * torch.randn(4 * N)
     options = {"num_steps": 4, "lr": 0.01, "progress": False}
