@@ -525,3 +525,84 @@ def test_replicas_keep_their_own_statistics():
     for seed, course in enumerate(together):
         alone = avi.fit(*replica(seed), batches=batches(seed), seed=seed, compile=True, **options)
         assert torch.allclose(course.losses, alone.losses, rtol=1e-4)
+
+
+# --- training
+
+
+def exposures():
+    exposure = (2 * torch.randn(100) + 3).exp()
+    y = torch.poisson(exposure * torch._standard_gamma(torch.full((100,), 2.0)) / 2)
+    # Summed out, a rate leaves a negative binomial.
+    evidence = dist.NegativeBinomial(2.0, logits=(exposure / 2).log()).log_prob(y).sum()
+    return poisson, (y, exposure), evidence
+
+
+def test_the_evidence_of_exposures_is_that_of_the_model():
+    model, (y, exposure), evidence = exposures()
+    rates = torch._standard_gamma(torch.full((20_000, 100), 2.0)) / 2
+
+    by_draws = dist.Poisson(exposure * rates).log_prob(y).logsumexp(0) - math.log(len(rates))
+
+    assert torch.isclose(by_draws.sum(), evidence, rtol=0.02)
+
+
+@pytest.mark.slow
+def test_with_its_exposure_a_rate_is_inferred_and_without_it_is_not():
+    model, args, evidence = exposures()
+
+    def gap(guide):
+        torch.manual_seed(0)
+        avi.fit(model, guide, *args, num_steps=1000, lr=1e-2, progress=False)
+        return float(evidence - avi.elbo(avi.log_weights(model, guide, *args, num_samples=200)).value)
+
+    with_it, of_table = gap(avi.AmortizedGuide(model)), gap(avi.FactorizedGuide(model))
+    without = gap(avi.AmortizedGuide(model, inputs=lambda y, exposure: y.log1p()[:, None]))
+    assert of_table > 0 and with_it < of_table + 10 and without > of_table + 50
+
+
+def generalized():
+    x, offset = torch.randn(100, 3), 4 * torch.rand(100)
+    y = torch.poisson((x @ torch.tensor([1.0, -0.7, 0.4]) + offset + 0.5 * torch.randn(100)).exp())
+
+    def model(y, x, offset):
+        slope = pyro.sample("slope", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", 100):
+            z = pyro.sample("z", dist.Normal(0.0, scale))
+            pyro.sample("y", dist.Poisson((x @ slope + offset + z).exp()), obs=y)
+
+    return model, (y, x, offset)
+
+
+def sparse_counts():
+    loadings, level = torch.randn(2, 20), torch.linspace(-4, 7.5, 20)
+    rates = (torch.randn(100, 2) @ loadings + level).exp() * torch._standard_gamma(torch.full((100, 20), 2.0)) / 2
+
+    def model(y):
+        loadings = pyro.sample("loadings", dist.Normal(torch.zeros(2, 20), 1.0).to_event(2))
+        level = pyro.sample("level", dist.Normal(torch.zeros(20), 5.0).to_event(1))
+        with pyro.plate("cells", 100):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            logits = z @ loadings + level - math.log(2.0)
+            pyro.sample("y", dist.NegativeBinomial(2.0, logits=logits).to_event(1), obs=y)
+
+    return model, (torch.poisson(rates),)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [generalized, sparse_counts])
+def test_raw_counts_train_where_they_diverged(make):
+    model, args = make()
+
+    def bound(**options):
+        torch.manual_seed(0)
+        guide = avi.AmortizedGuide(model, **options)
+        try:
+            avi.fit(model, guide, *args, num_steps=500, lr=1e-2, progress=False)
+        except avi.DivergedError:
+            return -math.inf
+        return avi.elbo(avi.log_weights(model, guide, *args, num_samples=100)).value
+
+    standardized = bound()
+    assert math.isfinite(standardized) and standardized > bound(standardize=False) + 100
