@@ -18,6 +18,9 @@ class Conditional(Family):
     ``C`` times as many parameters, and those of the discrete latents. What it says of ``z`` alone is a mixture. Without
     discrete latents in the row it is ``family`` itself.
 
+    A call that observes a discrete latent takes the member of its value. Not so a label under ``obs_mask=``: in a row that
+    has one, the draw of the missing one is of no account, and all members learn the same.
+
     The methods are about one member; the table of them is the guides'. Every one of Pyro's ELBOs applies that takes
     discrete latents; in an expectation over ``y`` rather than a draw of it, with ``TraceEnum_ELBO`` and
     :func:`pyro.infer.config_enumerate` around the guide.
