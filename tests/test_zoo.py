@@ -131,7 +131,10 @@ def test_a_guide_that_diverges_or_refuses_leaves_its_sentence():
     text = zoo.table({"toy": outcome})
     assert f"- *toy, constant*: {outcome.rows['constant']}" in text.splitlines()
     bound = f"{outcome.rows['pyro'].elbo:.1f} ± {outcome.rows['pyro'].se:.1f}"
-    assert f"| toy | here | 3 rows | nothing | 1 | none | none | {bound} | {bound} | by hand |" in text.splitlines()
+    assert (
+        f"| toy | here | 3 rows | nothing | 1 | 1e-09 | none | none | {bound} | {bound} | by hand |"
+        in text.splitlines()
+    )
 
 
 def test_arguments_that_were_given_are_named():

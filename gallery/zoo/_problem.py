@@ -28,6 +28,8 @@ class Problem:
         pyro_guide: what Pyro's own guide is: the name of a class of ``pyro.infer.autoguide``, or ``"by hand"``.
         make_pyro_guide: makes it, for a model.
         num_steps, lr: of all guides; the learning rate falls to zero along a cosine.
+        encoder_lr: that of the amortized guide's encoder; by default ``lr``. A weight of a network moves the factors of all
+            rows, and a rate that suits a table can be too large for it.
         make_elbo: makes the ELBO to train by and to measure with.
         options: arguments that the three guides are given, where a default does not suit the model.
         inputs: what the amortized guide reads, where its default asks for it.
@@ -41,6 +43,7 @@ class Problem:
     make_pyro_guide: Callable[[Callable], Callable]
     num_steps: int
     lr: float
+    encoder_lr: float | None = None
     make_elbo: Callable[[], ELBO] = Trace_ELBO
     options: Mapping = field(default_factory=dict)
     inputs: Callable | None = None
@@ -108,7 +111,7 @@ def solve(problem: Problem, *, num_steps: int | None = None, num_samples: int = 
                         *problem.args,
                         num_steps=num_steps or problem.num_steps,
                         num_samples=num_samples,
-                        lr=problem.lr,
+                        lr=_rates(problem, name),
                         elbo=problem.make_elbo(),
                         compile=False,
                     )
@@ -121,22 +124,17 @@ def solve(problem: Problem, *, num_steps: int | None = None, num_samples: int = 
 def table(outcomes: Mapping[str, Outcome]) -> str:
     """The outcomes by name as a table in Markdown, with the sentences of guides that have no number below."""
     lines = [
-        "| model | from | rows | given | steps | constant | amortized | factorized | Pyro's guide | which |",
-        "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+        "| model | from | rows | given | steps | rate | constant | amortized | factorized | Pyro's guide | which |",
+        "| --- | --- | --- | --- | ---: | --- | ---: | ---: | ---: | ---: | --- |",
     ]
     notes = []
     for name, outcome in outcomes.items():
         problem, rows = outcome.problem, outcome.rows
         bounds = [_bound(row) if isinstance(row, Row) else "none" for row in rows.values()]
-        cells = [
-            name,
-            problem.origin,
-            problem.rows,
-            problem.given,
-            f"{problem.num_steps:,}",
-            *bounds,
-            problem.pyro_guide,
-        ]
+        steps, rate = f"{problem.num_steps:,}", f"{problem.lr:g}"
+        if problem.encoder_lr is not None:
+            rate += f", encoder {problem.encoder_lr:g}"
+        cells = [name, problem.origin, problem.rows, problem.given, steps, rate, *bounds, problem.pyro_guide]
         lines.append(f"| {' | '.join(cells)} |")
         notes += [f"- *{name}, {guide}*: {row}" for guide, row in rows.items() if not isinstance(row, Row)]
     return "\n".join([*lines, *([""] if notes else []), *notes])
@@ -149,6 +147,12 @@ def _make_guide(problem: Problem, name: str, model: Callable) -> Callable:
     if name == "amortized" and problem.inputs is not None:
         options["inputs"] = problem.inputs
     return GUIDES[name](model, **options)
+
+
+def _rates(problem: Problem, name: str) -> float | dict[str, float]:
+    if name != "amortized" or problem.encoder_lr is None:
+        return problem.lr
+    return {"local": problem.encoder_lr, "global": problem.lr}
 
 
 def _written(value) -> str:

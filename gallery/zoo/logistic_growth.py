@@ -47,5 +47,6 @@ def problem() -> Problem:
         pyro_guide="AutoNormal",
         make_pyro_guide=AutoNormal,
         num_steps=1000,
-        lr=0.02,
+        lr=0.05,
+        encoder_lr=0.005,
     )

@@ -42,5 +42,6 @@ def problem() -> Problem:
         pyro_guide="AutoNormal",
         make_pyro_guide=AutoNormal,
         num_steps=600,
-        lr=0.02,
+        lr=0.05,
+        encoder_lr=0.01,
     )
