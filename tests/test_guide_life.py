@@ -421,6 +421,21 @@ def test_a_model_without_rows_has_globals_only(kind):
     assert guide.median(X)["z"].shape == (N, 3)
 
 
+@pytest.mark.filterwarnings("ignore:.*every latent is global:UserWarning")
+def test_guides_of_globals_alone_answer_for_no_rows(kind, tmp_path):
+    guide = GUIDES[kind](without_plate).setup(X)
+
+    assert guide.variational_parameters(X) == guide.posterior(X) == {}
+    assert guide.quantiles([0.1, 0.9], X)["z"].shape == (2, N, 3)
+    with pytest.raises(ValueError, match=r"among the local latents \[\], got"):
+        guide.posterior_by_row([(X,)])
+    avi.save(guide, tmp_path / "guide")
+    again = avi.load(tmp_path / "guide", without_plate, X)
+    assert torch.equal(again.median(X)["z"], guide.median(X)["z"])
+    assert again.describe() == guide.describe()
+    train(without_plate, guide)
+
+
 def test_a_model_that_observes_nothing_has_globals_only(kind):
     guide = GUIDES[kind](unobserved)
 

@@ -49,7 +49,8 @@ class Answers(RowFinder):
     def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
         """What the inference function gives for the rows of a call: ``[B, P]``.
 
-        Several plates of one row set have a dimension each; several row sets give a dictionary by the names of their plates.
+        Several plates of one row set have a dimension each; several row sets give a dictionary by the names of their plates,
+        and a guide whose latents are all global an empty one.
 
         Args:
             *args, **kwargs: the arguments of the model. Where it draws its rows itself, the answer is for all ``N``.
@@ -62,7 +63,8 @@ class Answers(RowFinder):
     def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
 
-        Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary.
+        Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary, and a guide
+        whose latents are all global an empty one.
 
         Args:
             *args, **kwargs: the arguments of the model.

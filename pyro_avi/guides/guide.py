@@ -109,7 +109,7 @@ class LocalGuide(Answers):
             *args, **kwargs: the arguments of the model.
 
         Raises:
-            ValueError: if the model lacks a plate that was asked for, several could be meant, or nothing is observed.
+            ValueError: if the model lacks a plate that was asked for, several could be meant, or it has no latent.
         """
         if self._structure is not None:
             return self
