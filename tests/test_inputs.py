@@ -479,6 +479,19 @@ def test_an_argument_that_cannot_be_told_is_named():
         avi.AmortizedGuide(poisson, (4,)).setup(y[:1], exposure[:1])
 
 
+def test_a_model_that_stands_few_values_of_its_latents_is_set_up_all_the_same():
+    def model(y, exposure):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(torch.tensor(5.0), 0.01))
+            if (z < 4).any():
+                raise RuntimeError("too far")
+            pyro.sample("y", dist.Poisson(exposure * z), obs=y)
+
+    guide = avi.AmortizedGuide(model, (4,), init_loc_fn=lambda site: torch.full((N,), 5.0))
+    with pytest.warns(UserWarning, match="argument exposure .*at other latents the model raises RuntimeError: too far"):
+        guide.setup(torch.ones(N), torch.logspace(-2, 3, N))
+
+
 def test_covariates_live_with_the_guide(tmp_path):
     y, exposure = torch.poisson(torch.ones(N)), torch.logspace(-2, 3, N)
     guide = avi.AmortizedGuide(poisson, (4,)).setup(y, exposure)
@@ -558,7 +571,7 @@ def test_with_its_exposure_a_rate_is_inferred_and_without_it_is_not():
 
     with_it, of_table = gap(avi.AmortizedGuide(model)), gap(avi.FactorizedGuide(model))
     without = gap(avi.AmortizedGuide(model, inputs=lambda y, exposure: y.log1p()[:, None]))
-    assert of_table > 0 and with_it < of_table + 10 and without > of_table + 50
+    assert of_table > 0 and with_it < of_table + 50 and without > of_table + 500
 
 
 def generalized():

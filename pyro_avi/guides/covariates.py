@@ -223,12 +223,9 @@ class CovariateSearch:
             try:
                 return poutine.trace(self._model).get_trace(*args, **kwargs)
             except Exception as error:
-                if self._base is None:
-                    raise
+                how = "at other latents" if self._base is None else "with its rows exchanged"
                 first = str(error).partition("\n")[0]
-                raise _CannotExchange(
-                    f"with its rows exchanged the model raises {type(error).__name__}: {first}"
-                ) from error
+                raise _CannotExchange(f"{how} the model raises {type(error).__name__}: {first}") from error
 
     def _by_row(self, trace: Trace) -> Tensor:
         total: Tensor | float = 0.0
