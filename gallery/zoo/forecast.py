@@ -51,6 +51,6 @@ def problem() -> Problem:
         args=data(),
         pyro_guide="AutoNormal",
         make_pyro_guide=AutoNormal,
-        num_steps=600,
+        num_steps=1000,
         lr=0.05,
     )
