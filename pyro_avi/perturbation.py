@@ -204,12 +204,6 @@ class Perturbed:
         """The factors when chosen rows ``[N]`` of each set have other latents."""
         return self._evaluate(self._mixed(rows, self._others()))[1]
 
-    def half_of(self, count: int) -> Tensor:
-        """``[count]`` about one half, chosen at random; at least one."""
-        chosen = torch.zeros(count, dtype=torch.bool)
-        chosen[torch.randperm(count)[: (count + 1) // 2]] = True
-        return chosen
-
     def _others(self) -> dict[str, Tensor]:
         return {name: _another(fn, self._given.nodes[name]["value"]) for name, (fn, _) in self._latents.items()}
 
