@@ -9,6 +9,7 @@ from torch import Tensor
 from pyro_avi.annealed import annealed_weights, posterior_of, row_plate_of, sampling
 from pyro_avi.conditional import Theta, hold_globals
 from pyro_avi.estimators import khat
+from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.evidence import Evidence, exact_evidence, mean_of, short_by
 from pyro_avi.families import Family
 from pyro_avi.gap_results import Gaps
@@ -31,6 +32,7 @@ _MIXED = 1000
 
 
 @in_turn
+@evaluation_mode()
 def measure_gaps(
     model: Callable,
     guide: LocalGuide,

@@ -75,7 +75,7 @@ RULES = {
     "dependence": Rule(packages=frozenset({"torch"})),
     "log_factors": Rule(frozenset({"structure"})),
     "perturbation": Rule(frozenset({"dependence", "log_factors", "structure"})),
-    "attribution": Rule(frozenset({"log_factors", "perturbation", "structure"}), TENSORS | {"scipy"}),
+    "attribution": Rule(frozenset({"dependence", "log_factors", "perturbation", "structure"}), TENSORS | {"scipy"}),
     "row_densities": Rule(frozenset({"attribution", "log_factors", "structure"})),
     "weights": Rule(frozenset({"structure", "parameters", "evaluation", "attribution", "log_factors", "perturbation"})),
     "estimators": Rule(packages=frozenset({"torch", "numpy", "scipy"})),
@@ -104,6 +104,7 @@ RULES = {
     "gaps": Rule(
         FOUNDATION
         | {
+            "evaluation",
             "turns",
             "guides",
             "weights",
