@@ -24,10 +24,10 @@ class Gaps:
 
     Attributes:
         inference: :math:`\log p(x_n) - \mathrm{ELBO}_n(q)`.
-        approximation: :math:`\log p(x_n) - \mathrm{ELBO}_n(q^*_n)`.
-        amortization: :math:`\mathrm{ELBO}_n(q^*_n) - \mathrm{ELBO}_n(q)`. Not negative but for the noise of its draws: it is
-            measured by other draws than those that :math:`q^*_n` was chosen by, and not cut off at zero, which would bias
-            the sum.
+        approximation: :math:`\log p(x_n) - \mathrm{ELBO}_n(q^*_n)`. Its error covers what the slope of the bound says that
+            :math:`q^*_n` lacks of the best.
+        amortization: :math:`\mathrm{ELBO}_n(q^*_n) - \mathrm{ELBO}_n(q)`. Zero where refinement gains nothing beyond doubt;
+            measured by other draws than those that chose, and not cut off at zero, which would bias the sum.
         richer: what the richer family gains, :math:`\mathrm{ELBO}_n(q^{**}_n) - \mathrm{ELBO}_n(q^*_n)`, a part of the
             approximation gap; ``None`` where no family was given.
         elbo: :math:`\mathrm{ELBO}_n(q)`.
@@ -36,8 +36,8 @@ class Gaps:
             a bound in expectation; else an estimate, the bias to first order, and infinite for unreliable rows. Its
             ``value`` is that of the other rows.
         exact: whether the evidence is exact.
-        converged: ``[N]`` whether a row's :math:`q^*_n`, and its best factor of the richer family, had stopped to improve.
-            What refinement gains of others is a lower bound.
+        converged: ``[N]`` whether a row's :math:`q^*_n`, and its best factor of the richer family, had stopped to improve,
+            and their slope says that little is left. What refinement gains of others is a lower bound.
         unreliable: ``[N]`` whether a row's evidence hangs on too few of its weights (k-hat above its threshold).
         khat: tail indices and effective sample sizes of the guide's own weights.
         scale: ``N / B``, by which rows count in the totals.

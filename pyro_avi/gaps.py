@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.infer import config_enumerate
 from torch import Tensor
 
 from pyro_avi.annealed import annealed_weights, posterior_of, row_plate_of, sampling
@@ -58,15 +59,17 @@ def measure_gaps(
               = \underbrace{\log p(x_n) - \mathrm{ELBO}_n(q^*_n)}_{\text{approximation}}
               + \underbrace{\mathrm{ELBO}_n(q^*_n) - \mathrm{ELBO}_n(q)}_{\text{amortization}}
 
-    all at fixed model and :math:`\theta`. :math:`q^*_n` is looked for by :func:`~pyro_avi.refine` from the guide's own
-    output, from the mean of its outputs and from a standard normal, and the best of the four (the own output included) is
-    taken row by row. It is refined in further rounds until a round gains less than ``tolerance``; rows that still gain
-    after ``max_rounds`` are reported. All bounds are then measured by the same fresh draws, moved and stretched by the
-    factors, and by their mirror images, so that most of their noise cancels in the differences.
+    all at fixed model and :math:`\theta`. :math:`q^*_n` is looked for by the steps of :func:`~pyro_avi.refine` from the guide's
+    own output, from the mean of its outputs, from a standard normal, and where draws of the prior show a mode that none of
+    these has led to. It is refined in further rounds, each row at a rate of its own, until a round gains less than
+    ``tolerance`` and the slope of the row's bound says that little is left; other rows are reported. A row takes it only where
+    it gains beyond doubt. All bounds are measured by the same fresh draws, moved and stretched by the factors, and by
+    their mirror images, so that most of their noise cancels in the differences; half of them choose what the other half
+    reports.
 
     The evidence is the model's, if it has a ``log_evidence`` and no global latents, or what is given; else the best of the
-    importance-weighted bound from the best factor and, with ``annealing=``, of :func:`~pyro_avi.ais`. Then the gaps are
-    intervals: see :class:`~pyro_avi.Gaps`.
+    importance-weighted bounds from the best factor, from a mixture of all that was found and the prior and, with
+    ``annealing=``, of :func:`~pyro_avi.ais`. Then the gaps are intervals: see :class:`~pyro_avi.Gaps`.
 
     Args:
         model: the model that the guide was made for.
@@ -76,9 +79,9 @@ def measure_gaps(
         num_samples: ``S``, the draws that bounds and the importance-weighted bound are measured by, at least 25, rounded up
             to an even number.
         num_steps: the steps of one round of refinement.
-        lr: its learning rate, see :func:`~pyro_avi.refine`; half of that in every further round.
+        lr: its learning rate, see :func:`~pyro_avi.refine`; halved for a row that gains less than ten tolerances in a round.
         max_rounds: the rounds after which refinement ends.
-        tolerance: the gain of a round, in nats, below which a row has converged.
+        tolerance: the gain of a round, in nats, below which a row has stopped to gain.
         starts: further variational parameters ``[N, P]`` or ``[P]`` to start from.
         richer: a family that contains the guide's, for example :class:`~pyro_avi.MultivariateNormal` or
             :class:`~pyro_avi.RowFlow`, that splits the approximation gap further: what its best member gains is reported,
@@ -98,7 +101,7 @@ def measure_gaps(
 
     Raises:
         ValueError: if a density is no number, or zero at a draw, the rows are not all of a data set, the guide misses a
-            latent, the latents are not continuous ones in one plate, or the richer family has weights that rows share.
+            latent, the latents are not in one plate, rows share a factor, or the richer family has weights that rows share.
         TypeError: if the guide is none of the three.
 
     References:
@@ -226,14 +229,28 @@ class _Rows:
 
     def of_mixture(self, judge: Judge, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
         """The weights of draws from the best factors, from where the search has ended elsewhere, and from the prior."""
-        if not isinstance(judge, JointJudge):
-            return []
         factor = best.row_factors[0].factor
+        # Of rows that are tied, or of several sets, no draw of one stands alone.
+        alone = len(best.row_plates) == len(best.row_factors) == 1 and judge.blocks is None
+        if not alone or all(latent.num_values is not None for latent in factor.latents):
+            return []
         with sampling(self._seed + _MIXTURE), torch.no_grad():
+            # The discrete latents are summed out.
+            joint = judge.joint if isinstance(judge, JointJudge) else self._joint_of_continuous()
+            if joint is None:
+                return []
             tables = [best.table, *(table for end in ends for table in end.values())]
             factors = [factor.distribution(table) for table in tables]
             count = max(self._num_samples // 4, min(_MIXED, 2 * self._num_samples))
-            return [mixture_weights(judge.joint, factors, num_samples=count, max_memory=self._max_memory)]
+            return [mixture_weights(joint, factors, num_samples=count, max_memory=self._max_memory)]
+
+    def _joint_of_continuous(self) -> LocalJoint | None:
+        """The joint of the continuous latents; ``None`` where the model cannot be run for all values of the others."""
+        try:
+            model = config_enumerate(self._model, "parallel")
+            return LocalJoint(model, self._args, self._kwargs, plate=self._plates[0])
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+            return None
 
     def chains(self, guide: FactorizedGuide, annealing: Mapping[str, Any], reverse=None) -> LogWeights:
         """The weights of annealed importance sampling that starts from a table's factors."""

@@ -9,6 +9,7 @@ import torch
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pyro_avi.enumerated import Enumerated, enumerating_elbo
 from pyro_avi.estimators.gains import gains
 from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.fit import Fit, LearningRate, fit
@@ -160,6 +161,8 @@ def take_steps(
     tables = guide.row_tables()
     mean = _MeanOfTables(tables, first=num_steps // 2 + 1)
     landing = _Landing(guide, num_steps // 4)
+    summed = enumerating_elbo(model, guide, args, kwargs)
+    trained, elbo = (guide, landing.elbo) if summed is None else (Enumerated(guide), summed)
     slower = [] if shares is None else [_Slower(tables, shares)]
     # By the tables alone: weights that the rows share would tie them together.
     shared = [parameter for of in guide.row_factors for parameter in of.factor.parameters()]
@@ -167,11 +170,11 @@ def take_steps(
     guide.row_factors.eval()
     for parameter in shared:
         parameter.requires_grad_(False)
-    options = {"elbo": landing.elbo, "seed": seed, "progress": progress, "callbacks": [*slower, mean, landing]}
+    options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [*slower, mean, landing]}
     with warnings.catch_warnings(), evaluation_mode():
         # Global latents that the model states after local ones: frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
-        fit(model, guide, *args, num_steps=num_steps, lr={"local": lr}, **options, **kwargs)
+        fit(model, trained, *args, num_steps=num_steps, lr={"local": lr}, **options, **kwargs)
     for parameter in shared:
         parameter.requires_grad_(True)
     mean.take()

@@ -137,8 +137,8 @@ class Search:
                 continue
             write_tables(guide, best)
             left = self._left_to_gain(guide)
-            # Without a slope: three rounds in a row that gained nothing, each with half the learning rate of that before.
-            converged = stopped & (share <= 0.125 if left is None else self._is_little(left))
+            # What no slope tells of is not known to have converged.
+            converged = stopped & (torch.zeros_like(stopped) if left is None else self._is_little(left))
             if converged.all():
                 break
         return best, converged, left, ends

@@ -89,6 +89,7 @@ RULES = {
         )
     ),
     "evidence": Rule(frozenset({"weights", "estimators"})),
+    "enumerated": Rule(frozenset({"structure", "guides"})),
     "mixture": Rule(frozenset({"weights", "joint"})),
     "judge": Rule(frozenset({"structure", "guides", "weights", "row_densities", "joint", "annealed"})),
     "convergence": Rule(frozenset({"guides", "joint", "annealed"})),
@@ -141,6 +142,7 @@ RULES = {
             "fit",
             "judge",
             "one_row",
+            "enumerated",
             "estimators",
         }
     ),

@@ -262,3 +262,96 @@ def test_a_minibatch_is_no_data_set():
         ValueError, match=r"Expected start of shape \(6, 4\), one row for each row to refine, got \(2, 4\)"
     ):
         avi.refine(vae, guide, torch.rand(2, 1, 3, 3), torch.tensor([3, 1]), num_steps=1)
+
+
+# --- where it starts, what it keeps
+
+
+def two_modes(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z.square(), 0.5), obs=x)
+
+
+def test_a_table_answers_for_its_own_rows_and_the_mean_for_others():
+    guide = make("factorized")
+
+    def start(x):
+        return avi.refine(model, guide, x, num_steps=1, lr=0.0).table.detach()
+
+    assert torch.equal(start(X), guide.table)
+    # As many rows, but others; and fewer.
+    for x in (X + 1, X[:3]):
+        torch.testing.assert_close(start(x), guide.table.mean(0).expand(len(x), 2), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("steps", [5, 20])
+def test_rows_at_their_best_in_one_of_two_modes_lose_nothing(steps):
+    x = torch.linspace(1.0, 4.0, 20, dtype=torch.float64)
+    guide = avi.FactorizedGuide(two_modes).setup(x)
+    with torch.no_grad():
+        guide.table.copy_(torch.stack([x.sqrt(), torch.full_like(x, -1.5)], 1))
+    avi.fit(two_modes, guide, x, num_steps=300, lr=0.02, elbo=avi.StickingTheLandingELBO(), progress=False)
+    refined = avi.refine(two_modes, guide, x, num_steps=steps)
+
+    def rows(guide):
+        torch.manual_seed(7)
+        return avi.log_weights(two_modes, guide, x, num_samples=500).local
+
+    gain = (rows(refined) - rows(guide)).sum(1)
+    assert gain.mean() >= -2 * gain.std() / 500**0.5
+    # Twin: the steps themselves lose.
+    moved = copy.deepcopy(guide)
+    take_steps(two_modes, moved, (x,), {}, num_steps=steps, lr=0.05, seed=0)
+    lost = (rows(moved) - rows(guide)).sum(1)
+    assert lost.mean() < -5 * lost.std() / 500**0.5
+
+
+def test_rows_that_a_factor_ties_gain_together():
+    def tied(x):
+        with pyro.plate("data", 4):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(4), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x)
+        pyro.sample("pair", dist.Normal(z[0] - z[1], 0.1), obs=x.new_zeros(()))
+
+    x = torch.tensor([2.0, -2.0, 1.0, 0.0], dtype=torch.float64)
+    guide = avi.FactorizedGuide(tied).setup(x)
+    with torch.no_grad():
+        guide.table.copy_(torch.tensor([[1.0, -1.0]]).expand(4, 2))
+    refined = avi.refine(tied, guide, x, num_steps=100)
+    before, after = (avi.elbo(avi.log_weights(tied, each, x, num_samples=200)) for each in (guide, refined))
+    assert after.value - before.value > 5 * math.hypot(before.se, after.se)
+
+
+def test_shares_of_the_learning_rate_move_rows_by_as_much():
+    guide = make("factorized")
+    tables = []
+    for share in (0.0, 0.5, 1.0):
+        moved = copy.deepcopy(guide)
+        take_steps(model, moved, (X,), {}, num_steps=1, lr=0.1, seed=0, shares={"data": torch.full((N, 1), share)})
+        tables.append(moved.table.detach() - guide.table.detach())
+    assert torch.equal(tables[0], torch.zeros_like(tables[0]))
+    torch.testing.assert_close(tables[1], 0.5 * tables[2])
+
+
+# --- discrete latents
+
+WEIGHTS, LOCS = torch.tensor([0.3, 0.5, 0.2], dtype=torch.float64), torch.tensor([-3.0, 0.0, 4.5], dtype=torch.float64)
+
+
+def labelled(x):
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(WEIGHTS))
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(LOCS[k] + z, 1.0), obs=x)
+
+
+def test_factors_of_discrete_latents_are_refined_without_noise():
+    x = torch.tensor([-4.0, -3.8, 0.2, 5.0], dtype=torch.float64)
+    guide = avi.ConstantGuide(labelled).setup(x)
+    refined = avi.refine(labelled, guide, x, num_steps=200)
+    evidence = (WEIGHTS.log() + dist.Normal(LOCS, 2**0.5).log_prob(x[:, None])).logsumexp(1)
+    before, after = (avi.elbo(avi.log_weights(labelled, each, x, num_samples=500)) for each in (guide, refined))
+    assert ((after.rows - before.rows) > 5 * torch.hypot(before.rows_se, after.rows_se)).all()
+    # Rows of one label, nearly: then the factors hold the posterior.
+    assert (evidence - after.rows).abs().max() < 0.35
