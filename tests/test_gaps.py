@@ -567,7 +567,8 @@ def test_calls_about_the_wrong_rows_are_refused():
     cells = torch.randn(3, 2).double()
     guide = avi.FactorizedGuide(crossed, plate=("rows", "columns")).setup(cells)
     with pytest.raises(ValueError, match="Expected rows of one plate, got those of"):
-        avi.measure_gaps(crossed, guide, cells, **budget)
+        chains = {"num_chains": 25, "num_temperatures": 2, "num_leapfrog": 1}
+        avi.measure_gaps(crossed, guide, cells, annealing=chains, **budget)
 
 
 def with_a_hole(x):
