@@ -132,7 +132,9 @@ def _slice_back(calls: list[_Call], inputs: Sequence[Any], targets: list[Tensor]
 
 
 def _storages(tensors: list[Tensor]) -> set[int]:
-    return {x.untyped_storage().data_ptr() for x in tensors}
+    # Two storages may share memory, as those of one array; without memory, as in runs by shapes alone, all would.
+    storages = [x.untyped_storage() for x in tensors]
+    return {storage.data_ptr() or storage._cdata for storage in storages}
 
 
 def follow(calls: Sequence[_Call], start: Sequence[Tensor]) -> tuple[set[int], str | None]:
