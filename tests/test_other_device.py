@@ -20,7 +20,9 @@ OPTIONS = {
     "progress": False,
 }
 # That two tensors have the same values cannot be asked here, so guides take them for unrelated.
-pytestmark = [pytest.mark.filterwarnings("ignore:The rows"), pytest.mark.filterwarnings("ignore:Encountered")]
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}") for message in ("The rows", "What masks and scales", "Encountered")
+]
 
 
 @pytest.fixture
