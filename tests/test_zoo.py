@@ -1,6 +1,8 @@
 """Models as they come: each is found, its data stay, its guides run; and the best guide is as good as Pyro's own (slow)."""
 
 import math
+import re
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -14,6 +16,7 @@ import pyro_avi as avi
 from gallery import Row, zoo
 from gallery.zoo import cevae
 
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "zoo.md"
 COLUMNS = ("constant", "amortized", "factorized", "pyro")
 
 
@@ -46,6 +49,13 @@ def test_the_best_of_three_guides_is_as_good_as_pyros_own(name):
     error = math.hypot(best.se, own.se)
     assert error < 0.02 * abs(own.elbo) + 2, outcome
     assert best.elbo > own.elbo - 2 * error, outcome
+
+
+def test_the_page_has_every_model():
+    page = PAGE.read_text(encoding="utf-8")
+    assert re.findall(r"^\| (?!model )(\w+) \|", page, re.MULTILINE) == list(zoo.names())
+    assert zoo.table({}) in page and "python -m gallery.zoo\n" in page
+    assert len(zoo.names()) >= 12
 
 
 @pytest.mark.parametrize("kind", [avi.ConstantGuide, avi.AmortizedGuide, avi.FactorizedGuide])
