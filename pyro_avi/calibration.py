@@ -129,7 +129,9 @@ def sbc(
         with quiet(of_draws):
             parts.append(_Ranked(answers, truth, simulated, num_samples))
     values = torch.cat([part.values for part in parts])
-    contraction = 1 - torch.cat([part.variances for part in parts]).mean(0) / values.var(0)
+    # One simulated row says nothing about how far they spread.
+    spread = values.var(0) if len(values) > 1 else torch.full_like(values[0], torch.nan)
+    contraction = 1 - torch.cat([part.variances for part in parts]).mean(0) / spread
     return Calibration(
         ranks=torch.cat([part.ranks for part in parts]),
         names=(*parts[0].names, _LIKELIHOOD),
