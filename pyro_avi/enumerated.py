@@ -38,18 +38,19 @@ class Enumerated:
 def enumerating_elbo(
     model: Callable, guide: FactorizedGuide, args: tuple, kwargs: Mapping[str, Any]
 ) -> TraceEnum_ELBO | None:
-    """The ELBO of an :class:`Enumerated` guide; ``None`` without discrete latents, or where not all values can be run at
-    once.
+    """The ELBO of an :class:`Enumerated` guide, which also sums over latents that the model enumerates.
+
+    ``None`` without discrete latents of either kind, or where not all values can be run at once.
 
     Args:
         model, guide, args, kwargs: a call of both.
     """
-    latents = [latent for of in guide.row_factors for latent in of.rows.latents]
-    if all(latent.num_values is None for latent in latents):
-        return None
     with quiet(0), torch.enable_grad():
-        frames = poutine.trace(model).get_trace(*args, **kwargs).nodes.values()
-        depth = max(-frame.dim for site in frames for frame in site.get("cond_indep_stack", ()))
+        sites = [site for site in poutine.trace(model).get_trace(*args, **kwargs).nodes.values() if "infer" in site]
+        own = [latent.num_values for of in guide.row_factors for latent in of.rows.latents]
+        if all(number is None for number in own) and not any(site["infer"].get("enumerate") for site in sites):
+            return None
+        depth = max((-frame.dim for site in sites for frame in site["cond_indep_stack"]), default=0)
         elbo = TraceEnum_ELBO(max_plate_nesting=depth)
         try:
             loss = elbo.differentiable_loss(model, Enumerated(guide), *args, **kwargs)
