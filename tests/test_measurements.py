@@ -1,12 +1,15 @@
 """The contract of the measurements: right on models of every structure, or refused with a sentence."""
 
+import dataclasses
+
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine.util import site_is_subsample
 
 import pyro_avi as avi
-from tests.measured.brute_force import log_evidence
+from tests.measured.brute_force import laplace, log_evidence
 from tests.measured.cases import CALLS, best_table, cases, held, is_known, make, near, seeded
 from tests.measured_structures import GUIDES, MEASUREMENTS, STRUCTURES
 
@@ -37,8 +40,8 @@ def test_the_exact_evidence_is_that_of_the_models_density(name):
     value, error = log_evidence(structure, num_samples=500)
     exact = structure.evidence.sum()
     assert abs(value - exact) < 4 * error + 1e-4 * abs(exact), (value, error, exact)
-    # One row more or less would be seen.
-    assert error < 0.5
+    # A row that is left out would be seen.
+    assert error < min(1.0, 0.5 * abs(exact)) or exact == 0
 
 
 # --- log weights
@@ -99,10 +102,11 @@ def test_every_draw_from_the_posterior_has_the_evidence_as_its_weight(kind, name
 @pytest.mark.slow
 def test_the_weights_of_the_whole_data_set_have_its_evidence(name):
     structure = STRUCTURES[name]
-    model, guide = make("FactorizedGuide", name)
-    avi.fit(model, guide, *structure.args, num_steps=600, lr=0.03, compile=False, progress=False)
+    mode, _ = laplace(dataclasses.replace(structure, theta={}))
+    # Wider than the posterior, whose latents depend on one another.
+    model, guide = make("FactorizedGuide", name, init_loc_fn=init_to_value(values=mode), init_scale=0.6)
 
-    weights = avi.log_weights(model, guide, *structure.args, num_samples=600)
+    weights = avi.log_weights(model, guide, *structure.args, num_samples=1500)
 
     assert weights.has_globals
     estimate = avi.iwelbo(weights)

@@ -38,14 +38,17 @@ def test_refine(kind, name):
     refined = avi.refine(model, guide, *structure.args, num_steps=60, lr=0.1)
 
     assert isinstance(refined, avi.FactorizedGuide)
-    before, after = (bounds(model, each, structure.args) for each in (guide, refined))
+    # Few draws would all have the same label.
+    num_samples = 400 if "discrete" in structure.refused.get("ais", "") else 40
+    before, after = (bounds(model, each, structure.args, num_samples) for each in (guide, refined))
     error = (after - before).std(0) / len(before) ** 0.5
     assert (after.mean(0) >= before.mean(0) - 4 * error - 1e-4).all(), (before.mean(0), after.mean(0), error)
     above = after.mean(0) - torch.as_tensor(structure.evidence)
     assert (above <= 4 * after.std(0) / len(after) ** 0.5 + 1e-3).all(), above
 
 
-@cases("refine", kinds=("FactorizedGuide",), fast=100)
+# Of several modes, and of latents that depend on one another, a factor that is refined misses a part.
+@cases("refine", lambda structure: structure.is_conjugate, kinds=("FactorizedGuide",), fast=100)
 def test_refined_rows_have_their_evidence(kind, name):
     structure = STRUCTURES[name]
     model, guide = make(kind, name, held(name))
@@ -99,10 +102,10 @@ def test_gaps_of_an_exact_posterior_are_zero(kind, name):
 
     gaps = avi.measure_gaps(model, guide, *structure.args, num_samples=50, num_steps=10, max_rounds=1)
 
-    exact = torch.as_tensor(structure.evidence)
-    torch.testing.assert_close(gaps.evidence.rows, exact, rtol=1e-3, atol=1e-2)
+    apart = (gaps.evidence.rows - torch.as_tensor(structure.evidence)).abs()
+    assert (apart <= 4 * gaps.evidence.rows_se + 1e-2).all(), apart
     for gap in (gaps.inference, gaps.approximation, gaps.amortization):
-        assert gap.rows.abs().max() < 1e-2
+        assert (gap.rows.abs() <= 4 * gap.rows_se + 1e-2).all(), gap
 
 
 # --- calibration, export
@@ -137,5 +140,5 @@ def test_sbc_runs(kind, name):
 
     calibration = CALLS["sbc"](model, guide, structure.args, structure)
 
-    assert len(calibration.ranks) == len(structure.evidence)
+    assert len(calibration.ranks) == 2 * len(structure.evidence)
     assert ((calibration.ranks >= 0) & (calibration.ranks <= 20)).all()

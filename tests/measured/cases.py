@@ -102,7 +102,7 @@ CALLS = {
     ),
     "refine": lambda model, guide, args, of: avi.refine(model, guide, *args, num_steps=2),
     "sbc": lambda model, guide, args, of: avi.sbc(
-        model, guide, *args, num_simulations=1, num_samples=20, num_steps=2, rebuild=of.rebuild, **given(of)
+        model, guide, *args, num_simulations=2, num_samples=20, num_steps=2, rebuild=of.rebuild, **given(of)
     ),
     "to_arviz": lambda model, guide, args, of: avi.to_arviz(model, guide, *args, num_samples=2),
 }

@@ -11,7 +11,7 @@ from pyro import poutine
 from pyro.ops.indexing import Vindex
 from scipy.special import logsumexp
 
-from tests.measured.discrete import ENUMERATED, LOCS, SUM_OUT, component
+from tests.measured.discrete import LOCS, SUM_OUT, component
 from tests.measured.exact import array, integral, log_bernoulli, log_normal
 from tests.measured.rows import NOISE
 from tests.measured.structure import SEVERAL_PLATES, add
@@ -46,7 +46,7 @@ def as_arguments(values):
     return (torch.stack([values[f"x_{t}"] for t in range(3)], -1),), {}
 
 
-CHAINS = dict(applies=ENUMERATED, amortized={"inputs": lambda x: x.flatten(1)}, rebuild=as_arguments)
+CHAINS = dict(amortized={"inputs": lambda x: x.flatten(1)}, rebuild=as_arguments)
 
 add(
     "a hidden Markov chain a row, enumerated",
@@ -124,7 +124,7 @@ def of_group(members):
 
 MIXED = dict(
     nesting=2,
-    applies=ENUMERATED,
+    brute_force="wide",
     rebuild=as_arguments,
 )
 
