@@ -72,9 +72,8 @@ class AmortizedGuide(LocalGuide):
             functions by the names of their plates, those left out by default. Together with ``create_plates`` the model's
             rows are not searched for: they are those of the plates given.
         standardize: whether what the encoder reads is standardized by the rows that the guide is set up with, counts by
-            their logarithm first (:class:`~pyro_avi.guides.standardize.Standardize`). By default where the encoder is given
-            by widths and the guide finds its inputs: a module of your own reads values as the model observes them, and
-            what ``inputs=`` returns is read as it is.
+            their logarithm first. By default where the encoder is given by widths and the guide finds its inputs: a module
+            of your own reads values as the model observes them, and what ``inputs=`` returns is read as it is.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
             :class:`~pyro_avi.guides.guide.LocalGuide`.
 
