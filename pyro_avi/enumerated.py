@@ -1,5 +1,6 @@
 """A guide whose discrete latents are summed over, so that their gradients have no noise."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,15 +46,17 @@ def enumerating_elbo(
     Args:
         model, guide, args, kwargs: a call of both.
     """
-    with quiet(0), torch.enable_grad():
+    with quiet(0), torch.enable_grad(), warnings.catch_warnings():
         sites = [site for site in poutine.trace(model).get_trace(*args, **kwargs).nodes.values() if "infer" in site]
         own = [latent.num_values for of in guide.row_factors for latent in of.rows.latents]
         if all(number is None for number in own) and not any(site["infer"].get("enumerate") for site in sites):
             return None
         depth = max((-frame.dim for site in sites for frame in site["cond_indep_stack"]), default=0)
         elbo = TraceEnum_ELBO(max_plate_nesting=depth)
+        # Vectors of several elements have no list of values: where all are such, there is nothing to sum over.
         try:
+            warnings.filterwarnings("error", "TraceEnum_ELBO found no sample sites")
             loss = elbo.differentiable_loss(model, Enumerated(guide), *args, **kwargs)
-        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+        except (UserWarning, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
             return None
     return elbo if loss.isfinite() else None
