@@ -98,7 +98,6 @@ def refine(
         >>> avi.refine(model, guide, x[:5], num_steps=3).table.shape
         torch.Size([5, 4])
     """
-    guide.setup(*args, **kwargs)
     if not guide.row_plates:
         row, table = as_one_row(model, guide, args, kwargs)
         options = {"num_steps": num_steps, "lr": lr, "start": start, "seed": seed, "progress": progress}
