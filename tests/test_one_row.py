@@ -42,20 +42,21 @@ def test_the_bounds_of_the_one_row(guide):
     weights = avi.log_weights(model, guide, X, num_samples=4000)
     assert weights.local.shape == (4000, 1) and not weights.global_.any() and not weights.has_globals
     for estimate, expected in ((avi.elbo(weights), EVIDENCE - APPROXIMATION), (avi.iwelbo(weights), EVIDENCE)):
-        assert estimate.se < 0.05 < APPROXIMATION / 5 and abs(estimate.value - expected) < 5 * estimate.se
-    bound = avi.ais(model, guide, X, num_chains=200, num_temperatures=10, num_leapfrog=3)
-    assert bound.se < 0.05 and abs(bound.value - EVIDENCE) < 5 * bound.se
+        assert estimate.se < APPROXIMATION / 6 and abs(estimate.value - expected) < 5 * estimate.se
+    bound = avi.ais(model, guide, X, num_chains=80, num_temperatures=6, num_leapfrog=2)
+    assert bound.se < APPROXIMATION / 5 and abs(bound.value - EVIDENCE) < 5 * bound.se
 
 
 def test_the_gaps_of_the_one_row(guide):
     with torch.no_grad():
         guide.global_guide.vector[0] += 0.5
-    gaps = avi.measure_gaps(model, guide, X, num_samples=1000, num_steps=200, evidence=torch.tensor([EVIDENCE]))
-    # The shift of one mean costs half its square times the precision.
-    assert gaps.amortization.value == pytest.approx(
-        0.5 * 0.25 * PRECISION[0, 0].item(), abs=5 * gaps.amortization.se + 0.01
-    )
-    assert gaps.approximation.value == pytest.approx(APPROXIMATION, abs=5 * gaps.approximation.se + 0.01)
+    options = {"num_samples": 100, "num_steps": 60, "max_rounds": 1, "evidence": torch.tensor([EVIDENCE])}
+    gaps = avi.measure_gaps(model, guide, X, **options)
+    # The shift of one mean costs half its square times the precision; sixty steps may leave some hundredths.
+    loss = 0.5 * 0.25 * PRECISION[0, 0].item()
+    assert gaps.amortization.se < loss / 6
+    assert gaps.amortization.value == pytest.approx(loss, abs=5 * gaps.amortization.se + 0.06)
+    assert gaps.approximation.value == pytest.approx(APPROXIMATION, abs=5 * gaps.approximation.se + 0.06)
 
 
 def test_calibration_of_the_one_row(guide):
