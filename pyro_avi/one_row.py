@@ -33,9 +33,12 @@ class _Unseen(Messenger):
 
     def _pyro_post_sample(self, msg):
         shape = self._shapes.pop(msg["name"], None)
-        # Under plates further out, as of several points at once, values keep the dimension.
-        if shape is not None and not msg["is_observed"] and len(msg["fn"].batch_shape) == self._depth + 1:
-            msg["value"] = msg["value"].reshape(shape + msg["fn"].event_shape)
+        if shape is None or msg["is_observed"]:
+            return
+        # Under plates further out, as of several points at once, values keep the dimension; so do all values of a latent.
+        fn, value = msg["fn"], msg["value"]
+        if len(fn.batch_shape) == self._depth + 1 and value.shape == fn.batch_shape + fn.event_shape:
+            msg["value"] = value.reshape(shape + fn.event_shape)
 
 
 class OneRow:

@@ -70,7 +70,6 @@ add(
     (X,),
     integral_2d(lambda a, b: log_normal(a, 0, 2) + log_normal(b, 0, 2) + of_labels(*np.broadcast_arrays(a, b))),
     blocks=(0,),
-    applies=("log_weights", "to_arviz"),
     warning="(?s)",
     brute_force="wide",
     num_samples=800,
