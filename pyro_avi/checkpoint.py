@@ -1,20 +1,18 @@
 """Trainings in files: tensors as safetensors, all else as JSON in the header, so that reading runs no code of the file."""
 
-import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from pyro_avi.files import read_tensors, write_tensors
 from pyro_avi.training_state import TrainingState
 
 __all__ = ["restore", "steps_in", "write"]
 
-_FORMAT = 1
+_FORMAT, _KEY = 1, "pyro_avi_training"
 
 
 def write(path: str | PathLike, state: TrainingState, steps: int, losses: Tensor, random: list[Tensor]) -> None:
@@ -33,12 +31,7 @@ def write(path: str | PathLike, state: TrainingState, steps: int, losses: Tensor
     tensors |= {f"optimizer/{name}": value for name, value in of_optimizer.items()}
     tensors |= {f"random/{device}": value for device, value in enumerate(random)} | {"losses": losses}
     header = {"format": _FORMAT, "steps": steps, "optimizer": state.optimizer_class(), "optimizer_state": plain}
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    # Parameters may share memory or be views, which the format does not know.
-    whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, part, metadata={"pyro_avi_training": json.dumps(header)})
-    part.replace(path)
+    write_tensors(Path(path), tensors, header, key=_KEY)
 
 
 def steps_in(path: str | PathLike) -> int:
@@ -89,15 +82,7 @@ def _check(path, what: str, found: Mapping[str, Tensor], needed: Mapping[str, Te
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file written by Fit.save, found none at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("pyro_avi_training")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-        header = None if text is None else json.loads(text)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"Expected a whole file written by Fit.save at {path}, got a damaged one: {error}.") from error
+    header, tensors = read_tensors(path, key=_KEY, writer="Fit.save")
     if header is None:
         raise ValueError(f"Expected a file written by Fit.save at {path}, got one without the header of a training.")
     if header["format"] != _FORMAT:

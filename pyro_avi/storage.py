@@ -1,7 +1,6 @@
 """Guides in files: weights as safetensors, all else as JSON in the header, so that loading runs no code of the file."""
 
 import copy
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -10,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from pyro_avi import families
 from pyro_avi.encoders import MLP
+from pyro_avi.files import read_tensors, write_tensors
 from pyro_avi.fingerprint import fingerprint
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
 from pyro_avi.guides.guide import LocalGuide
 
 __all__ = ["load", "save"]
 
-_FORMAT = 1
+_FORMAT, _KEY = 1, "pyro_avi"
 _GUIDES: dict[str, type[LocalGuide]] = {cls.__name__: cls for cls in (AmortizedGuide, ConstantGuide, FactorizedGuide)}
 _FAMILIES = {name: getattr(families, name) for name in families.__all__ if name != "Family"}
 
@@ -58,12 +56,7 @@ def save(guide: LocalGuide, path: str | PathLike) -> None:
     if type(guide) not in _GUIDES.values():
         raise TypeError(f"Expected one of {', '.join(_GUIDES)}, got {type(guide).__name__}.")
     header = {"format": _FORMAT, "versions": _versions(), "model": fingerprint(guide.model), **guide.describe()}
-    # Parameters may share memory or be views, which the format does not know.
-    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in guide.state_dict().items()}
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    save_file(tensors, part, metadata={"pyro_avi": json.dumps(header)})
-    part.replace(path)
+    write_tensors(Path(path), guide.state_dict(), header, key=_KEY)
 
 
 def load(
@@ -119,15 +112,7 @@ def load(
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file written by avi.save, found none at {path}.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get("pyro_avi")
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-        header = None if text is None else json.loads(text)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"Expected a whole file written by avi.save at {path}, got a damaged one: {error}.") from error
+    header, state = read_tensors(path, key=_KEY, writer="avi.save")
     if header is None or header.get("class") not in _GUIDES:
         raise ValueError(
             f"Expected a file written by avi.save at {path}, got a safetensors file without a guide's header."

@@ -65,7 +65,8 @@ RULES = {
     "steps": Rule(frozenset({"parameters", "adam", "gradient", "graphs", "compiled", "losses", "seeds"})),
     "divergence": Rule(frozenset({"gradient", "seeds"})),
     "training_state": Rule(frozenset({"steps"})),
-    "checkpoint": Rule(frozenset({"training_state"}), frozenset({"torch", "safetensors"})),
+    "files": Rule(packages=frozenset({"torch", "safetensors"})),
+    "checkpoint": Rule(frozenset({"files", "training_state"}), frozenset({"torch"})),
     "training": Rule(frozenset({"checkpoint", "course", "divergence", "seeds", "steps", "training_state"})),
     "fingerprint": Rule(packages=frozenset({"torch"})),
     "many_steps": Rule(frozenset({"captured", "compiled", "graphs", "gradient", "precision", "seeds", "steps"})),
@@ -129,7 +130,7 @@ RULES = {
         | {"calibration_results"},
         frozenset({"torch"}),
     ),
-    "storage": Rule(frozenset({"fingerprint", "encoders", "families", "guides"}), frozenset({"torch", "safetensors"})),
+    "storage": Rule(frozenset({"files", "fingerprint", "encoders", "families", "guides"}), frozenset({"torch"})),
     "refine": Rule(
         FOUNDATION
         | {
