@@ -123,6 +123,9 @@ def exact_evidence(model: Callable, args: tuple, given: Tensor | None, count: in
     if given is None:
         return None
     given = torch.as_tensor(given).detach()
+    if count == 1:
+        # Of all rows together, where something ties them.
+        given = given.reshape(-1)
     if given.shape != (count,) or not given.isfinite().all():
         raise ValueError(
             f"Expected a finite log evidence for each of the {count} rows, got shape {tuple(given.shape)}"

@@ -290,10 +290,11 @@ class _Landing:
 
 def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> Tables:
     """The tables' first values by name, ``[N, P]``."""
-    if start is None and _answers(guide, args, kwargs):
+    own = start is None
+    if own and _answers(guide, args, kwargs):
         with torch.no_grad():
             start = guide.variational_parameters(*args, **kwargs)
-    elif start is None:
+    elif own:
         tables = guide.table
         start = {key: table.mean(0) for key, table in tables.items()} if isinstance(tables, dict) else tables.mean(0)
     starts = {}
@@ -301,7 +302,10 @@ def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) ->
         given = start[of.rows.plates] if isinstance(start, dict) else start
         if given.shape not in (table.shape, table.shape[1:], (*of.function.sizes, table.shape[1])):
             raise ValueError(
-                f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
+                f"Expected all {len(table)} rows of {name!r}, got {len(given)} of them.\n"
+                "Pass the rows to refine as a data set of their own, without positions."
+                if own
+                else f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
             )
         # A table may be in host memory.
         given = given.to(table.device)

@@ -106,6 +106,7 @@ class Latent:
         unconstrained_event_dim: the number of event dimensions of ``initial``.
         num_values: the number of values of a discrete latent, ``None`` for a continuous one.
         is_weighted: whether it is masked, or scaled beyond its plates.
+        dtype: of its density.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Latent:
     unconstrained_event_dim: int
     num_values: int | None = None
     is_weighted: bool = False
+    dtype: torch.dtype = torch.float32
 
     @property
     def is_real(self) -> bool:
@@ -402,6 +404,7 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
         unconstrained_event_dim=event_dim,
         num_values=count,
         is_weighted=site_mask(site) is not None or is_scaled(site),
+        dtype=initial.dtype if count is None else fn.log_prob(value).dtype,
     )
 
 

@@ -133,3 +133,13 @@ def test_rows_without_an_evidence_of_their_own_are_not_annealed():
     model, y, guide = best("crossed")
     with pytest.raises(ValueError, match="rows of one plate"):
         avi.ais(model, guide, y, num_chains=2, num_temperatures=2, num_leapfrog=1)
+
+
+@pytest.mark.slow
+def test_a_joint_evidence_is_that_of_the_one_block():
+    one = torch.ones(1, 1)
+    model = avi.models.LinearGaussianStateSpace(0.8 * one, one, size=6, transition_scale=1.0, emission_scale=0.7)
+    x = Y.flatten().float().unsqueeze(1)
+    guide = avi.ConstantGuide(model).setup(x)
+    gaps = avi.measure_gaps(model, guide, x, num_samples=50, num_steps=5, max_rounds=1)
+    assert gaps.exact and gaps.evidence.value == pytest.approx(model.log_evidence(x).item())

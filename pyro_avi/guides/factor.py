@@ -88,8 +88,9 @@ class Factor(nn.Module):
             parts.append(member.repeat(*(1,) * (member.dim() - 1), self._num_members))
         for of in self._discrete:
             # Every value alike: what one draw was is no information.
-            rows = self._layouts[of.latent.name].to_rows(of.latent.initial).shape[:-1]
-            parts.append(torch.zeros(*rows, of.num_parameters))
+            rows = self._layouts[of.latent.name].to_rows(of.latent.initial)
+            # Values may be whole numbers.
+            parts.append(rows.new_zeros(*rows.shape[:-1], of.num_parameters, dtype=of.latent.dtype))
         return torch.cat([part.to(parts[0]) for part in parts], -1)
 
     def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
