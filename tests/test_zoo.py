@@ -142,7 +142,7 @@ def test_a_guide_that_diverges_or_refuses_leaves_its_sentence():
     assert f"- *toy, constant*: {outcome.rows['constant']}" in text.splitlines()
     bound = f"{outcome.rows['pyro'].elbo:.1f} ± {outcome.rows['pyro'].se:.1f}"
     assert (
-        f"| toy | here | 3 rows | nothing | 1 | 1e-09 | none | none | {bound} | {bound} | by hand |"
+        f"| toy | none | none | {bound} | {bound} | by hand | 3 rows | 1 | 1e-09 | nothing | here |"
         in text.splitlines()
     )
 

@@ -124,8 +124,8 @@ def solve(problem: Problem, *, num_steps: int | None = None, num_samples: int = 
 def table(outcomes: Mapping[str, Outcome]) -> str:
     """The outcomes by name as a table in Markdown, with the sentences of guides that have no number below."""
     lines = [
-        "| model | from | rows | given | steps | rate | constant | amortized | factorized | Pyro's guide | which |",
-        "| --- | --- | --- | --- | ---: | --- | ---: | ---: | ---: | ---: | --- |",
+        "| model | constant | amortized | factorized | Pyro's guide | which | rows | steps | rate | given | from |",
+        "| --- | ---: | ---: | ---: | ---: | --- | --- | ---: | --- | --- | --- |",
     ]
     notes = []
     for name, outcome in outcomes.items():
@@ -134,7 +134,7 @@ def table(outcomes: Mapping[str, Outcome]) -> str:
         steps, rate = f"{problem.num_steps:,}", f"{problem.lr:g}"
         if problem.encoder_lr is not None:
             rate += f", encoder {problem.encoder_lr:g}"
-        cells = [name, problem.origin, problem.rows, problem.given, steps, rate, *bounds, problem.pyro_guide]
+        cells = [name, *bounds, problem.pyro_guide, problem.rows, steps, rate, problem.given, problem.origin]
         lines.append(f"| {' | '.join(cells)} |")
         notes += [f"- *{name}, {guide}*: {row}" for guide, row in rows.items() if not isinstance(row, Row)]
     return "\n".join([*lines, *([""] if notes else []), *notes])
