@@ -1,13 +1,16 @@
 """Which rows a number depends on, from few evaluations at which many rows are changed at once."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from math import comb
 
 import torch
 from torch import Tensor
 
 __all__ = ["find_rows", "row_codes"]
+
+# More different sets of rows than that are taken for one, as those of a long series are.
+_MOST_SETS = 2_000
 
 
 def row_codes(count: int) -> Tensor:
@@ -51,8 +54,11 @@ def find_rows(codes: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[Tenso
     single = keys[row] == patterns
     rows = torch.where(single, row, -1)
     several = ~single & torch.stack([change.any(0) for change in changes]).any(0)
-    sets = []
-    for elements in _alike(torch.cat(list(changes)).T, several):
+    sets, groups = [], _alike(torch.cat(list(changes)).T, several)
+    if len(groups) > _MOST_SETS:
+        rows[several] = 0
+        return rows, [torch.arange(len(keys))]
+    for elements in groups:
         seen = [change[:, elements[0]] for change in changes]
         covered = torch.stack([~(code & ~bits).any(1) for code, bits in zip(codes, seen, strict=True)]).all(0)
         # Changes that cancel leave less than a code: then any row may be meant.
@@ -68,9 +74,9 @@ def _keys(bits: Tensor) -> Tensor:
     return (bits.long() << torch.arange(bits.shape[1])).sum(1)
 
 
-def _alike(patterns: Tensor, chosen: Tensor) -> Iterator[Tensor]:
+def _alike(patterns: Tensor, chosen: Tensor) -> Sequence[Tensor]:
     """The elements chosen among patterns ``[E, L]``, those with the same pattern together."""
     elements = chosen.nonzero().flatten()
-    different, which = patterns[elements].unique(dim=0, return_inverse=True)
-    for i in range(len(different)):
-        yield elements[which == i]
+    _, which = patterns[elements].unique(dim=0, return_inverse=True)
+    counts = which.bincount().tolist()
+    return elements[which.argsort(stable=True)].split(counts) if counts else ()

@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import nn
 
 import pyro_avi as avi
-from pyro_avi import attribution
+from pyro_avi import attribution, dependence
 from pyro_avi.attribution import Owners, attribute
 from pyro_avi.dependence import find_rows, row_codes
 from pyro_avi.evaluation import evaluation_mode
@@ -49,6 +49,14 @@ def test_rows_are_found_from_what_changes(count):
     rows, ties = find_rows(series, changes)
     assert rows.tolist() == [-1, *range(count), 0, 0]
     assert sorted(map(len, ties)) == sorted({2, count})
+
+
+def test_very_many_sets_of_rows_are_taken_for_one(monkeypatch):
+    monkeypatch.setattr(dependence, "_MOST_SETS", 3)
+    codes = row_codes(9)
+    pairs = torch.stack([codes[n] | codes[n + 1] for n in range(4)], 1)
+    rows, ties = find_rows([codes], [torch.cat([pairs, codes.T], 1)])
+    assert rows.tolist() == [0] * 4 + list(range(9)) and [len(tied) for tied in ties] == [9]
 
 
 # --- on models
