@@ -68,3 +68,5 @@ __all__ = [
     "sbc",
     "to_arviz",
 ]
+
+__version__ = "0.1.0"

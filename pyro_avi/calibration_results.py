@@ -10,6 +10,7 @@ from torch import Tensor
 from pyro_avi.arviz_import import import_arviz
 from pyro_avi.calibration_figure import plot_calibration
 from pyro_avi.estimators.ranks import UniformBand
+from pyro_avi.formatting import counted
 from pyro_avi.tables import check_format, lined_up
 
 __all__ = ["Calibration", "Coverage"]
@@ -51,6 +52,11 @@ class Calibration:
     names: tuple[str, ...]
     num_samples: int
     contraction: Tensor
+
+    def __repr__(self) -> str:
+        least = int(self.p_values.argmin())
+        least = f"p = {self.p_values[least]:.2g} of {self.names[least]} the least of {len(self.names):,}"
+        return f"Calibration({counted(len(self.ranks), 'row')}, {counted(self.num_samples, 'draw')} each, {least})"
 
     @property
     def pit(self) -> Tensor:

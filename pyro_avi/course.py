@@ -2,18 +2,22 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_avi.course_figure import plot_courses
+from pyro_avi.formatting import counted, with_error
+
 __all__ = ["DivergedError", "Fit", "run"]
 
-# How often losses are read from the device to be checked.
+# How often losses are read from the device to be checked, and the time is taken.
 _CHECK_EVERY = 100
 
 
@@ -57,7 +61,9 @@ class _Clock:
     def __init__(self, device: torch.device):
         self._device, self._seconds = device, 0.0
         self._began: Any = None
-        self._spans: list[tuple[Any, Any]] = []
+        # Of starts and stops, and between them the numbers of steps taken until then.
+        self._spans: list[tuple[Any, Any] | int] = []
+        self._laps: list[tuple[int, float]] = []
 
     def start(self) -> None:
         """Count from here."""
@@ -70,9 +76,28 @@ class _Clock:
         if len(self._spans) == self._most:
             self.read()
 
+    def lap(self, steps: int) -> None:
+        """Note that so many steps have been taken by now."""
+        runs = self._began is not None
+        if runs:
+            self.stop()
+        self._spans.append(steps)
+        if runs:
+            self.start()
+
+    @property
+    def laps(self) -> list[tuple[int, float]]:
+        """Numbers of steps and the seconds that these took together; to read it waits for the device."""
+        self.read()
+        return self._laps
+
     def read(self) -> float:
         """The seconds so far, when the device has come to the last stop."""
-        for began, ended in self._spans:
+        for span in self._spans:
+            if isinstance(span, int):
+                self._laps.append((span, self._seconds))
+                continue
+            began, ended = span
             if isinstance(ended, torch.cuda.Event):
                 ended.synchronize()
                 self._seconds += began.elapsed_time(ended) / 1000
@@ -96,6 +121,15 @@ class Fit:
     Attributes:
         steps: the number of steps taken.
         compile_seconds: the part of :attr:`seconds` in which steps were compiled.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> avi.fit(model, avi.AmortizedGuide(model), x, num_steps=40, progress=False)  # doctest: +ELLIPSIS
+        Fit(40 steps, mean loss ... ± ... nats in the last 4, ... s)
     """
 
     steps: int
@@ -103,6 +137,18 @@ class Fit:
     _buffer: Tensor
     compile_seconds: float = 0.0
     _save: Callable[[str | PathLike, "Fit"], None] | None = None
+
+    def __repr__(self) -> str:
+        if not self.steps:
+            return "Fit(no step yet)"
+        count = max(1, self.steps // 10)
+        # Read from the device at once, and no more than is shown.
+        recent = self._buffer[self.steps - count : self.steps].cpu()
+        if not recent.isfinite().all():
+            return f"Fit({counted(self.steps, 'step')}, diverged at step {self.diverged_at:,}, {self.seconds:.3g} s)"
+        error = recent.std().item() / count**0.5 if count > 1 else math.nan
+        loss = f"mean loss {with_error(recent.mean().item(), error)} nats in the last {count:,}"
+        return f"Fit({counted(self.steps, 'step')}, {loss}, {self.seconds:.3g} s)"
 
     def __getstate__(self) -> dict[str, Any]:
         # What saves it holds the model and the guide.
@@ -133,6 +179,34 @@ class Fit:
     def seconds(self) -> float:
         """The time that the steps took, callbacks excluded; to read it waits for the device."""
         return self._clock.read()
+
+    @property
+    def times(self) -> Tensor:
+        """``[steps]`` the :attr:`seconds` at the end of every step; ``nan`` for those that a training went on from.
+
+        The clock is read every 100 steps, and at the first ones after 1, 2, 4, ... Steps between are taken to be as long as
+        one another.
+        """
+        taken, (start, *steps), (_, *seconds) = np.arange(1, self.steps + 1), *zip(*self._clock.laps, strict=True)
+        now = np.interp(taken, [start, *steps, self.steps], [0.0, *seconds, self.seconds])
+        return torch.from_numpy(np.where(taken > start, now, np.nan))
+
+    def plot(self, others: Mapping[str, "Fit"] | None = None, *, name: str = "training"):
+        """Draw the loss by step and by second: dots, and the median of sixtieths of the steps.
+
+        The axis leaves out the losses of the first steps where they are far from all others.
+
+        Args:
+            others: the courses of other trainings, by name.
+            name: of this training.
+
+        Returns:
+            A :class:`matplotlib.figure.Figure`.
+
+        Raises:
+            ValueError: if a training has taken no step yet.
+        """
+        return plot_courses({name: self, **(others or {})})
 
     @property
     def losses(self) -> Tensor:
@@ -189,6 +263,7 @@ def run(
     # Where nobody waits for a device to read a loss, the first one that is not finite ends the training at once.
     numbers = buffer.numpy() if count is None and device.type == "cpu" else None
     with tqdm(total=num_steps, initial=start, disable=not progress, unit="step") as bar:
+        clock.lap(start)
         clock.start()
         for step in range(start, num_steps):
             buffer[..., step], compiling = take(step)
@@ -197,6 +272,8 @@ def run(
                 clock.stop()
             for course in courses:
                 course.steps, course.compile_seconds = step + 1, compiling
+            if (step + 1) % _CHECK_EVERY == 0 or last or (step < _CHECK_EVERY and not step & (step + 1)):
+                clock.lap(step + 1)
             if numbers is not None and not math.isfinite(numbers[step]):
                 _check_finite(courses)
             if (step + 1) % _CHECK_EVERY == 0 or last:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.estimators import Estimate, TailIndex
+from pyro_avi.formatting import counted, with_error
 from pyro_avi.gap_figure import plot_gaps
 from pyro_avi.tables import check_format, lined_up
 
@@ -55,6 +56,16 @@ class Gaps:
     unreliable: Tensor
     khat: TailIndex
     scale: float = 1.0
+
+    def __repr__(self) -> str:
+        count, parts = len(self.elbo.rows) * self.scale, []
+        for name in ("amortization", "approximation", "inference"):
+            gap: Estimate = getattr(self, name)
+            # Of an interval both ends, where they differ in what is shown.
+            ends = [gap.value, gap.value if name == "amortization" else gap.value + self.slack.value]
+            least, most = (with_error(end / count, gap.se / count) for end in ends)
+            parts.append(f"{name} {least}" + ("" if least == most else f" up to {most.partition(' ±')[0]}"))
+        return f"Gaps({', '.join(parts)} nats a row, {counted(len(self.elbo.rows), 'row')})"
 
     def generalization(self, held_out: "Gaps") -> Estimate:
         """The generalization gap: the mean amortization gap of held-out rows minus that of these rows, in nats a row.

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_avi.attribution import Attribution, attribute
 from pyro_avi.evaluation import evaluation_mode
+from pyro_avi.formatting import counted, with_error
 from pyro_avi.log_factors import enumeration_depth, log_factors, trace_at
 from pyro_avi.parameters import own_parameters
 from pyro_avi.perturbation import HasRowPlates
@@ -35,6 +36,13 @@ class LogWeights:
         has_globals: whether blocks share latents, so that they are independent only given a draw of these.
         blocks: by the plates of a set of rows the block ``[N]`` of each of them; ``None`` where block ``n`` is row ``n``.
         is_estimate: whether a block's density is an estimate itself, of which other plates take a part of their rows.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> avi.LogWeights(local=torch.tensor([[1.0, 2.0], [3.0, 2.0]]), global_=torch.zeros(2), scale=1.0)
+        LogWeights(2 draws of 2 rows, ELBO 4.0 ± 1.0 nats)
     """
 
     local: Tensor
@@ -43,6 +51,13 @@ class LogWeights:
     has_globals: bool = True
     blocks: Mapping[tuple[str, ...], Tensor] | None = None
     is_estimate: bool = False
+
+    def __repr__(self) -> str:
+        total = self.total
+        error = total.std() / len(total) ** 0.5 if len(total) > 1 else torch.nan
+        parts = counted(self.local.shape[-1], "row" if self.blocks is None else "block")
+        of = f"{counted(len(total), 'draw')} of {parts}"
+        return f"LogWeights({of}, ELBO {with_error(float(total.mean()), float(error))} nats)"
 
     @property
     def total(self) -> Tensor:

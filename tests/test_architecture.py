@@ -70,7 +70,8 @@ RULES = {
     "training": Rule(frozenset({"checkpoint", "course", "divergence", "seeds", "steps", "training_state"})),
     "fingerprint": Rule(packages=frozenset({"torch"})),
     "many_steps": Rule(frozenset({"captured", "compiled", "graphs", "gradient", "precision", "seeds", "steps"})),
-    "course": Rule(packages=frozenset({"torch", "tqdm"})),
+    "course_figure": Rule(frozenset({"figures"}), frozenset({"numpy"})),
+    "course": Rule(frozenset({"course_figure", "formatting"}), frozenset({"torch", "numpy", "tqdm"})),
     "fit": Rule(frozenset({"checkpoint", "course", "options", "parameters", "seeds", "steps", "training"})),
     "fit_many": Rule(frozenset({"course", "fit", "graphs", "many_steps", "options", "parameters", "seeds", "steps"})),
     "dependence": Rule(packages=frozenset({"torch"})),
@@ -78,8 +79,10 @@ RULES = {
     "perturbation": Rule(frozenset({"dependence", "log_factors", "structure"})),
     "attribution": Rule(frozenset({"dependence", "log_factors", "perturbation", "structure"}), TENSORS | {"scipy"}),
     "row_densities": Rule(frozenset({"attribution", "log_factors", "structure"})),
-    "weights": Rule(frozenset({"structure", "parameters", "evaluation", "attribution", "log_factors", "perturbation"})),
-    "estimators": Rule(packages=frozenset({"torch", "numpy", "scipy"})),
+    "weights": Rule(
+        frozenset({"structure", "parameters", "evaluation", "attribution", "log_factors", "perturbation", "formatting"})
+    ),
+    "estimators": Rule(frozenset({"formatting"}), frozenset({"torch", "numpy", "scipy"})),
     "fused": Rule(frozenset({"graphs", "lifting"}), frozenset({"torch"})),
     "joint": Rule(frozenset({"structure", "parameters", "row_densities", "weights", "fused", "graphs"})),
     "one_row": Rule(frozenset({"structure", "guides"})),
@@ -100,9 +103,12 @@ RULES = {
     "arviz_import": Rule(packages=frozenset({"arviz"})),
     "export": Rule(frozenset({"arviz_import", "turns", "structure", "weights"})),
     "figures": Rule(packages=frozenset({"matplotlib"})),
+    "formatting": Rule(packages=frozenset()),
     "tables": Rule(packages=frozenset()),
     "gap_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "matplotlib"})),
-    "gap_results": Rule(frozenset({"estimators", "gap_figure", "tables"}), frozenset({"torch", "pandas"})),
+    "gap_results": Rule(
+        frozenset({"estimators", "formatting", "gap_figure", "tables"}), frozenset({"torch", "pandas"})
+    ),
     "gaps": Rule(
         FOUNDATION
         | {
@@ -123,7 +129,8 @@ RULES = {
     "simulated": Rule(frozenset({"masks", "structure", "row_densities"})),
     "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
     "calibration_results": Rule(
-        frozenset({"arviz_import", "estimators", "calibration_figure", "tables"}), frozenset({"torch", "pandas"})
+        frozenset({"arviz_import", "estimators", "calibration_figure", "formatting", "tables"}),
+        frozenset({"torch", "pandas"}),
     ),
     "calibration": Rule(
         frozenset({"turns", "structure", "guides", "estimators", "annealed", "conditional", "refine", "simulated"})

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_avi.formatting import counted, with_error
+
 __all__ = ["Estimate", "checked"]
 
 
@@ -19,6 +21,13 @@ class Estimate:
         rows_se: ``[B]`` their standard errors.
         bias: an estimate of how far the expectation of ``value`` lies from what it estimates; 0 where it is unbiased.
         rows_bias: ``[B]`` the same for the rows; ``None`` where they are unbiased.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> avi.Estimate(value=-80.8412, se=0.0312, rows=torch.zeros(12))
+        Estimate(-80.841 ± 0.031 nats, 12 rows)
     """
 
     value: float
@@ -27,6 +36,10 @@ class Estimate:
     rows_se: Tensor | None = None
     bias: float = 0.0
     rows_bias: Tensor | None = None
+
+    def __repr__(self) -> str:
+        bias = f", bias about {self.bias:.1g}" if self.bias else ""
+        return f"Estimate({with_error(self.value, self.se)} nats{bias}, {counted(self.rows.numel(), 'row')})"
 
 
 def checked(weights) -> Tensor:

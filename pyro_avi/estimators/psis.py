@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pyro_avi.estimators.estimate import Estimate, checked
 from pyro_avi.estimators.iwelbo import ess
+from pyro_avi.formatting import counted, with_error
 
 __all__ = ["TailIndex", "khat"]
 
@@ -34,6 +35,10 @@ class TailIndex(Estimate):
     threshold: float = 0.7
     ess: Tensor | None = None
     num_samples: int = 0
+
+    def __repr__(self) -> str:
+        worst = f"{with_error(self.value, self.se)} in the worst of {counted(self.rows.numel(), 'row')}"
+        return f"TailIndex({worst}, {int(self.unreliable.sum()):,} above {self.threshold:.2f})"
 
     @property
     def unreliable(self) -> Tensor:
@@ -76,6 +81,8 @@ def khat(weights) -> TailIndex:
         >>> u = torch.rand(4000, dtype=torch.double, generator=torch.Generator().manual_seed(0))
         >>> weights = avi.LogWeights(torch.stack([-0.2 * u.log(), -1.2 * u.log()], 1), torch.zeros(4000), scale=1.0)
         >>> index = avi.khat(weights)
+        >>> index
+        TailIndex(1.30 ± 0.17 in the worst of 2 rows, 1 above 0.70)
         >>> index.unreliable.tolist()
         [False, True]
     """
