@@ -12,6 +12,7 @@ from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_avi.checkpoint import steps_in
 from pyro_avi.course import DivergedError, Fit, run
+from pyro_avi.loaders import RowsOfLoader, calls_from
 from pyro_avi.options import check_keywords, check_optimizer, check_options
 from pyro_avi.parameters import own_parameters
 from pyro_avi.seeds import seeded
@@ -26,7 +27,7 @@ def fit(
     guide: Callable,
     *args,
     num_steps: int,
-    batches: Iterable[tuple] | None = None,
+    batches: Iterable | None = None,
     lr: LearningRate | Mapping[str, LearningRate] = 1e-3,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     elbo: ELBO | None = None,
@@ -56,7 +57,11 @@ def fit(
         guide: any Pyro guide.
         *args, **kwargs: the arguments of both, the same at every step, where ``batches`` is not given.
         num_steps: the number of steps.
-        batches: the positional arguments of each step, for example :func:`~pyro_avi.minibatches`.
+        batches: the positional arguments of each step, for example :func:`~pyro_avi.minibatches` or a
+            ``torch.utils.data.DataLoader``. An iterator is taken until it ends; a loader, a list of tuples and whatever else
+            can be iterated over again is, without end. Of a loader a batch may also be a list, one tensor, or a dictionary of
+            arguments by name; it shuffles by ``seed``, also where it has a generator of its own, which is given back. A
+            :class:`~pyro_avi.FactorizedGuide` needs the positions of the rows in a batch: ``(x, index)``.
         lr: the learning rate, a number or a function of the step from 0. With ``{"local": ..., "global": ...}`` the
             inference function (encoder, table or vector) has one and everything else (factor of the global latents,
             parameters of the model) has the other; what is left out is not trained.
@@ -113,17 +118,21 @@ def fit(
         raise ValueError(
             f"Expected num_steps of more than the {start} taken by the training at {resume}, got {num_steps}."
         )
-    calls = calls_of(args, batches)
+    calls = calls_of(args, batches, model, seed)
     if batches is not None:
         for step in range(start):
             next_call(calls, step, num_steps)
+    rows = RowsOfLoader(batches, guide, kwargs, start=start)
     # Before any work.
-    calls = itertools.chain([next_call(calls, start, num_steps)], _rest(calls, start + 1, num_steps))
+    first = next_call(calls, start, num_steps)
+    calls = itertools.chain([first], map(rows.check, _rest(calls, start + 1, num_steps)))
     with own_parameters(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
         # What Pyro warns of at every step, DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
         options = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm, "precision": precision, "compile": compile}
         training = Training(model, guide, elbo, calls, kwargs, start=start, num_steps=num_steps, keep=keep, **options)
+        # By now the guide is set up.
+        rows.check(first)
         before = None if resume is None else training.go_on(resume, draws=seed is not None)
         training.checked(start)
         given = {"count": None, "device": training.device, "progress": progress, "callbacks": callbacks}
@@ -140,13 +149,13 @@ def _rest(calls: Iterator[tuple], start: int, num_steps: int) -> Iterator[tuple]
         yield next_call(calls, step, num_steps)
 
 
-def calls_of(args: tuple, batches: Iterable[tuple] | None) -> Iterator[tuple]:
+def calls_of(args: tuple, batches: Iterable | None, model: Callable, seed: int | None) -> Iterator[tuple]:
     """The arguments of every step, those for all or one batch after another."""
     if batches is None:
         return itertools.repeat(args)
     if args:
         raise ValueError("Expected the arguments of the model either for all steps or as batches=, got both.")
-    return iter(batches)
+    return calls_from(batches, model, seed)
 
 
 def next_call(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:

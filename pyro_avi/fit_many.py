@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_avi.course import Fit, run
 from pyro_avi.fit import LearningRate, calls_of, next_call
 from pyro_avi.graphs import in_modules, log_graph, reason_of
+from pyro_avi.loaders import RowsOfLoader, each_its_own
 from pyro_avi.many_steps import CANNOT, ManySteps, OneByOne
 from pyro_avi.options import check_keywords, check_options
 from pyro_avi.parameters import own_parameters
@@ -25,7 +26,7 @@ def fit_many(
     replicas: Sequence[tuple[Callable, Callable]],
     *args,
     num_steps: int,
-    batches: Sequence[Iterable[tuple]] | None = None,
+    batches: Sequence[Iterable] | Iterable | None = None,
     lr: LearningRate | Mapping[str, LearningRate] | Sequence = 1e-3,
     elbo: ELBO | None = None,
     seed: int | Sequence[int] = 0,
@@ -47,8 +48,8 @@ def fit_many(
         replicas: pairs of a model and a guide that differ in their numbers alone, and share no parameter.
         *args, **kwargs: the arguments of all, the same at every step, where ``batches`` is not given.
         num_steps: the number of steps.
-        batches: the positional arguments of each step, an iterable for each replica, of the same shapes for all. A tensor
-            that all have is not copied.
+        batches: as for :func:`~pyro_avi.fit`, a list with an iterable for each replica, of the same shapes for all, or one
+            ``DataLoader``, which each goes through by its own seed. A tensor that all have is not copied.
         lr: the learning rate as for :func:`~pyro_avi.fit`, one for all or a list with one for each.
         elbo: ``Trace_ELBO`` (by default), ``TraceMeanField_ELBO`` or :class:`~pyro_avi.StickingTheLandingELBO`.
         seed: of the draws, one for all or a list with one for each.
@@ -84,7 +85,10 @@ def fit_many(
     for (model, _), rate in zip(replicas, rates, strict=True):
         check_options(num_steps, elbo, rate, clip_norm, precision, True)
         check_keywords(model, kwargs)
-    calls = [calls_of(args, of) for of in _for_each("batches", batches, count)]
+    batches = _for_each("batches", batches, count)
+    each_its_own(batches)
+    calls = [calls_of(args, of, model, s) for (model, _), of, s in zip(replicas, batches, seeds, strict=True)]
+    rows = [RowsOfLoader(of, guide, kwargs) for (_, guide), of in zip(replicas, batches, strict=True)]
     first = [next_call(of, 0, num_steps) for of in calls]
     with own_parameters(), warnings.catch_warnings(), seeded(None):
         # What Pyro warns of at every step, diverged_at says once.
@@ -97,6 +101,8 @@ def fit_many(
                 given |= {"optimizer": None, "compile": True, "call": call, "kwargs": kwargs}
                 trained.append(Trained(model, guide, elbo, **given))
         _check_parameters(trained, replicas)
+        for of, call in zip(rows, first, strict=True):
+            of.check(call)
         try:
             steps: ManySteps | OneByOne = ManySteps(trained, seeds, first, kwargs)
         except CANNOT as reason:
@@ -105,7 +111,9 @@ def fit_many(
             steps = OneByOne(trained, seeds)
 
         def take(step: int) -> tuple[Tensor, float]:
-            now = first if step == 0 else [next_call(of, step, num_steps) for of in calls]
+            now = first
+            if step > 0:
+                now = [of.check(next_call(each, step, num_steps)) for of, each in zip(rows, calls, strict=True)]
             return steps.step(step, now, kwargs), steps.seconds
 
         options = {"device": trained[0].device, "progress": progress, "callbacks": callbacks}

@@ -72,8 +72,11 @@ RULES = {
     "many_steps": Rule(frozenset({"captured", "compiled", "graphs", "gradient", "precision", "seeds", "steps"})),
     "course_figure": Rule(frozenset({"figures"}), frozenset({"numpy"})),
     "course": Rule(frozenset({"course_figure", "formatting"}), frozenset({"torch", "numpy", "tqdm"})),
-    "fit": Rule(frozenset({"checkpoint", "course", "options", "parameters", "seeds", "steps", "training"})),
-    "fit_many": Rule(frozenset({"course", "fit", "graphs", "many_steps", "options", "parameters", "seeds", "steps"})),
+    "loaders": Rule(frozenset({"positions", "seeds", "steps"}), frozenset({"torch"})),
+    "fit": Rule(frozenset({"checkpoint", "course", "loaders", "options", "parameters", "seeds", "steps", "training"})),
+    "fit_many": Rule(
+        frozenset({"course", "fit", "graphs", "loaders", "many_steps", "options", "parameters", "seeds", "steps"})
+    ),
     "dependence": Rule(packages=frozenset({"torch"})),
     "log_factors": Rule(frozenset({"structure"})),
     "perturbation": Rule(frozenset({"dependence", "log_factors", "structure"})),

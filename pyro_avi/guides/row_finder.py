@@ -13,7 +13,7 @@ from pyro_avi.guides.owned import OwnedGuide
 from pyro_avi.guides.rows import DrawnRows
 from pyro_avi.positions import Rows, check_positions
 from pyro_avi.provenance import Found, Sources
-from pyro_avi.structure import Structure
+from pyro_avi.structure import Structure, quiet
 
 __all__ = ["RowFinder"]
 
@@ -100,6 +100,26 @@ class RowFinder(OwnedGuide):
             with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
                 plates[name] = pyro.plate(name, size, subsample=of.index, dim=frame.dim)
         return found, plates
+
+    def rows_of(self, *args, **kwargs) -> dict[str, Rows]:
+        """By plate of the latents the rows of a call.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+
+        Returns:
+            The number ``size`` of rows of the plate, and ``index [B]``, the positions of those of the call; ``None`` where
+            it gives none, as they are all in order, or the model draws them.
+        """
+        self._require_setup()
+        with quiet():
+            given = self._given_plates(args, kwargs)
+            found, _ = self._find(args, kwargs, given)
+            drawn = {} if self._sources is None else self._sources.call(args, kwargs, self._counts(given)).drawn
+        return {
+            name: Rows(drawn[name][0], None) if name in drawn and name not in given else of
+            for name, of in found.rows.items()
+        }
 
     @staticmethod
     def _counts(given: Mapping[str, pyro.plate]) -> dict[str, int]:
