@@ -16,20 +16,6 @@ class ReportError(ValueError):
 
 
 @dataclass(frozen=True)
-class Finding:
-    """A sentence or two that the numbers speak; `kind` is "result", "check" (held), or "warning".
-
-    Findings of `column` 1, 2, .. stand side by side where the page is wide enough; one of column 0 takes
-    its whole width.
-    """
-
-    kind: str
-    title: str
-    text: str
-    column: int = 0
-
-
-@dataclass(frozen=True)
 class Figure:
     """A drawing: `name` becomes the file's, `caption` says how to read it, `draw` makes the PNG when it is needed."""
 
@@ -41,6 +27,19 @@ class Figure:
     @cached_property
     def png(self) -> bytes:
         return self.draw()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A sentence or two that the numbers speak; `kind` is "result", "check" (held), or "warning".
+
+    A finding that opens a report may have the `figure` that shows it.
+    """
+
+    kind: str
+    title: str
+    text: str
+    figure: Figure | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,12 @@ class Document:
     provenance: Table
     glossary: Mapping[str, str]
     data: Mapping[str, Sequence[Mapping[str, Value]]] = field(default_factory=dict)
+
+    @property
+    def drawings(self) -> dict[str, Figure]:
+        """Every figure by the name of its file."""
+        opening = {f"{finding.figure.name}.png": finding.figure for finding in self.findings if finding.figure}
+        return opening | {f"{part.name}-{figure.name}.png": figure for part in self.sections for figure in part.figures}
 
 
 def csv_text(lines: Sequence[Mapping[str, Value]]) -> str:

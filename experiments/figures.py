@@ -14,14 +14,16 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from PIL import Image
 
 INK, FAINT = "#22272e", "#c9ced6"
-CONSTANT, FACTORIZED = "#8a8f98", "#d1490c"
+CONSTANT, FACTORIZED, CONTINUED = "#7d828b", "#d1490c", "#9b3d8f"
 #: Light green over teal to navy: ordered in lightness, hence also in grey and for every kind of colour vision.
 RAMP = ("#86b944", "#33a58d", "#2382b5", "#2b4ea2", "#1d2360")
 DPI = 150
+#: Of the names at the ends of lines, in points.
+LABEL_SIZE = 8
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -80,20 +82,20 @@ def packed(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def palette(labels: Iterable[str]) -> dict[str, str]:
+def palette(labels: Sequence[str]) -> dict[str, str]:
     """The colour of each guide, the same in every figure of a report: pass every label that the report shows.
 
     >>> palette(["A-VI k=64", "A-VI k=1", "F-VI"]) == {"A-VI k=1": RAMP[0], "A-VI k=64": RAMP[-1], "F-VI": FACTORIZED}
     True
     """
+    others = {label: CONTINUED for label in labels if label.startswith("F-VI from")}
+    others |= {"constant": CONSTANT, "F-VI": FACTORIZED}
     known = set(labels)
-    amortized = sorted(known - {"constant", "F-VI"}, key=lambda label: int(re.search(r"\d+$", label)[0]))
+    amortized = sorted(known - others.keys(), key=lambda label: int(re.search(r"\d+$", label)[0]))
     places = [0.5] if len(amortized) == 1 else np.linspace(0, 1, len(amortized))
     ramp = matplotlib.colors.LinearSegmentedColormap.from_list("width", RAMP)
     colours = {label: matplotlib.colors.to_hex(ramp(place)) for label, place in zip(amortized, places, strict=True)}
-    return colours | {
-        label: colour for label, colour in (("constant", CONSTANT), ("F-VI", FACTORIZED)) if label in known
-    }
+    return colours | {label: colour for label, colour in others.items() if label in known}
 
 
 def panels(
@@ -111,15 +113,18 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     if not inside:
         return
     inside.sort()
+    # Only a figure that has been laid out knows how high its axes are.
+    if engine := axes.figure.get_layout_engine():
+        engine.execute(axes.figure)
     height = axes.get_position().height * axes.figure.get_size_inches()[1] * 72
-    gap = 10.5 / height
+    gap = 1.3 * LABEL_SIZE / height
     to_axes = axes.transData + axes.transAxes.inverted()
     wanted = np.array([to_axes.transform((axes.get_xlim()[1], y))[1] for y, _, _ in inside])
     placed = apart(wanted, gap)
     for (_, text, colour), y, place in zip(inside, wanted, placed, strict=True):
         leader = [1.0, 1.025], [min(max(y, 0.0), 1.0), place]
         axes.plot(*leader, color=colour, lw=0.8, alpha=0.6, transform=axes.transAxes, clip_on=False)
-        axes.text(1.035, place, text, color=colour, fontsize=8, va="center", transform=axes.transAxes)
+        axes.text(1.035, place, text, color=colour, fontsize=LABEL_SIZE, va="center", transform=axes.transAxes)
 
 
 def apart(wanted: Sequence[float], gap: float) -> np.ndarray:
@@ -145,5 +150,6 @@ def fit_scale(axis: Axis, values: Iterable[float]) -> None:
     positive = [value for value in values if np.isfinite(value) and value > 0]
     if positive and max(positive) > 30 * min(positive):
         axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+        axis.set_major_locator(LogLocator(subs=(1.0,) if max(positive) > 500 * min(positive) else (1.0, 3.0)))
         axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))

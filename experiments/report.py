@@ -13,6 +13,7 @@ import importlib
 import pkgutil
 import re
 import sys
+import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,8 +73,7 @@ def save(drawn: Document, folder: Path) -> Path:
     figures, page = folder / "figures", folder / "report.html"
     files = {folder / file: csv_text(lines).encode() for file, lines in drawn.data.items()}
     files[folder / "summary.md"] = render("summary.md", drawn).encode()
-    for section in drawn.sections:
-        files |= {figures / f"{section.name}-{figure.name}.png": figure.png for figure in section.figures}
+    files |= {figures / name: figure.png for name, figure in drawn.drawings.items()}
     files[page] = render("report.html", drawn).encode()
     try:
         figures.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def unbroken(text: str) -> Markup:
 
 
 def table_text(name: str, out: Path) -> str:
-    """The tables of sweep `name` as plain text for a terminal.
+    """The report of sweep `name` as plain text for a terminal, as `terminal`.
 
     Raises:
         ReportError, StoreError: as `document`.
@@ -126,8 +126,9 @@ def table_text(name: str, out: Path) -> str:
 
 
 def terminal(drawn: Document) -> str:
-    """The tables of a document as plain text."""
-    return "\n\n".join(table.text() for section in drawn.sections for table in section.tables)
+    """What opens a document, in lines of 100 characters at most, and its tables, as plain text."""
+    said = [textwrap.fill(f"{finding.title}: {finding.text}", 100) for finding in drawn.findings]
+    return "\n\n".join(said + [table.text() for part in drawn.sections for table in part.tables])
 
 
 def main(argv: list[str] | None = None) -> int:

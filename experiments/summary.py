@@ -90,21 +90,19 @@ class Passage:
     step: float
     seconds: float
     reached: bool
-    resolution: float  # steps since the evaluation before: the true passage lies within them
 
 
 def first_passage(steps: np.ndarray, seconds: np.ndarray, met: np.ndarray) -> Passage | None:
     """The first evaluation at which `met` [points] holds; None for a curve without points.
 
     >>> first_passage(np.array([0, 10, 20]), np.array([0.0, 1.0, 2.0]), np.array([False, False, True]))
-    Passage(step=20.0, seconds=2.0, reached=True, resolution=10.0)
+    Passage(step=20.0, seconds=2.0, reached=True)
     """
     if len(steps) == 0:
         return None
     reached = bool(met.any())
     at = int(met.argmax()) if reached else len(steps) - 1
-    resolution = float(steps[at] - steps[at - 1]) if at else 0.0
-    return Passage(float(steps[at]), float(seconds[at]), reached, resolution)
+    return Passage(float(steps[at]), float(seconds[at]), reached)
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,9 @@ class Duration:
 def median_duration(passages: Sequence[Passage], unit: str) -> Duration | None:
     """The median over seeds of `unit` ("step" or "seconds"), each seed that never got there counted as later than seen.
 
-    >>> print(median_duration([Passage(10, 1, True, 5), Passage(90, 9, False, 5), Passage(20, 2, True, 5)], "step"))
+    >>> print(median_duration([Passage(10, 1, True), Passage(90, 9, False), Passage(20, 2, True)], "step"))
     20
-    >>> print(median_duration([Passage(10, 1, True, 5), Passage(90, 9, False, 5), Passage(90, 9, False, 5)], "step"))
+    >>> print(median_duration([Passage(10, 1, True), Passage(90, 9, False), Passage(90, 9, False)], "step"))
     > 90
     """
     if not passages:
@@ -167,15 +165,18 @@ def significant(value: float, digits: int = 3) -> str:
 
 
 def with_error(mean: Mean) -> str:
-    """ "value ± se", the error with two significant digits and the value with as many places.
+    """ "value ± se", the error with two significant digits, two decimals at most while they show it.
 
     >>> with_error(Mean(241.3456, 0.1234, 3)), with_error(Mean(0.04321, math.nan, 1)), with_error(Mean(5120.4, 33.3, 3))
     ('241.35 ± 0.12', '0.0432', '5,120 ± 33')
+    >>> with_error(Mean(-24.3891, 0.0301, 2)), with_error(Mean(0.0004321, 0.0000211, 2))
+    ('-24.39 ± 0.03', '0.00043 ± 0.00002')
     """
     if not mean.known:
         return "-"
     # An error below rounding of the value, as of numbers that agree over seeds, is no error to print.
     if not math.isfinite(mean.se) or mean.se <= 1e-9 * abs(mean.value):
         return significant(mean.value)
-    places = max(1 - math.floor(math.log10(mean.se)), 0)
+    first = -math.floor(math.log10(mean.se))
+    places = max(min(first + 1, max(first, 2)), 0)
     return f"{mean.value:,.{places}f} ± {mean.se:,.{places}f}"

@@ -293,7 +293,7 @@ def test_the_findings_are_those_of_the_records():
     assert "is larger than the approximation gap, 1" in said["Which gap is larger: small, diagonal"][1]
     assert "is not told apart from" in said["Which gap is larger: wide, diagonal"][1]
     assert "smaller (-0.5 nats) on training rows" in said["The wide encoder"][1]
-    assert said["Test rows"][1].count("larger (0.5000 ±") == 2
+    assert said["Test rows"][1].count("larger (0.500 ±") == 2
     assert "20 steps from the small encoder's output (diagonal) close 60% ± 0%" in said["Refinement"][1]
     kind, text = said["Rows that have not converged"]
     assert kind == "warning" and "small, diagonal, train: 2 of 400" in text

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from experiments.reports.images.records import CellRecord, number, pick
 from experiments.summary import Mean, Measured, Passage, mean_over_seeds, paired_difference
 
-#: Settings that a section holds fixed; guide, width, seed, protocol and learning rates vary inside it.
+#: Settings that a section holds fixed; guide, width, seed, protocol and how long is trained vary inside it.
 FIXED = (
-    "dataset", "architecture", "noise", "steps", "batch_size", "num_train", "data_seed", "latent_dim", "hidden_dim",
+    "dataset", "architecture", "noise", "batch_size", "num_train", "data_seed", "latent_dim", "hidden_dim",
 )  # fmt: skip
-TITLES = {"digits": "digits", "mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "svhn": "SVHN"}
+TITLES = {"digits": "Digits", "mnist": "MNIST", "fashionmnist": "FashionMNIST", "cifar10": "CIFAR10", "svhn": "SVHN"}
 #: Order of the protocols, wherever they stand side by side.
 PROTOCOLS = ("published", "fair")
+#: From constant to factorized each contains the one before; "continued" is F-VI started from an encoder's outputs.
+GUIDES = ("constant", "amortized", "factorized", "continued")
 #: The train MSE at which a run counts as there: Margossian and Blei (2024), and the Amortized-Bayes code.
 TOLERANCES = (0.03, 0.07)
-#: Share of the way from the constant guide's final ELBO to the best guide's that is left at the ELBO level.
-ELBO_SHARE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +49,21 @@ class Arm:
     def mean(self, *path: str) -> Mean:
         return mean_over_seeds(self.each(*path).values())
 
+    @property
+    def place(self) -> tuple[int, int]:
+        """Constant, amortized by width, factorized, and that from an encoder's outputs."""
+        return GUIDES.index(self.guide), self.width or 0
+
+    @property
+    def trained(self) -> Mean:
+        """Training seconds; those of the encoder before a continuation included."""
+        return self.mean("train_seconds")
+
+    @property
+    def unfinished(self) -> list[CellRecord]:
+        """The runs that ended before they had converged."""
+        return [cell for cell in self.done.values() if cell.converged is False]
+
     def passages(self, name: str, level: float) -> list[Passage]:
         found = (cell.passage(name, level) for cell in self.cells.values())
         return [passage for passage in found if passage is not None]
@@ -57,7 +71,7 @@ class Arm:
     @property
     def test_source(self) -> str:
         """Where the posteriors of test rows come from."""
-        return str(self.first.result("final", "test", "source") or "not recorded")
+        return str(self.first.result("final", "test", "source") or "-")
 
     @property
     def tuning_seconds(self) -> float:
@@ -66,37 +80,32 @@ class Arm:
 
 @dataclass(frozen=True)
 class Section:
-    """The guides that compare: one data set, architecture, noise and length of training."""
+    """The guides that compare: one data set, architecture, noise and sizes, under both protocols."""
 
     settings: Mapping[str, object]
     arms: tuple[Arm, ...]
-    left_out: tuple[CellRecord, ...] = ()  # cells of learning rates other than those their arm reports
+    left_out: tuple[CellRecord, ...] = ()  # cells that were trained in another way than those their arm reports
     suffix: str = ""  # tells sections apart that differ in a setting their title does not show
 
     @property
     def name(self) -> str:
-        fixed = self.settings
-        return "-".join(str(fixed[name]) for name in ("dataset", "architecture", "noise", "steps")) + self.suffix
+        return "-".join(str(self.settings[name]) for name in ("dataset", "architecture", "noise")) + self.suffix
 
     @property
     def title(self) -> str:
         fixed = self.settings
         data = TITLES.get(fixed["dataset"], fixed["dataset"])
-        return f"{data}, {fixed['architecture']} decoder, {fixed['noise']} noise, {fixed['steps']:,} steps{self.suffix}"
+        return f"{data}, {fixed['architecture']} decoder, {fixed['noise']} noise{self.suffix}"
 
     @property
     def protocols(self) -> list[str]:
         present = {arm.protocol for arm in self.arms}
         return [protocol for protocol in PROTOCOLS if protocol in present]
 
-    def column(self, protocol: str) -> int:
-        """Where findings about this protocol stand: beside those of the other one, if there is one."""
-        return 1 + self.protocols.index(protocol) if len(self.protocols) > 1 else 0
-
     @property
     def labels(self) -> list[str]:
         """The guides from constant over growing width to factorized."""
-        return list(dict.fromkeys(arm.label for arm in self.arms))
+        return list(dict.fromkeys(arm.label for arm in sorted(self.arms, key=lambda arm: arm.place)))
 
     def under(self, protocol: str) -> list[Arm]:
         return [arm for arm in self.arms if arm.protocol == protocol]
@@ -107,12 +116,23 @@ class Section:
     def amortized(self, protocol: str) -> list[Arm]:
         return [arm for arm in self.under(protocol) if arm.guide == "amortized"]
 
-    def joint_gap(self, arm: Arm, *path: str) -> Mean:
-        """F-VI's number at `path` minus the arm's, paired by seed; nothing known for F-VI itself or without it."""
-        factorized = self.arm(arm.protocol, "F-VI")
-        if factorized is None or arm is factorized:
-            return mean_over_seeds(())
-        return paired_difference(factorized.each(*path), arm.each(*path))
+    def runs(self, protocol: str) -> dict[int, Arm]:
+        """By seed, the F-VI that was trained to the highest bound: from its own start, or from an encoder's outputs."""
+        return highest([arm for arm in self.under(protocol) if arm.guide in ("factorized", "continued")])
+
+    def starts(self, protocol: str) -> dict[int, Arm]:
+        """By seed, the arm that F-VI's bound comes from: such a run or, of the fair protocol, A-VI, which it contains."""
+        runs = self.runs(protocol)
+        arms = list(dict.fromkeys(runs.values()))
+        return highest(arms + self.amortized(protocol)) if arms and protocol == "fair" else runs
+
+    def factorized(self, protocol: str) -> dict[int, Measured]:
+        """F-VI's final training bound by seed, the best of its starts."""
+        return {seed: arm.each("final", "train", "elbo")[seed] for seed, arm in self.starts(protocol).items()}
+
+    def joint_gap(self, arm: Arm) -> Mean:
+        """F-VI's final training bound minus the arm's, paired by seed."""
+        return paired_difference(self.factorized(arm.protocol), arm.each("final", "train", "elbo"))
 
     def mean_image(self, rows: str) -> float:
         """The MSE of predicting the mean training image, on "train" or "test" rows."""
@@ -120,34 +140,23 @@ class Section:
             cell.measured("mean_image_mse", rows) for arm in self.arms for cell in arm.cells.values()
         ).value
 
-    @cached_property
-    def span(self) -> tuple[float, float] | None:
-        """Final ELBO of the constant guide and of the best guide, over protocols; None without a constant guide."""
-        finals = {(arm.label, arm.protocol): arm.mean("final", "train", "elbo").value for arm in self.arms}
-        constant = [value for (label, _), value in finals.items() if label == "constant" and math.isfinite(value)]
-        best = max((value for value in finals.values() if math.isfinite(value)), default=math.nan)
-        return (max(constant), best) if constant and best > max(constant) else None
-
-    @property
-    def elbo_level(self) -> float | None:
-        return None if self.span is None else self.span[1] - ELBO_SHARE * (self.span[1] - self.span[0])
-
-    @cached_property
-    def criteria(self) -> list[tuple[str, str, float]]:
-        """What "there" means, as (title, name of the curve, level): the ELBO level, and each tolerance that tells.
-
-        A tolerance that the mean image passes measures nothing and is left to a warning.
-        """
-        elbo = [] if self.elbo_level is None else [(f"ELBO ≥ {self.elbo_level:,.1f}", "elbo", self.elbo_level)]
-        return elbo + [(f"train MSE ≤ {level:g}", "train_mse", level) for level in TOLERANCES if self.tells(level)]
-
     def tells(self, tolerance: float) -> bool:
+        """Whether it takes more than the mean image to meet a tolerance of the train MSE."""
         return not self.mean_image("train") <= tolerance
 
 
-def sections(records: Mapping[str, Mapping]) -> list[Section]:
+def highest(arms: Sequence[Arm]) -> dict[int, Arm]:
+    """By seed, the arm with the highest final training bound."""
+    found: dict[int, tuple[float, Arm]] = {}
+    for arm in arms:
+        for seed, bound in arm.each("final", "train", "elbo").items():
+            if bound.value > found.get(seed, (-math.inf, arm))[0]:
+                found[seed] = bound.value, arm
+    return {seed: arm for seed, (_, arm) in sorted(found.items())}
+
+
+def sections(cells: Sequence[CellRecord]) -> list[Section]:
     """The records sorted into sections: results into arms, tuning beside the fair arms that it served."""
-    cells = [CellRecord(record) for _, record in sorted(records.items())]
     results: dict[tuple, list[CellRecord]] = {}
     for cell in cells:
         if not cell.is_tuning:
@@ -162,42 +171,37 @@ def sections(records: Mapping[str, Mapping]) -> list[Section]:
     return found
 
 
-def section(fixed: Mapping[str, object], cells: list[CellRecord], tunings: list[CellRecord]) -> Section:
+def section(fixed: Mapping[str, object], cells: Sequence[CellRecord], tunings: Sequence[CellRecord]) -> Section:
     """One section from its cells and every tuning cell of the store."""
     grouped: dict[tuple, list[CellRecord]] = {}
     for cell in cells:
-        grouped.setdefault((PROTOCOLS.index(cell.setting("protocol")), *order(cell)), []).append(cell)
+        grouped.setdefault((cell.setting("protocol"), cell.label), []).append(cell)
     arms, left_out = [], []
-    for _, members in sorted(grouped.items()):
-        rates = chosen_rates(members)
-        kept = sorted((cell for cell in members if cell.rates == rates), key=lambda cell: cell.seed)
-        left_out += [cell for cell in members if cell.rates != rates]
-        first = kept[0]
-        tuned = [cell for cell in tunings if first.setting("protocol") == "fair" and served(cell, first)]
-        arms.append(
-            Arm(
-                first.label,
-                first.setting("guide"),
-                first.setting("width"),
-                first.setting("protocol"),
-                {cell.seed: cell for cell in kept},
-                tuple(tuned),
-            )
-        )
-    return Section(fixed, tuple(arms), tuple(left_out))
+    for members in grouped.values():
+        chosen = most_repeated(members)
+        kept = [cell for cell in members if cell.variant == chosen]
+        left_out += [cell for cell in members if cell.variant != chosen]
+        arms.append(arm_of(kept, [cell for cell in tunings if served(cell, kept[0])]))
+        if further := [cell.continuation for cell in kept if cell.continuation]:
+            arms.append(arm_of(further))
+    return Section(
+        fixed, tuple(sorted(arms, key=lambda arm: (PROTOCOLS.index(arm.protocol), arm.place))), tuple(left_out)
+    )
 
 
-def order(cell: CellRecord) -> tuple[int, int]:
-    """Constant, amortized by width, factorized: each contained in the next."""
-    return ("constant", "amortized", "factorized").index(cell.setting("guide")), cell.setting("width") or 0
+def arm_of(cells: Sequence[CellRecord], tunings: Sequence[CellRecord] = ()) -> Arm:
+    first = cells[0]
+    by_seed = {cell.seed: cell for cell in sorted(cells, key=lambda cell: cell.seed)}
+    guide, width, protocol = (first.setting(name) for name in ("guide", "width", "protocol"))
+    return Arm(first.label, guide, width, protocol, by_seed, tuple(tunings))
 
 
-def chosen_rates(members: list[CellRecord]) -> tuple[float, float]:
-    """Of several pairs of learning rates in one arm, the one with most seeds, then the one run last."""
-    by_rates: dict[tuple[float, float], list[CellRecord]] = {}
+def most_repeated(members: Sequence[CellRecord]) -> str:
+    """Of several ways of training in one arm, the one with most seeds, then the one run last."""
+    by_variant: dict[str, list[CellRecord]] = {}
     for cell in members:
-        by_rates.setdefault(cell.rates, []).append(cell)
-    return max(by_rates, key=lambda rates: (len(by_rates[rates]), max(started(cell) for cell in by_rates[rates])))
+        by_variant.setdefault(cell.variant, []).append(cell)
+    return max(by_variant, key=lambda one: (len(by_variant[one]), max(started(cell) for cell in by_variant[one])))
 
 
 def started(cell: CellRecord) -> str:
@@ -205,6 +209,5 @@ def started(cell: CellRecord) -> str:
 
 
 def served(tuning: CellRecord, result: CellRecord) -> bool:
-    """Whether a tuning cell belongs to the tuning of this result: all but its own length, seed and rates agree."""
-    same = [name for name in FIXED if name != "steps"] + ["guide", "width"]
-    return all(tuning.setting(name) == result.setting(name) for name in same)
+    """Whether a tuning cell belongs to the tuning of this result: all but their lengths, seeds and rates agree."""
+    return all(tuning.setting(name) == result.setting(name) for name in (*FIXED, "protocol", "guide", "width"))

@@ -1,251 +1,160 @@
-"""What the numbers of the images sweep say about the claims, in sentences that are made from the numbers."""
+"""Whether the numbers of a section can carry a conclusion: warnings, and in one line the checks that held."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator
 
 from experiments.document import Finding
-from experiments.reports.images import checks
-from experiments.reports.images.cells import ELBO_SHARE, Arm, Section
-from experiments.reports.images.tables import speed
-from experiments.reports.images.words import listed
-from experiments.summary import SEEN, Mean, median_duration, paired_difference, ratio_text, significant, with_error
+from experiments.reports.images.answer import starts_used
+from experiments.reports.images.cells import PROTOCOLS, TOLERANCES, Arm, Section
+from experiments.reports.images.words import counted, listed
+from experiments.summary import paired_difference, significant, with_error
 
-#: The claim to check speaks of encoders at least this wide, and of a speed-up of this many times.
-WIDE, CLAIMED = 64, "2 to 3"
+#: A model whose best MSE is more than this share of the mean image's has collapsed: its latents hardly matter.
+COLLAPSED = 0.9
+#: The constant guide's MSE may differ from the mean image's by this share before the check fails.
+MEAN_IMAGE = 0.02
 
 
 def findings(section: Section) -> list[Finding]:
-    """Every sentence about one section: warnings, since they qualify the rest, then results, then checks that held."""
-    limits = [
-        checks.missing,
-        checks.diverged,
-        checks.other_rates,
-        checks.mean_image,
-        checks.nesting,
-        checks.still_rising,
-    ]
-    limits += [checks.collapse, checks.meaningless]
-    claims = [reach, times, ranking, amortization, held_out, tuning]
-    found = [finding for about in limits + claims for finding in about(section)]
-    return sorted(found, key=lambda finding: ("warning", "result", "check").index(finding.kind))
+    """Every sentence about one section: what qualifies its numbers, where F-VI's bound comes from, what was checked."""
+    found = [finding for about in ABOUT for finding in about(section)]
+    if any(arm.guide != "factorized" for arm in section.starts("fair").values()):
+        text = f"By seed the best of all that F-VI contains: {starts_used(section, 'fair')}."
+        found.append(Finding("result", "F-VI's bound, fair", text))
+    held = [finding.text for finding in found if finding.kind == "check"]
+    found = [finding for finding in found if finding.kind != "check"]
+    return [*found, Finding("check", "Checked", " ".join(held))] if held else found
 
 
-def wide(section: Section, protocol: str) -> list[Arm]:
-    """The amortized guides that the claim speaks of; failing those, the widest there is."""
-    arms = section.amortized(protocol)
-    return [arm for arm in arms if arm.width >= WIDE] or arms[-1:]
-
-
-def reach(section: Section) -> list[Finding]:
-    """Whether wide encoders reach F-VI's ELBO and MSE."""
-    found = []
+def missing(section: Section) -> Iterator[Finding]:
+    """What the store does not hold, so that no silence passes for a result."""
+    gaps = [f"the {protocol} protocol" for protocol in PROTOCOLS if protocol not in section.protocols]
     for protocol in section.protocols:
-        arms = wide(section, protocol)
-        if section.arm(protocol, "F-VI") is None or not arms:
-            continue
-        parts = []
-        for arm in arms:
-            gap = section.joint_gap(arm, "final", "train", "elbo")
-            if gap.known:
-                error = mse_compared(section.joint_gap(arm, "final", "train", "mse"), section, protocol)
-                parts.append(f"{arm.label} {compared(gap, section)}; its train MSE is {error}.")
-        if arms[0].width < WIDE:
-            parts.append(f"No encoder of width {WIDE} or more is in the store; the widest stands in.")
-        found.append(
-            Finding(
-                "result",
-                f"A-VI against F-VI, {protocol}",
-                " ".join(parts) or "No seed of both guides finished.",
-                section.column(protocol),
-            )
-        )
-    return found
+        present = {arm.guide for arm in section.under(protocol)}
+        words = {"constant": "the constant guide", "amortized": "an amortized guide", "factorized": "F-VI"}
+        gaps += [f"{name} ({protocol})" for guide, name in words.items() if guide not in present]
+    parts = [f"No record of {listed(gaps)}."] if gaps else []
+    counts = {len(arm.cells) for arm in section.arms}
+    if counts == {1}:
+        parts.append("One seed: every error is the Monte Carlo error alone.")
+    elif len(counts) > 1:
+        each = listed([f"{arm.label} ({arm.protocol}) {len(arm.cells)}" for arm in section.arms])
+        parts.append(f"Unequal numbers of seeds: {each}. Gaps use the seeds that both guides have.")
+    if parts:
+        yield Finding("warning", "Incomplete", " ".join(parts))
 
 
-def compared(gap: Mean, section: Section) -> str:
-    """A joint gap in words, with its share of what separates the constant guide from the best."""
-    details = [f"{gap.seeds} paired seed{'s' if gap.seeds > 1 else ''}"]
-    if section.span:
-        share = abs(gap.value) / (section.span[1] - section.span[0])
-        details.append(f"{share:.1%} of the span from the constant to the best guide")
-    amount = f"{with_error(Mean(abs(gap.value), gap.se, gap.seeds))} nats a row ({', '.join(details)})"
-    if gap.sign == 0:
-        side = "below" if gap.value > 0 else "above"
-        return f"cannot be told from F-VI: its ELBO ends {amount} {side}, less than {SEEN:g} standard errors"
-    return f"{'falls short of' if gap.sign > 0 else 'ends above'} F-VI's ELBO by {amount}"
-
-
-def mse_compared(error: Mean, section: Section, protocol: str) -> str:
-    theirs = section.arm(protocol, "F-VI").mean("final", "train", "mse").value
-    if not error.known or not theirs > 0:
-        return "not recorded"
-    if error.sign == 0 and error.seeds > 1:
-        difference = with_error(Mean(-error.value, error.se, error.seeds))
-        return f"not to be told from F-VI's {significant(theirs)} (difference {difference})"
-    return f"{abs(error.value / theirs):.1%} {'below' if error.value > 0 else 'above'} F-VI's {significant(theirs)}"
-
-
-def times(section: Section) -> list[Finding]:
-    """By how many times fewer steps and seconds than F-VI the amortized guides get there."""
-    pairs = ((criterion, protocol) for criterion in section.criteria for protocol in section.protocols)
-    found = [speed_to(section, protocol, *criterion) for criterion, protocol in pairs]
-    return [finding for finding in found if finding is not None]
-
-
-def speed_to(section: Section, protocol: str, title: str, name: str, level: float) -> Finding | None:
-    """The medians and their ratios to one level under one protocol; None without F-VI or an encoder."""
-    factorized = section.arm(protocol, "F-VI")
-    theirs = factorized.passages(name, level) if factorized else []
-    slow_steps, slow_seconds = (median_duration(theirs, unit) for unit in ("step", "seconds"))
-    arms = [arm for arm in wide(section, protocol) if arm.passages(name, level)]
-    if slow_steps is None or not arms:
-        return None
-    parts = [f"F-VI needs {spoken(slow_steps)} steps and {spoken(slow_seconds)} s."]
-    for arm in arms:
-        steps, seconds = (median_duration(arm.passages(name, level), unit) for unit in ("step", "seconds"))
-        took = f"{arm.label} needs {spoken(steps)} steps and {spoken(seconds)} s"
-        if steps.censored and slow_steps.censored:
-            parts.append(f"{took}: neither got there, so nothing follows.")
-        else:
-            ratios = (spoken(ratio_text(*pair)) for pair in ((slow_steps, steps), (slow_seconds, seconds)))
-            parts.append("{}: F-VI / A-VI is {} in steps, {} in seconds.".format(took, *ratios))
-    grid = max(passage.resolution for arm in [factorized, *arms] for passage in arm.passages(name, level))
-    parts.append(f"Claimed: {CLAIMED}. Medians over seeds, read off evaluations up to {grid:,.0f} steps apart.")
-    return Finding("result", f"Time to {title}, {protocol}", " ".join(parts), section.column(protocol))
-
-
-def spoken(bound: object) -> str:
-    """A number that may be a bound, inside a sentence.
-
-    >>> spoken("> 3.0"), spoken("2.0")
-    ('more than 3.0', '2.0')
-    """
-    return str(bound).replace("> ", "more than ").replace("< ", "less than ")
-
-
-def ranking(section: Section) -> list[Finding]:
-    """Whether tuning changes who is ahead."""
-    if len(section.protocols) < 2:
-        return []
-    scores = [
-        {arm.label: arm.mean("final", "train", "elbo") for arm in section.under(protocol)}
-        for protocol in section.protocols
-    ]
-    common = [label for label in section.labels if all(label in score and score[label].known for score in scores)]
-    if len(common) < 2:
-        return []
-    one, other = (sorted(common, key=lambda label: -score[label].value) for score in scores)
-    if one == other:
-        return [Finding("result", "The protocols rank alike", f"By final ELBO under both: {' > '.join(one)}.")]
-    swapped = [
-        f"{a} with {b}" for place, a in enumerate(one) for b in one[place + 1 :]
-        if other.index(a) > other.index(b)
-        and all(checks.over(section, a, b, protocol).sign for protocol in section.protocols)
-    ]  # fmt: skip
-    orders = "; ".join(f"{p} {' > '.join(order)}" for p, order in zip(section.protocols, (one, other), strict=True))
-    if not swapped:
-        text = f"By final ELBO: {orders}. Those that change places do not differ by more than the errors."
-        return [Finding("result", "The protocols rank alike within the errors", text)]
-    text = f"By final ELBO: {orders}. By more than the errors change places: {listed(swapped)}."
-    return [Finding("result", "The ranking depends on the protocol", text)]
-
-
-def amortization(section: Section) -> list[Finding]:
-    """What refinement of each row gains over the encoder's output."""
-    found = []
-    for protocol in section.protocols:
-        parts = []
-        for arm in section.amortized(protocol):
-            train, test = (arm.mean("refined", rows, "gain") for rows in ("train", "test"))
-            extra = paired_difference(arm.each("refined", "test", "gain"), arm.each("refined", "train", "gain"))
-            if train.known and test.known:
-                parts.append(
-                    f"{arm.label} {with_error(train)} on training rows and {with_error(test)} on test rows "
-                    f"(difference {with_error(extra)})"
-                )
-        if parts:
-            text = (
-                f"Nats a row: {'; '.join(parts)}. The difference is the generalization gap. Each is a lower bound, as "
-                "refinement may stop early."
-            )
-            found.append(Finding("result", f"Amortization gap, {protocol}", text, section.column(protocol)))
-    return found
-
-
-def held_out(section: Section) -> list[Finding]:
-    """Where each guide's posterior of a test row comes from."""
-    sources: dict[str, list[str]] = {}
+def diverged(section: Section) -> Iterator[Finding]:
+    """The cells that diverged, each by name."""
+    broken = []
     for arm in section.arms:
-        labels = sources.setdefault(arm.test_source, [])
-        if arm.label not in labels:
-            labels.append(arm.label)
-    told = "; ".join(f"{source} ({listed(labels)})" for source, labels in sources.items())
-    return [
-        Finding(
-            "result",
-            "Held-out rows",
-            f"Where the posteriors of test rows come from: {told}. The decoder was trained on no test row.",
-        )
-    ]
+        for cell in arm.cells.values():
+            if cell.diverged:
+                at = cell.result("diverged_at")
+                step = "an unknown step" if at is None else f"step {at:,}"
+                broken.append(f"{cell.label}, {arm.protocol}, seed {cell.seed}, at {step}")
+    if broken:
+        yield Finding("warning", "Diverged", f"{'; '.join(broken)}. Left out of means; not there in times to a level.")
 
 
-def tuning(section: Section) -> list[Finding]:
-    """The price of the fair protocol's learning rates."""
-    paid = [arm for arm in section.under("fair") if arm.tuning]
-    if not paid:
-        return []
-    runs = {arm.label: sum(len(cell.trials) for cell in arm.tuning) for arm in paid}
-    parts = [f"{arm.label} {significant(arm.tuning_seconds)} s in {runs[arm.label]} runs" for arm in paid]
-    text = f"Spent before the runs of the fair protocol: {listed(parts)}."
-    trained = sum(mean.value for arm in paid if (mean := arm.mean("train_seconds")).known)
-    if trained > 0:
-        share = sum(arm.tuning_seconds for arm in paid) / trained
-        text += f" Together {significant(share, 2)} times the training of one seed of each."
-    return [Finding("result", "Cost of tuning", text)]
+def other_variants(section: Section) -> Iterator[Finding]:
+    """Results of another length or other learning rates, which the section does not show."""
+    if section.left_out:
+        cells = {f"{cell.label} ({cell.setting('protocol')}) at {cell.variant}" for cell in section.left_out}
+        text = f"{listed(sorted(cells))}. Shown is what has most seeds, of equals what ran last."
+        yield Finding("warning", "Also in the store", text)
 
 
-def headline(sections: Sequence[Section]) -> list[Finding]:
-    """The two claims over all sections, one finding a section and protocol."""
-    found = []
-    for section in sections:
-        for protocol in section.protocols:
-            gaps = {
-                arm: section.joint_gap(arm, "final", "train", "elbo")
-                for arm in section.amortized(protocol)
-                if arm.width >= WIDE
-            }
-            gaps = {arm: gap for arm, gap in gaps.items() if gap.known}
-            if gaps:
-                text = f"{verdict(gaps)} F-VI / A-VI in the time to within {ELBO_SHARE:.0%} of the best ELBO "
-                text += f"(claimed: {CLAIMED}): " + "; ".join(
-                    f"{arm.label} {told_speed(section, protocol, arm)}" for arm in gaps
-                )
-                ahead = any(gap.sign < 0 for gap in gaps.values())
-                kind = "warning" if ahead else "result"
-                found.append(Finding(kind, f"{section.title}, {protocol}", f"{text}.", section.column(protocol)))
-    return found
+def not_converged(section: Section) -> Iterator[Finding]:
+    """Guides that stopped before their bound stood still; the table says what it still gained."""
+    for protocol in section.protocols:
+        arms = [f"{arm.label}{_in_some(arm)}" for arm in section.under(protocol) if arm.unfinished]
+        if arms:
+            yield Finding("warning", f"Not converged, {protocol}", f"{listed(arms)}.")
 
 
-def verdict(gaps: dict[Arm, Mean]) -> str:
-    """Which guides end above, level with, and below F-VI."""
-    words = {
-        -1: "above F-VI, which has thus not converged: {}.",
-        0: "not to be told from F-VI: {}.",
-        1: "short of F-VI: {}.",
-    }
-    said = []
-    for sign, sentence in words.items():
-        members = [
-            f"{arm.label} by {with_error(Mean(abs(gap.value), gap.se, gap.seeds))}"
-            for arm, gap in gaps.items()
-            if gap.sign == sign
-        ]
-        if members:
-            said.append(sentence.format(f"{listed(members)} nats a row"))
-    return "Final ELBO " + " ".join(said)
+def _in_some(arm: Arm) -> str:
+    some = len(arm.unfinished) < len(arm.done)
+    return f" ({len(arm.unfinished)} of {counted(len(arm.done), 'seed')})" if some else ""
 
 
-def told_speed(section: Section, protocol: str, arm: Arm) -> str:
-    steps, seconds = (spoken(speed(section, protocol, arm, unit)) for unit in ("step", "seconds"))
-    return "unknown, neither got there" if steps == "unknown" else f"{steps} in steps and {seconds} in seconds"
+def edges(section: Section) -> Iterator[Finding]:
+    """Tuned learning rates at the edge of all that were tried: a better one may lie beyond."""
+    at_edge: dict[str, list[str]] = {}
+    for arm in section.under("fair"):
+        tried = [trial.rates for cell in arm.tuning for trial in cell.trials]
+        for part, rate, rates in zip(("local", "global"), arm.first.rates, zip(*tried, strict=True), strict=False):
+            if len(set(rates)) > 1 and rate in (min(rates), max(rates)):
+                side = "largest" if rate == max(rates) else "smallest"
+                at_edge.setdefault(f"the {side} {part} rate, {rate:g}", []).append(arm.label)
+    if at_edge:
+        text = "; ".join(f"{listed(labels)} chose {rate}" for rate, labels in at_edge.items())
+        yield Finding("warning", "Learning rates at the edge of those tried", f"{text}.")
+
+
+def meaningless(section: Section) -> Iterator[Finding]:
+    """Published tolerances that the mean image already meets."""
+    passed = [f"{level:g}" for level in TOLERANCES if not section.tells(level)]
+    if passed:
+        mean = significant(section.mean_image("train"))
+        text = f"The mean image's train MSE, {mean}, already meets the published tolerance {listed(passed)}."
+        yield Finding("warning", "A tolerance without meaning", text)
+
+
+def nesting(section: Section) -> Iterator[Finding]:
+    """constant <= A-VI <= F-VI, which the nesting of the guides demands at convergence."""
+    for protocol in section.protocols:
+        bounds = {arm.label: arm.each("final", "train", "elbo") for arm in section.under(protocol)}
+        nested = [("F-VI", section.factorized(protocol), label, bounds[label])
+                  for label in bounds if not label.startswith("F-VI")]  # fmt: skip
+        nested += [(arm.label, bounds[arm.label], "constant", bounds["constant"])
+                   for arm in section.amortized(protocol) if "constant" in bounds]  # fmt: skip
+        leads = [(outer, inner, paired_difference(low, high)) for outer, high, inner, low in nested]
+        below: dict[str, list[str]] = {}
+        for outer, inner, lead in leads:
+            if lead.sign > 0:
+                below.setdefault(outer, []).append(f"{inner} ({with_error(lead)})")
+        wrong = [f"{outer} below {listed(inner)}" for outer, inner in below.items()]
+        if wrong:
+            text = f"Nats a row: {'; '.join(wrong)}. What keeps a guide below one that it contains is its training."
+            yield Finding("warning", f"Order of the guides, {protocol}", text)
+        elif any(lead.known for *_, lead in leads):
+            yield Finding("check", "", f"constant ≤ A-VI ≤ F-VI holds within the errors ({protocol}).")
+
+
+def mean_image(section: Section) -> Iterator[Finding]:
+    """The known answer: the constant guide can only predict one image for every row, at best the mean image."""
+    target = section.mean_image("train")
+    constants = {protocol: section.arm(protocol, "constant") for protocol in section.protocols}
+    errors = {p: arm.mean("final", "train", "mse").value / target for p, arm in constants.items() if arm and target > 0}
+    excess = {protocol: round(ratio - 1, 4) + 0.0 for protocol, ratio in errors.items() if math.isfinite(ratio)}
+    for wrong in (False, True):
+        told = [f"{value:+.1%} ({p})" for p, value in excess.items() if (abs(value) > MEAN_IMAGE) is wrong]
+        if told and wrong:
+            text = f"The two MSEs should be equal; the constant guide's differs by {listed(told)}."
+            yield Finding("warning", "Constant guide and mean image", text)
+        elif told:
+            yield Finding("check", "", f"The constant guide's train MSE is the mean image's: {listed(told)}.")
+
+
+def collapse(section: Section) -> Iterator[Finding]:
+    """Whether any guide's reconstruction beats the mean image by more than a little."""
+    target = section.mean_image("train")
+    errors = [(mean.value, arm) for arm in section.arms if (mean := arm.mean("final", "train", "mse")).known]
+    if not errors or not target > 0:
+        return
+    best, arm = min(errors, key=lambda pair: pair[0])
+    facts = f"The lowest train MSE, {significant(best)} ({arm.label}, {arm.protocol}), is "
+    if best >= target:
+        facts += f"not below the mean image's, {significant(target)}"
+    else:
+        facts += f"{1 - best / target:.0%} below the mean image's, {significant(target)}"
+    if best > COLLAPSED * target:
+        yield Finding("warning", "The model has collapsed", f"{facts}: no guide can show a gap.")
+    else:
+        yield Finding("check", "", f"{facts}.")
+
+
+ABOUT = (missing, diverged, not_converged, edges, other_variants, meaningless, nesting, mean_image, collapse)
