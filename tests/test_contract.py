@@ -396,12 +396,16 @@ def test_answers(kind, name, family):
     stir(guide)
 
     check_quantiles(model, guide, structure, structure.args, structure.kwargs)
+    check_draws_and_means(model, guide, structure)
     check_predictions(model, guide, structure.latents, structure, structure.args, structure.kwargs)
     for args, index in structure.batches[:1]:
         check_predictions(model, guide, structure.latents, structure, args, {}, rows_are_drawn=index is None)
         if index is None:
             # Where the model draws its rows, the answer is for all of them.
             check_quantiles(model, guide, structure, args, {})
+            assert {label: draw.shape for label, draw in guide.sample(*args, num_samples=2).items()} == {
+                label: (2, *shape) for label, shape in structure.latents.items()
+            }
     if structure.unobserved is not None:
         data = observed(poutine.trace(model).get_trace(*structure.args, **structure.kwargs))
         if kind == "AmortizedGuide":
@@ -425,6 +429,54 @@ def check_quantiles(model, guide, structure, args, kwargs):
         if torch.Size(shape) == sites[label]["fn"].batch_shape:
             steps = quantiles[label].diff(dim=0)
             assert (steps >= 0).all() if label in structure.discrete else (steps > 0).all(), label
+
+
+def check_draws_and_means(model, guide, structure):
+    """Draws are distributed as those of calls, each by itself and together, and their mean is the mean."""
+    args, kwargs = structure.args, structure.kwargs
+    sites = latents(poutine.trace(model).get_trace(*args, **kwargs))
+    draws, mean = guide.sample(*args, num_samples=DRAWS, **kwargs), guide.mean(*args, **kwargs)
+    with pyro.plate("particles", DRAWS, dim=-structure.nesting - 1):
+        called = {name: value.detach() for name, value in guide(*args, **kwargs).items()}
+    assert list(draws) == list(mean) == list(structure.latents)
+    for label, shape in structure.latents.items():
+        assert draws[label].shape == (DRAWS, *shape) and mean[label].shape == shape, label
+        assert not draws[label].requires_grad and not mean[label].requires_grad, label
+        assert sites[label]["fn"].support.check(draws[label]).all(), label
+        called[label] = called[label].reshape(draws[label].shape)
+        # The mean may itself be that of 1,000 draws.
+        error = draws[label].double().std(0) * (1 / DRAWS + 1 / 1000) ** 0.5
+        assert ((draws[label].double().mean(0) - mean[label]).abs() <= 6 * error + 1e-5).all(), label
+    assert difference_of_draws(draws, called) < 6
+
+
+DRAWS = 500
+
+
+def difference_of_draws(one, two):
+    """The largest difference of means of elements and their squares, and of those of all elements together, in errors."""
+    parts = []
+    for draws in (one, two):
+        values = torch.cat([draws[label].double().reshape(len(draws[label]), -1) for label in one], 1)
+        parts.append(torch.cat([values, values.sum(1, keepdim=True)], 1))
+    center, spread = parts[0].mean(0), parts[0].std(0) + 1e-9
+    # Of tails as heavy as a log-normal's the squares have no use.
+    parts = [torch.cat([x, x.square()], 1) for x in (((part - center) / spread).clamp(-3, 3) for part in parts)]
+    error = sum(x.var(0) / len(x) for x in parts).sqrt() + 1e-6
+    return ((parts[0].mean(0) - parts[1].mean(0)).abs() / error).max().item()
+
+
+def test_draws_of_another_distribution_are_seen():
+    torch.manual_seed(0)
+    normal, other = torch.randn(2, DRAWS, 20)
+    assert difference_of_draws({"z": normal}, {"z": other}) < 6
+    assert difference_of_draws({"z": normal}, {"z": other + 0.5}) > 6
+    assert difference_of_draws({"z": normal}, {"z": 1.5 * other}) > 6
+    # Each as it should be, but not together.
+    together = normal[:, :1].expand(-1, 20)
+    assert difference_of_draws({"z": together}, {"z": together[torch.randint(DRAWS, (DRAWS, 1)), torch.arange(20)]}) < 6
+    apart = torch.stack([together[torch.randperm(DRAWS), i] for i in range(20)], 1)
+    assert difference_of_draws({"z": together}, {"z": apart}) > 6
 
 
 def check_predictions(model, guide, sites, structure, args, kwargs, rows_are_drawn=False):

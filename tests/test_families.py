@@ -319,6 +319,20 @@ def test_quantiles_are_those_of_the_draws(kind):
     assert (below - q[..., None, None, None]).abs().max() < 5 * error
 
 
+def test_marginals_are_those_of_the_draws(kind):
+    family = prepare(kind, 3)
+    parameters = random(family, 3, (2,))
+    normals = family.marginals(parameters)
+    assert (normals is not None) == family.symmetric
+    if normals is None:
+        return
+    assert (normals.batch_shape, normals.event_shape) == ((2, 3), ())
+    scores = (family.distribution(parameters).sample((4000,)) - normals.loc) / normals.scale
+    # Means and variances of standard normals, with their standard errors.
+    assert scores.mean(0).abs().max() < 5 / 4000**0.5
+    assert (scores.var(0) - 1).abs().max() < 5 * (2 / 4000) ** 0.5
+
+
 # The normals.
 
 

@@ -92,6 +92,10 @@ class Conditional(Family):
         """The member with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""
         return self.family.distribution(parameters)
 
+    def marginals(self, parameters: Tensor) -> dist.Normal | None:
+        """The normal of each coordinate of a member, where it is one."""
+        return self.family.marginals(parameters)
+
     def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
         """The ``q``-quantiles of every coordinate of a member."""
         return self.family.quantile(parameters, q)

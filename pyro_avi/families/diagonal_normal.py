@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, log_scales, normal_quantile
+from pyro_avi.families.family import Family, log_scales
 
 __all__ = ["DiagonalNormal"]
 
@@ -51,10 +51,9 @@ class DiagonalNormal(Family):
         """The product of the coordinates: batch shape ``[...]``, event shape ``[K]``."""
         return self.coordinates(parameters).to_event(1)
 
-    def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
-        """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``."""
-        normal = self.coordinates(parameters)
-        return normal_quantile(normal.loc, normal.scale, q)
+    def marginals(self, parameters: Tensor) -> dist.Normal:
+        """The coordinates themselves."""
+        return self.coordinates(parameters)
 
     def settings(self) -> dict[str, int | float | str | list]:
         """Nothing to set: ``{}``."""

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Family", "check_count", "drawn_quantile", "log_scales", "normal_quantile"]
+__all__ = ["Family", "check_count", "drawn_quantile", "log_scales"]
 
 # Those that quantiles are taken of, and how many numbers of them are held at a time.
 _DRAWS, _NUMBERS = 2000, 2**22
@@ -24,8 +24,9 @@ class Family(nn.Module, ABC):
     that weights which all rows share, where a family has any, are trained, moved and kept with the guide. A guide copies
     the family it is given, once for each set of rows, and calls :meth:`prepare` on the copy before anything else.
 
-    Subclasses are final and give :meth:`num_parameters`, :meth:`initial`, :meth:`distribution` and :meth:`settings`,
-    and :meth:`quantile` where they have a formula. What else guides may rely on they say by attributes.
+    Subclasses are final and give :meth:`num_parameters`, :meth:`initial`, :meth:`distribution` and :meth:`settings`;
+    :meth:`marginals` where coordinates are normal, or :meth:`quantile` where they have another formula. What else guides may
+    rely on they say by attributes.
 
     Attributes:
         symmetric: whether every member is symmetric about its location, so that medians are means.
@@ -81,16 +82,28 @@ class Family(nn.Module, ABC):
     def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
         """The member with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``, reparameterized."""
 
+    def marginals(self, parameters: Tensor) -> dist.Normal | None:
+        """The normal that each coordinate by itself follows: batch shape ``[..., K]``; ``None`` where it is none.
+
+        Args:
+            parameters: ``[..., P]``.
+        """
+        return None
+
     def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
         """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``.
 
-        Where a family has no formula, those of 2,000 draws under a seed of their own.
+        Those of :meth:`marginals`; where there are none, those of 2,000 draws under a seed of their own.
 
         Args:
             parameters: ``[..., P]``.
             q: numbers between 0 and 1, of any shape.
         """
-        return drawn_quantile(self.distribution, parameters, q)
+        normals = self.marginals(parameters)
+        if normals is None:
+            return drawn_quantile(self.distribution, parameters, q)
+        score = torch.special.ndtri(q.to(normals.loc))
+        return normals.loc + normals.scale * score.reshape(q.shape + (1,) * normals.loc.dim())
 
     def coordinates(self, parameters: Tensor) -> dist.Normal:
         """The ``K`` independent normals of an ``independent`` family: batch shape ``[..., K]``, no event.
@@ -136,11 +149,6 @@ def drawn_quantile(make: Callable[[Tensor], dist.TorchDistribution], parameters:
             parts.append(draws.quantile(q.reshape(-1).to(draws), dim=0))
     result = torch.cat(parts, 1)
     return result.reshape(*q.shape, *parameters.shape[:-1], result.shape[-1])
-
-
-def normal_quantile(loc: Tensor, scale: Tensor, q: Tensor) -> Tensor:
-    """The ``q``-quantiles ``q.shape + [..., K]`` of normals ``[..., K]``."""
-    return loc + scale * torch.special.ndtri(q.to(loc)).reshape(q.shape + (1,) * loc.dim())
 
 
 def log_scales(loc: Tensor, scale: float | Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, check_count, normal_quantile
+from pyro_avi.families.family import Family, check_count
 
 __all__ = ["LowRankNormal"]
 
@@ -79,10 +79,10 @@ class LowRankNormal(Family):
         factor = scale.unsqueeze(-1) * factor.unflatten(-1, (count, self.rank))
         return dist.LowRankMultivariateNormal(loc, factor, scale.square())
 
-    def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
-        """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``."""
+    def marginals(self, parameters: Tensor) -> dist.Normal:
+        """The normal of each coordinate by itself: batch shape ``[..., K]``."""
         normal = self.distribution(parameters)
-        return normal_quantile(normal.loc, normal.stddev, q)
+        return dist.Normal(normal.loc, normal.stddev)
 
     def settings(self) -> dict[str, int | float | str | list]:
         """The rank."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pad
 
-from pyro_avi.families.family import Family, check_count, log_scales, normal_quantile
+from pyro_avi.families.family import Family, check_count, log_scales
 
 __all__ = ["AutoregressiveNormal", "MarkovNormal"]
 
@@ -97,10 +97,10 @@ class MarkovNormal(Family):
             )
         return count
 
-    def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
-        """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``."""
+    def marginals(self, parameters: Tensor) -> dist.Normal:
+        """The normal of each coordinate by itself: batch shape ``[..., K]``."""
         normal = self.distribution(parameters)
-        return normal_quantile(normal.loc, normal.stddev, q)
+        return dist.Normal(normal.loc, normal.stddev)
 
     def settings(self) -> dict[str, int | float | str | list]:
         """The order."""

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, log_scales, normal_quantile
+from pyro_avi.families.family import Family, log_scales
 
 __all__ = ["MultivariateNormal"]
 
@@ -62,10 +62,10 @@ class MultivariateNormal(Family):
         factor = factor + torch.eye(count, dtype=parameters.dtype, device=parameters.device)
         return dist.MultivariateNormal(loc, scale_tril=log_scale.exp().unsqueeze(-1) * factor)
 
-    def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
-        """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``."""
+    def marginals(self, parameters: Tensor) -> dist.Normal:
+        """The normal of each coordinate by itself: batch shape ``[..., K]``."""
         normal = self.distribution(parameters)
-        return normal_quantile(normal.loc, normal.stddev, q)
+        return dist.Normal(normal.loc, normal.stddev)
 
     def settings(self) -> dict[str, int | float | str | list]:
         """Nothing to set: ``{}``."""

@@ -20,7 +20,7 @@ __all__ = ["Answers"]
 
 
 class Answers(RowFinder):
-    """A guide that answers for the rows of a call: their parameters, factors, draws, means, medians and quantiles.
+    """A guide that answers for the rows of a call: their parameters and factors, and draws or means batch by batch.
 
     Args:
         model, create_plates: as for :class:`~pyro_avi.guides.row_finder.RowFinder`.
@@ -90,8 +90,8 @@ class Answers(RowFinder):
             batches: tuples of the model's arguments. Batches that give the positions of their rows fill these rows, until
                 every row of the plate has been seen; others follow one another, until they end.
             sites: the latents asked for; by default all local ones.
-            num_samples: the number of independent draws, leftmost in the answer; by default the means. Those of discrete
-                sites are exact, those of real ones for symmetric families; the others are the average of 1,000 draws.
+            num_samples: the number of independent draws, leftmost in the answer; by default the means, those of
+                :meth:`~pyro_avi.guides.summaries.Summaries.mean`.
 
         Returns:
             By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
@@ -151,40 +151,6 @@ class Answers(RowFinder):
             return None
         sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}
         return Found({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
-
-    @torch.no_grad()
-    def median(self, *args, **kwargs) -> dict[str, Tensor]:
-        """The posterior median of each latent, by site.
-
-        Args:
-            *args, **kwargs: the arguments of the model. Without them, constant and factorized guides answer for all rows
-                that they were set up with.
-        """
-        self.setup(*args, **kwargs)
-        return self._quantiles(0.5, args, kwargs, lambda guide: guide.median(*args, **kwargs))
-
-    @torch.no_grad()
-    def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
-        """Posterior quantiles of each latent, by site, ``quantiles`` leftmost.
-
-        Args:
-            quantiles: numbers between 0 and 1.
-            *args, **kwargs: the arguments of the model, as for :meth:`median`.
-        """
-        self.setup(*args, **kwargs)
-        return self._quantiles(quantiles, args, kwargs, lambda guide: guide.quantiles(quantiles, *args, **kwargs))
-
-    def _quantiles(self, quantiles, args, kwargs, of_globals) -> dict[str, Tensor]:
-        result = {} if self.global_guide is None else dict(of_globals(self.global_guide))
-        with poutine.block():
-            found = None if args or kwargs else self._all_rows()
-            if found is None:
-                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            for of in self.row_factors:
-                parameters = self._known(of, found, args, kwargs)
-                result.update(of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters)))
-        # What a call observes is no latent of it.
-        return {name: value for name, value in result.items() if name not in found.given}
 
 
 def _needs_arguments(model: Callable) -> bool:

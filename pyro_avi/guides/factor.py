@@ -14,6 +14,7 @@ from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.families.family import drawn_quantile
 from pyro_avi.guides.discrete import DiscreteFactor
 from pyro_avi.guides.layout import Layout, spread
+from pyro_avi.guides.means import drawn_means, mean_on_support
 from pyro_avi.guides.members import Members
 from pyro_avi.guides.placed import Placed
 from pyro_avi.guides.row_masks import enter, of_coordinates, of_rows
@@ -156,7 +157,8 @@ class Factor(nn.Module):
             depth = max(-frame.dim for frame in self.frames)
             of_family = self._members.at(spread(of_family, self.frames, depth), {**given, **values})
         if self.family.independent:
-            fns = [(latent, on_support(latent, x)) for latent, x in self._normals(of_family, is_spread=is_spread)]
+            normals = self.family.coordinates(of_family)
+            fns = [(latent, on_support(latent, x)) for latent, x in self._placed(normals, is_spread=is_spread)]
         else:
             self._check_whole(observed)
             joint = self._sample_joint(of_family, plates, masks, scales, is_spread=is_spread).split(self._sizes, -1)
@@ -237,23 +239,33 @@ class Factor(nn.Module):
         }
 
     def mean(self, parameters: Tensor) -> dict[str, Tensor]:
-        """The mean of every site: its median where that is the same, else the average of 1,000 draws under a fixed seed.
+        """The mean of every site, where no formula has it the average of 1,000 draws under a fixed seed.
 
         Args:
             parameters: ``[*B, P]``, one row for each row of the plates.
         """
-        symmetric = self.family.symmetric and self._members is None
-        result = self.quantile(parameters, parameters.new_tensor(0.5)) if symmetric else {}
-        drawn = [latent.name for latent in self._continuous if not (symmetric and latent.is_real)]
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        result = {of.latent.name: of.mean(x) for of, x in zip(self._discrete, of_discrete, strict=True)}
+        result |= self._known_means(of_family, of_discrete) if self._continuous else {}
+        drawn = [latent.name for latent in self._continuous if latent.name not in result]
         if drawn:
-            devices = [parameters.device] if parameters.is_cuda else []
-            with torch.random.fork_rng(devices):
-                torch.manual_seed(0)
-                draws = self.draw(parameters, 1000)
-            result.update((name, draws[name].to(parameters.dtype).mean(0)) for name in drawn)
-        parts = parameters.split(self._split, -1)[1:]
-        result.update((of.latent.name, of.mean(x)) for of, x in zip(self._discrete, parts, strict=True))
+            result |= drawn_means(partial(self.draw, parameters), drawn, parameters.numel())
         return {latent.name: result[latent.name] for latent in self.latents}
+
+    def _known_means(self, of_family: Tensor, of_discrete: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The means of those continuous sites that have a formula, over all members of a row."""
+        if self._members is None:
+            members, shares = of_family.unsqueeze(0), of_family.new_ones(1, *of_family.shape[:-1])
+        else:
+            members, shares = self._members.apart(of_family, of_discrete)
+        normals, result = self.family.marginals(members), {}
+        for latent, normal in () if normals is None else self._placed(normals, is_spread=False):
+            means = mean_on_support(latent, normal.loc, normal.scale)
+            if means is not None:
+                layout = self._layouts[latent.name]
+                weights = layout.from_rows(shares.unsqueeze(-1).expand(*shares.shape, layout.size))
+                result[latent.name] = (weights * means).sum(0)
+        return result
 
     def row_shape(self, name: str) -> list[int]:
         """The shape of a latent's unconstrained coordinates in one row: other plates, then event dimensions."""
@@ -274,10 +286,10 @@ class Factor(nn.Module):
             result |= self._on_sites(self.family.quantile(of_family, q))
         return {latent.name: result[latent.name] for latent in self.latents}
 
-    def _normals(self, parameters: Tensor, *, is_spread: bool):
-        normal = self.family.coordinates(parameters)
+    def _placed(self, normals: dist.Normal, *, is_spread: bool):
+        """The normals ``[..., *B, K]`` of all coordinates, by latent and in the shape of its site."""
         alone = len(self._sizes) == 1
-        locs, scales = ([x] if alone else x.split(self._sizes, -1) for x in (normal.loc, normal.scale))
+        locs, scales = ([x] if alone else x.split(self._sizes, -1) for x in (normals.loc, normals.scale))
         for latent, loc, scale in zip(self._continuous, locs, scales, strict=True):
             layout = self._layouts[latent.name]
             place = layout.from_spread if is_spread else layout.from_rows

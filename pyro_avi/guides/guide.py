@@ -17,9 +17,9 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_avi.families import DiagonalNormal, Family
-from pyro_avi.guides.answers import Answers
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
 from pyro_avi.guides.row_factor import RowFactor
+from pyro_avi.guides.summaries import Summaries
 from pyro_avi.provenance import Found, Sources
 from pyro_avi.structure import Structure, inspect_model, quiet, row_plate
 
@@ -37,7 +37,7 @@ class _Hide:
             return self.model(*args, **kwargs)
 
 
-class LocalGuide(Answers):
+class LocalGuide(Summaries):
     r"""A guide with a factor of its own for every row of a plate.
 
     .. math:: q(\theta, z_{1:N}) = q_0(\theta) \prod_n q(z_n; f(n, x_n))

@@ -101,6 +101,27 @@ class MeanFieldNormal(OwnedGuide):
         return self._factor.statements(self.vector, plates, found.masks, found.scales, found.given)
 
     @torch.no_grad()
+    def sample(self, *args, num_samples: int, **kwargs) -> dict[str, Tensor]:
+        """Independent draws of every latent: ``[S]`` in front of the shape that the site has in the model.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+            num_samples: ``S``.
+
+        Raises:
+            ValueError: if ``num_samples`` is not positive.
+        """
+        check_num_samples(num_samples)
+        self.setup(*args, **kwargs)
+        return self._factor.draw(self.vector, num_samples)
+
+    @torch.no_grad()
+    def mean(self, *args, **kwargs) -> dict[str, Tensor]:
+        """The posterior mean of each latent in the model's own coordinates, as that of every guide."""
+        self.setup(*args, **kwargs)
+        return self._factor.mean(self.vector)
+
+    @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
         """The posterior median of each latent."""
         return self.quantiles(0.5, *args, **kwargs)
@@ -119,6 +140,12 @@ def check_latents(structure: Structure) -> None:
             "Expected a model with a latent, found none: there is nothing to infer.\n"
             "Give what is to be inferred a sample statement, and leave its value out of this call."
         )
+
+
+def check_num_samples(num_samples: int) -> None:
+    """Refuse a number of draws that is none."""
+    if num_samples < 1:
+        raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
 
 
 def check_init_scale(init_scale: float) -> None:

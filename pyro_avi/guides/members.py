@@ -67,10 +67,22 @@ class Members:
             table: ``[*B, C * P]``.
             of_discrete: the parameters of the discrete latents.
         """
-        parts = zip(self._discrete, of_discrete, strict=True)
-        logits = _joint_logits([each for of, x in parts for each in of.elements(x)])
         members = self._family.distribution(table.unflatten(-1, (self.count, -1)))
-        return dist.MixtureSameFamily(dist.Categorical(logits=logits), members)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self._logits(of_discrete)), members)
+
+    def apart(self, table: Tensor, of_discrete: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """The parameters ``[C, *B, P]`` of all members, and the probabilities ``[C, *B]`` of their values.
+
+        Args:
+            table: ``[*B, C * P]``.
+            of_discrete: the parameters of the discrete latents.
+        """
+        table = table.unflatten(-1, (self.count, -1))
+        return table.movedim(-2, 0), self._logits(of_discrete).softmax(-1).movedim(-1, 0)
+
+    def _logits(self, of_discrete: Sequence[Tensor]) -> Tensor:
+        parts = zip(self._discrete, of_discrete, strict=True)
+        return _joint_logits([each for of, x in parts for each in of.elements(x)])
 
 
 def _joint_logits(elements: list[Tensor]) -> Tensor:
