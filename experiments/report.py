@@ -112,7 +112,9 @@ def unbroken(text: str) -> Markup:
     <span class="nb">A-VI k=64</span> &lt; <span class="nb">F-VI</span>
     """
     return Markup(
-        re.sub(r"[AF]-VI(?: k=\d+)?|-?[\d.,]+ ± [\d.,]*\d", r'<span class="nb">\g<0></span>', str(escape(text)))
+        re.sub(
+            r"[AF]-VI(?:(?: from)? k=\d+)?|-?[\d.,]+ ± [\d.,]*\d", r'<span class="nb">\g<0></span>', str(escape(text))
+        )
     )
 
 

@@ -192,6 +192,18 @@ def test_f_vi_is_by_seed_the_best_of_all_it_contains():
     assert {arm.label for arm in section.starts("published").values()} == {"F-VI"}
 
 
+def test_what_no_training_of_f_vi_has_found_is_no_cost():
+    records = replaced(make_records(), **F_VI, how={"elbo": -300.0})
+    for record in results_of(records, guide="amortized", width=256, protocol="fair"):
+        record["result"]["continued"] = None
+    assert "No training of F-VI found a bound above A-VI's" in answered(records).text
+    # Above it, and not by what could be seen.
+    records = replaced(records, **F_VI, how={"elbo": -237.93})
+    for record, more in zip(results_of(records, **F_VI), (0.5, 0.0, -0.4), strict=True):
+        record["result"]["final"]["train"]["elbo"] += more
+    assert "What amortization costs cannot be told from nothing: 0.2" in answered(records).text
+
+
 def test_a_continuation_counts_the_steps_and_seconds_of_its_encoder():
     section = section_of(make_records())
     encoder, further = (section.arm("fair", label).cells[1954] for label in ("A-VI k=256", "F-VI from k=256"))

@@ -26,7 +26,7 @@ def answer(section: Section) -> Finding:
     chain = order(compared)
     parts = [f"{chain} nats a row ({protocol} protocol, {counted(seeds, 'seed')})."]
     still = unfinished(compared)
-    parts += [still] if still else [cost(compared.final.gap), saving(compared)]
+    parts += [still] if still else [cost(compared), saving(compared)]
     return Finding("warning" if still or " < " in chain else "result", section.title, " ".join(parts))
 
 
@@ -65,11 +65,14 @@ def unfinished(compared: Comparison) -> str:
     return f"Not converged: in the last tenth of its steps {listed(said)}." if said else ""
 
 
-def cost(gap: Mean) -> str:
+def cost(compared: Comparison) -> str:
     """What amortization costs in nats a row."""
+    gap = compared.final.gap
     amount = f"{with_error(Mean(abs(gap.value), gap.se, gap.seeds))} nats a row"
     if gap.sign < 0:
         return f"F-VI ends {amount} below A-VI, which it contains: that measures its training, not amortization."
+    if all(arm.guide == "amortized" for arm in compared.section.starts(compared.protocol).values()):
+        return "No training of F-VI found a bound above A-VI's, which it contains."
     if gap.sign == 0:
         return f"What amortization costs cannot be told from nothing: {with_error(gap)} nats a row."
     return f"Amortization costs {amount}."
