@@ -23,6 +23,7 @@ from pyro_avi.fit_many import fit_many
 from pyro_avi.gap_results import Gaps
 from pyro_avi.gaps import measure_gaps
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
+from pyro_avi.predictive import posterior_predictive
 from pyro_avi.refine import refine
 from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.storage import load, save
@@ -63,6 +64,7 @@ __all__ = [
     "measure_gaps",
     "minibatches",
     "models",
+    "posterior_predictive",
     "refine",
     "save",
     "sbc",

@@ -104,7 +104,8 @@ RULES = {
         frozenset({"guides", "weights", "estimators", "annealed", "judge", "mixture", "convergence", "refine"})
     ),
     "arviz_import": Rule(packages=frozenset({"arviz"})),
-    "export": Rule(frozenset({"arviz_import", "turns", "structure", "weights"})),
+    "predictive": Rule(frozenset({"turns", "structure", "log_factors"})),
+    "export": Rule(frozenset({"arviz_import", "turns", "predictive", "seeds", "structure", "weights"})),
     "figures": Rule(packages=frozenset({"matplotlib"})),
     "formatting": Rule(packages=frozenset()),
     "tables": Rule(packages=frozenset()),

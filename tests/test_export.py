@@ -4,9 +4,11 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import arviz
+import matplotlib.pyplot as plt
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -75,13 +77,56 @@ def test_arviz_can_work_with_it():
     assert len(summary) == 6 and math.isfinite(summary["mean"].iloc[0])
 
 
+def test_observations_are_drawn_again_from_the_latents_of_the_same_draw():
+    index = torch.tensor([4, 1])
+    guide = avi.ConstantGuide(model, init_scale=1.0).setup(X)
+    data, without = (
+        avi.to_arviz(model, guide, X[index], index, num_samples=400, posterior_predictive=drawn)
+        for drawn in (True, False)
+    )
+    predictive, posterior = data["posterior_predictive"]["x"], data["posterior"]["z"]
+    assert predictive.dims == posterior.dims == ("chain", "draw", "data")
+    assert predictive.coords["data"].values.tolist() == [4, 1]
+    # Latents, and what is made of them, are the same without.
+    assert (without["posterior"]["z"].values == posterior.values).all() and "posterior_predictive" not in without
+    noise = predictive.values[0] - posterior.values[0]
+    assert (
+        abs(noise.mean()) < 5 * 0.5 / len(noise.flatten()) ** 0.5
+        and abs(noise.std() / 0.5 - 1) < 5 / (2 * len(noise.flatten())) ** 0.5
+    )
+    # The twin: latents of another draw.
+    assert (predictive.values[0][1:] - posterior.values[0][:-1]).std() > 1.2 * 0.5
+
+
+def test_arviz_can_check_the_model_by_them():
+    guide = avi.ConstantGuide(model).setup(X)
+    data = avi.to_arviz(model, guide, X, num_samples=100)
+    with warnings.catch_warnings():
+        # Its own calls of matplotlib are deprecated; and of a guide before its training the weights are what they are.
+        warnings.simplefilter("ignore")
+        plt.switch_backend("agg")
+        axes = arviz.plot_ppc(data, num_pp_samples=5, show=False)
+        plt.close(axes.figure)
+        assert math.isfinite(arviz.loo(data).elpd_loo)
+
+
+def test_a_model_of_factors_has_nothing_to_draw():
+    def factors(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+            pyro.factor("x", -((z - x) ** 2))
+
+    guide = avi.ConstantGuide(factors, plate="data").setup(X)
+    assert "posterior_predictive" not in avi.to_arviz(factors, guide, X, num_samples=2, plate="data")
+
+
 def test_arviz_1_is_given_one_nested_dictionary(monkeypatch):
     calls = []
     monkeypatch.setattr(arviz, "__version__", "1.2.0")
     monkeypatch.setattr(arviz, "from_dict", lambda *args, **kwargs: calls.append((args, kwargs)) or "tree")
     assert avi.to_arviz(model, avi.ConstantGuide(model).setup(X), X, num_samples=3) == "tree"
     ((groups,), named) = calls[0]
-    assert set(groups) == {"posterior", "log_likelihood", "observed_data", "sample_stats"}
+    assert set(groups) == {"posterior", "posterior_predictive", "log_likelihood", "observed_data", "sample_stats"}
     assert set(named) == {"coords", "dims"} and groups["posterior"]["z"].shape == (1, 3, 6)
     assert named["dims"]["z"] == ["data"] and named["coords"]["data"] == list(range(6))
 
