@@ -117,7 +117,7 @@ def test_markdown_links_to_every_figure(written):
 def test_the_answer_is_made_from_the_numbers():
     found = answered(make_records())
     assert found.kind == "result"
-    assert re.search(r"F-VI -23\d\.\d+ ± .* ≥ A-VI k=256 -23\d\.\d+ ± .* ≥ constant -690", found.text)
+    assert re.search(r"F-VI \(-23\d\.\d+ ± .*\) ≥ A-VI k=256 \(-23\d\.\d+ ± .*\) ≥ constant \(-690", found.text)
     assert "Amortization costs 7.30 ± 0.04 nats a row." in found.text and "3 seeds" in found.text
     # To the level F-VI takes some 6,400 of its 12,000 steps at .008 s, A-VI some 2,900 of its 4,800 at .006 s.
     assert re.search(r"saves time: .* A-VI takes 17\.\d s and F-VI 51\.\d s \(ratio 3\.0\)", found.text)
@@ -146,12 +146,12 @@ def test_what_has_not_converged_says_what_it_gained_and_what_that_cost():
 def test_an_answer_that_the_order_contradicts_says_so():
     records = replaced(make_records(), guide="constant", width=None, protocol="fair", how={"elbo": -150.0})
     found = answered(records)
-    assert "< constant -150" in found.text and found.kind == "warning"
+    assert "< constant (-150" in found.text and found.kind == "warning"
     told = texts(records)["Order of the guides, fair"]
     assert "A-VI k=64 below constant (91.99" in told and "F-VI below constant (80.67" in told
     # The published F-VI, which starts from nothing but draws.
     found = answered(make_records(protocols=("published",)))
-    assert re.search(r"F-VI -6\d\d\.\d.* < A-VI k=256 -40\d", found.text) and found.kind == "warning"
+    assert re.search(r"F-VI \(-6\d\d\.\d.*\) < A-VI k=256 \(-40\d", found.text) and found.kind == "warning"
 
 
 def test_a_guide_that_saves_nothing_is_told():
@@ -406,7 +406,7 @@ def test_cells_trained_in_another_way_are_named_not_mixed_in(change, told):
             "what it saves is unknown",
         ),
         (make_records(seeds=(1,), guides=GUIDES[2:3]), {"Incomplete": "One seed"}, "no seed of both"),
-        (make_records(seeds=(1,)), {"Incomplete": "One seed"}, "1 seed)"),
+        (make_records(seeds=(1,)), {"Incomplete": "One seed"}, "1 seed."),
         (
             with_a_diverged_cell(make_records(seeds=(1954,), guides=GUIDES[2:3])),
             {"Diverged": "seed 1954"},
@@ -487,6 +487,14 @@ def test_the_terminal_needs_a_hundred_columns(records):
     printed = report.terminal(document(records))
     assert max(map(len, printed.splitlines())) <= 100
     assert "nats a row" in printed and "F-VI from k=256" in printed or "Not converged" in printed
+
+
+def test_the_tables_of_the_page_fit_a_laptop():
+    drawn = document(make_records(datasets=("mnist", "fashionmnist")))
+    for table in (drawn.overview, drawn.sections[0].tables[0]):
+        widest = [max(len(cell) for cell in column) for column in zip(*table.rows, strict=True)]
+        # 7 pixels a character and 16 between columns, of 1040.
+        assert sum(widest) * 7 + len(widest) * 16 <= 1040
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def answer(section: Section) -> Finding:
     compared = Comparison(section, best)
     seeds = compared.final.gap.seeds
     chain = order(compared)
-    parts = [f"{chain} nats a row ({protocol} protocol, {counted(seeds, 'seed')})."]
+    parts = [f"{chain} nats a row; {protocol} protocol, {counted(seeds, 'seed')}."]
     still = unfinished(compared)
     parts += [still] if still else [cost(compared), saving(compared)]
     return Finding("warning" if still or " < " in chain else "result", section.title, " ".join(parts))
@@ -33,13 +33,13 @@ def answer(section: Section) -> Finding:
 def order(compared: Comparison) -> str:
     """F-VI >= A-VI >= constant with their bounds, and < where the numbers turn it round."""
     section, best = compared.section, compared.amortized
-    chain = f"F-VI {with_error(compared.final.factorized)} {'<' if compared.final.gap.sign < 0 else '≥'} "
-    chain += f"{best.label} {with_error(compared.final.amortized)}"
+    chain = f"F-VI ({with_error(compared.final.factorized)}) {'<' if compared.final.gap.sign < 0 else '≥'} "
+    chain += f"{best.label} ({with_error(compared.final.amortized)})"
     constant = section.arm(compared.protocol, "constant")
     if constant is not None and constant.done:
         name = ("final", "train", "elbo")
         lead = paired_difference(best.each(*name), constant.each(*name))
-        chain += f" {'<' if lead.sign < 0 else '≥'} constant {with_error(constant.mean(*name))}"
+        chain += f" {'<' if lead.sign < 0 else '≥'} constant ({with_error(constant.mean(*name))})"
     return chain
 
 

@@ -36,7 +36,7 @@ def opening(section: Section, colours: Colours) -> Figure:
         reference(axes, level.value, f"{best.label}'s level")
     axes.set_xlabel("training seconds, a line a seed")
     axes.set_ylabel("training ELBO (nats a row)")
-    ends = [(final(arm, "elbo"), f"{arm.label}  {significant(final(arm, 'elbo'))}", colours[arm.label]) for arm in arms]
+    ends = [(final(arm, "elbo"), f"{arm.label}: {significant(final(arm, 'elbo'))}", colours[arm.label]) for arm in arms]
     label_ends(axes, ends)
     return figure
 
