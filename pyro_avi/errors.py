@@ -2,10 +2,15 @@
 
 import re
 
-__all__ = ["CallError"]
+__all__ = ["CallError", "without_table"]
 
 # What Pyro aligns to the right, in a table of its own.
 _TABLE = re.compile(r"\n *Trace Shapes:")
+
+
+def without_table(message: str) -> str:
+    """A message without the table of shapes that ``poutine.trace`` has put behind it."""
+    return _TABLE.split(message, maxsplit=1)[0]
 
 
 class CallError(ValueError):
@@ -19,7 +24,7 @@ class CallError(ValueError):
     """
 
     def __init__(self, message: str):
-        super().__init__(_TABLE.split(message, maxsplit=1)[0])
+        super().__init__(without_table(message))
 
     @classmethod
     def of(cls, error: ValueError) -> ValueError:

@@ -12,10 +12,11 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_avi.data_errors import data_explained
 from pyro_avi.masks import Mask, site_mask
 from pyro_avi.positions import Rows, check_positions
 from pyro_avi.replay import Recorder
-from pyro_avi.structure import is_observation, is_scaled, plate_scale, quiet, sizes_by_shape
+from pyro_avi.structure import check_data, is_observation, is_scaled, plate_scale, quiet, sizes_by_shape
 
 __all__ = ["Found", "Run", "Wanted", "run_once"]
 
@@ -164,7 +165,9 @@ def run_once(
     given = _GiveRows(wanted.plates, rows, counts)
     # Validation would read data (`valid.all()`), which is no part of the model.
     with quiet(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
-        trace = poutine.trace(model).get_trace(*args, **kwargs)
+        with data_explained(args, kwargs):
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            check_data(trace)
         values, masks, scales = {}, {}, {}
         for name in wanted.sites:
             site = trace.nodes.get(name)

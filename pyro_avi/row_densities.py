@@ -10,8 +10,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.attribution import Attribution, attribute
+from pyro_avi.data_errors import data_explained
 from pyro_avi.log_factors import enumeration_depth, log_factors, trace_at
-from pyro_avi.structure import is_observation
+from pyro_avi.structure import check_data, is_observation
 
 __all__ = ["RowDensities", "TiedRowsError"]
 
@@ -44,8 +45,9 @@ class RowDensities:
 
     def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, plate: str):
         self._model, self._args, self._kwargs, self._plate = model, args, kwargs, plate
-        with torch.no_grad():
+        with torch.no_grad(), data_explained(args, kwargs):
             self.trace = poutine.trace(model).get_trace(*args, **kwargs)
+            check_data(self.trace)
         self.rows = Trace()
         for name, site in self.trace.nodes.items():
             if site_is_subsample(site):

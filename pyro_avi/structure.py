@@ -16,6 +16,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
+from pyro_avi.data_errors import check_observed, data_explained
 from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.masks import site_mask
 from pyro_avi.parameters import own_parameters
@@ -26,6 +27,7 @@ __all__ = [
     "Latent",
     "RowSet",
     "Structure",
+    "check_data",
     "equal",
     "give_sizes",
     "inspect_model",
@@ -81,6 +83,17 @@ def is_observation(site: Mapping[str, Any]) -> bool:
         and not site["infer"].get("_deterministic")
         and not isinstance(site["fn"], pyro.distributions.Unit)
     )
+
+
+def check_data(trace: Trace) -> None:
+    """Refuse a model that observes what is no tensor.
+
+    Args:
+        trace: of the model.
+    """
+    for name, site in trace.nodes.items():
+        if is_observation(site):
+            check_observed(name, site["value"])
 
 
 def equal(one: Tensor, two: Tensor) -> bool:
@@ -311,8 +324,9 @@ def inspect_model(
     Raises:
         ValueError: if a plate does not exist, is sequential, or if sites, shapes or supports change with the latents.
     """
-    with quiet():
+    with quiet(), data_explained(args, kwargs):
         trace = poutine.trace(InitMessenger(_but_discrete(init_loc_fn))(model)).get_trace(*args, **kwargs)
+        check_data(trace)
         again = poutine.trace(poutine.replay(model, trace=_rows(trace))).get_trace(*args, **kwargs)
     _check_static(trace, again)
     without_size = give_sizes(trace)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from pyro_avi import checkpoint
 from pyro_avi.course import DivergedError, Fit
+from pyro_avi.data_errors import NoRowsError, data_explained
 from pyro_avi.divergence import explain
 from pyro_avi.seeds import random_state, set_random_state
 from pyro_avi.steps import Trained
@@ -49,9 +50,12 @@ class Training:
         self._model, self._guide, self._calls, self._kwargs = model, guide, calls, kwargs
         self._start, self._first = start, next(calls)
         try:
-            self._trained = Trained(
-                model, guide, elbo, num_steps=num_steps - start, call=self._first, kwargs=kwargs, **options
-            )
+            with data_explained(self._first, kwargs):
+                self._trained = Trained(
+                    model, guide, elbo, num_steps=num_steps - start, call=self._first, kwargs=kwargs, **options
+                )
+        except NoRowsError:
+            raise
         except ValueError as error:
             # What torch's validation says of nan, it says of no site.
             reason = explain(model, guide, self._first, kwargs)

@@ -12,12 +12,13 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.attribution import Attribution, attribute
+from pyro_avi.data_errors import data_explained
 from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.formatting import counted, with_error
 from pyro_avi.log_factors import enumeration_depth, log_factors, trace_at
 from pyro_avi.parameters import own_parameters
 from pyro_avi.perturbation import HasRowPlates
-from pyro_avi.structure import is_latent, quiet, row_plate
+from pyro_avi.structure import check_data, is_latent, quiet, row_plate
 
 __all__ = ["LogWeights", "Weigher", "log_weights"]
 
@@ -129,9 +130,10 @@ class Weigher:
         plate: str | Sequence[str] | None = None,
     ):
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
-        with quiet(0):
+        with quiet(0), data_explained(args, kwargs):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            check_data(trace)
         self.plates = _plates(plate, guide, trace)
         _check_sites(trace, guide_trace)
         self._depth = enumeration_depth(trace, guide_trace.nodes)

@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = frozenset({"torch", "pyro"})
 FOUNDATION = frozenset(
-    {"errors", "masks", "positions", "structure", "provenance", "parameters", "families", "encoders"}
+    {"errors", "data_errors", "masks", "positions", "structure", "provenance", "parameters", "families", "encoders"}
 )
 
 
@@ -37,13 +37,14 @@ RULES = {
     "parameters": Rule(frozenset({"turns"})),
     "seeds": Rule(packages=frozenset({"torch"})),
     "errors": Rule(packages=frozenset()),
+    "data_errors": Rule(frozenset({"errors"}), frozenset({"torch"})),
     "masks": Rule(),
     "evaluation": Rule(packages=frozenset({"torch"})),
     "positions": Rule(packages=frozenset({"torch"})),
     "supports": Rule(),
-    "structure": Rule(frozenset({"evaluation", "masks", "parameters", "seeds", "supports"})),
+    "structure": Rule(frozenset({"data_errors", "evaluation", "masks", "parameters", "seeds", "supports"})),
     "replay": Rule(packages=frozenset({"torch"})),
-    "one_run": Rule(frozenset({"masks", "positions", "structure", "replay"})),
+    "one_run": Rule(frozenset({"data_errors", "masks", "positions", "structure", "replay"})),
     "provenance": Rule(frozenset({"masks", "one_run", "positions", "structure", "replay"})),
     "families": Rule(packages=TENSORS | {"zuko"}),
     "encoders": Rule(),
@@ -67,7 +68,9 @@ RULES = {
     "training_state": Rule(frozenset({"steps"})),
     "files": Rule(packages=frozenset({"torch", "safetensors"})),
     "checkpoint": Rule(frozenset({"files", "training_state"}), frozenset({"torch"})),
-    "training": Rule(frozenset({"checkpoint", "course", "divergence", "seeds", "steps", "training_state"})),
+    "training": Rule(
+        frozenset({"checkpoint", "course", "data_errors", "divergence", "seeds", "steps", "training_state"})
+    ),
     "fingerprint": Rule(packages=frozenset({"torch"})),
     "many_steps": Rule(frozenset({"captured", "compiled", "graphs", "gradient", "precision", "seeds", "steps"})),
     "course_figure": Rule(frozenset({"figures"}), frozenset({"numpy"})),
@@ -81,9 +84,10 @@ RULES = {
     "log_factors": Rule(frozenset({"structure"})),
     "perturbation": Rule(frozenset({"dependence", "log_factors", "structure"})),
     "attribution": Rule(frozenset({"dependence", "log_factors", "perturbation", "structure"}), TENSORS | {"scipy"}),
-    "row_densities": Rule(frozenset({"attribution", "log_factors", "structure"})),
+    "row_densities": Rule(frozenset({"attribution", "data_errors", "log_factors", "structure"})),
     "weights": Rule(
-        frozenset({"structure", "parameters", "evaluation", "attribution", "log_factors", "perturbation", "formatting"})
+        frozenset({"structure", "parameters", "evaluation", "attribution", "log_factors", "perturbation"})
+        | {"data_errors", "formatting"}
     ),
     "estimators": Rule(frozenset({"formatting"}), frozenset({"torch", "numpy", "scipy"})),
     "fused": Rule(frozenset({"graphs", "lifting"}), frozenset({"torch"})),

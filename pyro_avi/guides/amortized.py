@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyro_avi.encoders import MLP
 from pyro_avi.guides.covariates import Covariate, CovariateSearch
 from pyro_avi.guides.guide import LocalGuide, qualified_name
+from pyro_avi.guides.network import Network
 from pyro_avi.guides.row_factor import RowFactor
 from pyro_avi.guides.standardize import Standardize, transform_of
 from pyro_avi.provenance import Found, Sources
@@ -23,33 +24,6 @@ Encoder = Sequence[int] | nn.Module
 Inputs = Callable[..., Tensor]
 Key = str | tuple[str, ...]
 Part = tuple[Tensor, Tensor | None]
-
-
-class _Network(nn.Module):
-    """An encoder to features ``[B, H]`` and a linear head to parameters ``[B, P]``.
-
-    Args:
-        encoder: ``[B, ...]`` to ``[B, H]``.
-        inputs: what it reads of some rows.
-        initial: what the head is to give them.
-        standardize: by part of the inputs how it is standardized; empty where it is not.
-    """
-
-    def __init__(self, encoder: nn.Module, inputs: Tensor, initial: Tensor, standardize: nn.ModuleList):
-        super().__init__()
-        features = encoder(inputs)
-        if features.dim() != 2 or len(features) != len(inputs):
-            raise ValueError(
-                f"Expected the encoder to map {tuple(inputs.shape)} to features of shape ({len(inputs)}, H), got "
-                f"{tuple(features.shape)}."
-            )
-        head = nn.Linear(features.shape[-1], initial.shape[-1]).to(features)
-        nn.init.zeros_(head.weight)
-        head.bias.copy_(initial[0])
-        self.encoder, self.head, self.standardize = encoder, head, standardize
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return self.head(self.encoder(inputs))
 
 
 class AmortizedGuide(LocalGuide):
@@ -201,7 +175,7 @@ class AmortizedGuide(LocalGuide):
         inputs = _joined(parts, standardize, depth).flatten(0, depth - 1)
         if by_widths:
             encoder = MLP(prod(inputs.shape[1:]), encoder).to(initial)
-        return _Network(encoder, inputs, initial.flatten(0, -2), standardize)
+        return Network(encoder, inputs, initial.flatten(0, -2), standardize)
 
     def _transforms(self, of: RowFactor, found: Found, is_found: bool) -> list[str]:
         """What is done to each part of the inputs before it is standardized."""
@@ -277,7 +251,10 @@ class AmortizedGuide(LocalGuide):
         dtype = of.function.head.weight.dtype if of.function else self._like.dtype
         given = self._of_rows(self._inputs, plates, "inputs", len(self._structure.row_sets))
         if given is not None:
-            inputs = self._read_given(given(*args, **kwargs), plates, found, args, kwargs)
+            inputs = given(*args, **kwargs)
+            if not isinstance(inputs, Tensor):
+                raise TypeError(f"Expected inputs= to return a tensor [B, ...], got a {type(inputs).__name__}.")
+            inputs = self._read_given(inputs, plates, found, args, kwargs)
             return [(inputs.to(dtype) if self._standardize else inputs, None)]
         parts = [self._observed(of, name, found, dtype) for name in of.rows.observations]
         rows = [found.rows[name] for name in plates]
@@ -343,7 +320,13 @@ def _by_plates(given: Any) -> Any:
 def _rows_first(value: Tensor, dims: tuple[int, ...]) -> Tensor:
     """The value with the dimensions of its rows in front."""
     there = all(value.dim() + dim == position for position, dim in enumerate(dims))
-    return value if there else value.movedim(dims, tuple(range(len(dims))))
+    try:
+        return value if there else value.movedim(dims, tuple(range(len(dims))))
+    except IndexError:
+        raise ValueError(
+            f"Expected observed values with their rows in dimension {dims[0]}, as the guide was set up with, got shape "
+            f"{tuple(value.shape)}."
+        ) from None
 
 
 def _qualified(given: Any) -> Any:

@@ -15,6 +15,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
+from pyro_avi.data_errors import data_explained
 from pyro_avi.errors import CallError
 
 __all__ = ["OwnedGuide"]
@@ -169,7 +170,8 @@ class OwnedGuide(AutoGuide):
             return self.master().plates
         if self.create_plates is None:
             return {}
-        plates = self.create_plates(*args, **kwargs)
+        with data_explained(args, kwargs):
+            plates = self.create_plates(*args, **kwargs)
         plates = [plates] if isinstance(plates, pyro.plate) else list(plates)
         for plate in plates:
             if not isinstance(plate, pyro.plate):

@@ -113,7 +113,17 @@ class Standardize(nn.Module):
         Args:
             values: ``[B, ...]``.
             known: as for the first rows.
+
+        Raises:
+            ValueError: if the rows have other features than the first ones.
         """
+        depth = self.location.dim()
+        # Another number of features fails by itself, but for a single one.
+        if depth and not torch.jit.is_tracing() and values.shape[-depth:] != self.location.shape:
+            raise ValueError(
+                f"Expected rows with features of shape {tuple(self.location.shape)}, as the guide was set up with, got values "
+                f"of shape {tuple(values.shape)} for its encoder."
+            )
         values = (self._transformed(values) - self.location) / self.scale
         return values if known is None else torch.where(known, values, 0.0)
 

@@ -1,0 +1,109 @@
+"""What is wrong with the data of a call on which a model cannot run: no tensors, or no rows."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_avi.errors import CallError, without_table
+
+__all__ = ["NoRowsError", "NoTensorError", "check_observed", "data_explained"]
+
+_CONVERT = (
+    "Convert arrays and data frames before the call: torch.as_tensor(x, dtype=torch.get_default_dtype()) for numbers, "
+    "torch.as_tensor(k) for whole numbers."
+)
+
+
+class NoTensorError(TypeError):
+    """Data of a call are no tensors."""
+
+
+class NoRowsError(CallError):
+    """A call has no rows."""
+
+
+@runtime_checkable
+class _HasArray(Protocol):
+    """An array of NumPy, or what becomes one, as a data frame."""
+
+    def __array__(self) -> Any: ...
+
+
+def check_observed(site: str, value: Any) -> None:
+    """Refuse an observed value that is no tensor.
+
+    Args:
+        site: the name of the site.
+        value: what is observed there.
+
+    Raises:
+        NoTensorError: if it is none.
+    """
+    if not isinstance(value, Tensor):
+        raise NoTensorError(
+            f"Expected a tensor as the value observed at site {site!r}, got {_kind(value)}.\n{_CONVERT}"
+        )
+
+
+@contextmanager
+def data_explained(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+    """Say what is wrong with the arguments where a model that runs inside cannot do with them.
+
+    Args:
+        args, kwargs: of the model.
+
+    Raises:
+        NoRowsError: instead of the division by zero of a Pyro plate without rows.
+        NoTensorError: instead of whatever an array in the place of a tensor led to.
+    """
+    try:
+        yield
+    except ZeroDivisionError as error:
+        if not _is_of_pyro(error.__traceback__):
+            raise
+        raise _no_rows(args, kwargs) from error
+    except (NoTensorError, NoRowsError):
+        raise
+    except (TypeError, AttributeError, ValueError) as error:
+        arrays = [leaf for leaf in tree_leaves((args, dict(kwargs))) if _is_array(leaf)]
+        if not arrays:
+            raise
+        raise NoTensorError(
+            f"Expected tensors as arguments, got {', '.join(map(_kind, arrays))}, with which the model or guide fails: "
+            f"{type(error).__name__}: {without_table(str(error))}\n{_CONVERT}"
+        ) from error
+
+
+def _no_rows(args: tuple, kwargs: Mapping[str, Any]) -> NoRowsError:
+    """The error of a call whose plate has no rows."""
+    shapes = [str(tuple(leaf.shape)) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)]
+    found = f"arguments of shape {', '.join(shapes)}" if shapes else "none"
+    return NoRowsError(
+        f"Expected at least one row in every plate of the call, got {found}.\n"
+        "Pyro has no plate without rows: leave out batches that are empty."
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, _HasArray) and not isinstance(value, Tensor)
+
+
+def _kind(value: Any) -> str:
+    """A value's class, and the shape of an array."""
+    name = (
+        type(value).__name__
+        if type(value).__module__ == "builtins"
+        else f"{type(value).__module__}.{type(value).__name__}"
+    )
+    return f"a {name} of shape {tuple(value.__array__().shape)}" if _is_array(value) else f"a {name}"
+
+
+def _is_of_pyro(traceback: TracebackType | None) -> bool:
+    """Whether an error was raised by Pyro itself."""
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals["__name__"].partition(".")[0] == "pyro"
