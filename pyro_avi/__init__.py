@@ -27,6 +27,7 @@ from pyro_avi.predictive import posterior_predictive
 from pyro_avi.refine import refine
 from pyro_avi.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.storage import load, save
+from pyro_avi.validation import Validation
 from pyro_avi.weights import LogWeights, log_weights
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
     "RowFlow",
     "StickingTheLandingELBO",
     "TailIndex",
+    "Validation",
     "ais",
     "elbo",
     "encoders",

@@ -176,6 +176,11 @@ class Fit:
         self._save(path, self)
 
     @property
+    def num_steps(self) -> int:
+        """The number of steps that were asked for, in all."""
+        return len(self._buffer)
+
+    @property
     def seconds(self) -> float:
         """The time that the steps took, callbacks excluded; to read it waits for the device."""
         return self._clock.read()

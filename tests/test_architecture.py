@@ -108,6 +108,7 @@ RULES = {
         frozenset({"guides", "weights", "estimators", "annealed", "judge", "mixture", "convergence", "refine"})
     ),
     "arviz_import": Rule(packages=frozenset({"arviz"})),
+    "validation": Rule(frozenset({"course", "formatting", "parameters", "seeds", "weights"})),
     "predictive": Rule(frozenset({"turns", "structure", "log_factors"})),
     "export": Rule(frozenset({"arviz_import", "turns", "predictive", "seeds", "structure", "weights"})),
     "figures": Rule(packages=frozenset({"matplotlib"})),
