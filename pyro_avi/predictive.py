@@ -96,6 +96,7 @@ class Predictor:
             self.sites = tuple(name for name, site in of_model.nodes.items() if self._is_predicted(name, site))
             self._rows = _rows(of_model)
             self._of_model = self._unobserved(self._latents(self._of_guide))
+            self._check_events(of_model)
             frames = _frames(self._of_guide) + _frames(of_model)
             self._depth = max((-frame.dim for frame in frames if frame.vectorized), default=0)
             # Three runs: rows drawn anew are seldom the same.
@@ -171,13 +172,20 @@ class Predictor:
 
         try:
             trace = self._trace(poutine.replay(unobserved, trace=given))
-        except NotImplementedError as error:
-            raise ValueError(
-                f"Expected observations that can be drawn, got one of {list(self.sites)} whose distribution has no sample().\n"
-                "Give it one, or leave the draws out: avi.to_arviz(..., posterior_predictive=False)."
+        except (NotImplementedError, AssertionError) as error:
+            # Pyro's hidden Markov models assert that they were given a duration.
+            raise _cannot_be_drawn(
+                f"one of {list(self.sites)} whose sample() fails with a {type(error).__name__}"
             ) from error
         self._check_rows(trace)
         return trace
+
+    def _check_events(self, observed: Trace) -> None:
+        for name in self.sites:
+            # A series without a given duration would be drawn with another one than the data have.
+            shapes = [tuple(_event(trace.nodes[name])) for trace in (observed, self._of_model)]
+            if shapes[0] != shapes[1]:
+                raise _cannot_be_drawn(f"site {name!r} with draws of shape {shapes[1]} where the data have {shapes[0]}")
 
     def _check_rows(self, trace: Trace) -> None:
         rows = _rows(trace)
@@ -213,6 +221,19 @@ class Predictor:
         )
         runs = self._trace(poutine.replay(self._guide, trace=of_guide)), self._unobserved(of_model)
         return all(_same_densities(trace, position, run) for trace, run in zip(together, runs, strict=True))
+
+
+def _cannot_be_drawn(found: str) -> ValueError:
+    return ValueError(
+        f"Expected observations that can be drawn like the data, got {found}.\n"
+        "Give the distribution a sample() of that shape, as duration= does of Pyro's hidden Markov models, or leave the draws "
+        "out: avi.to_arviz(..., posterior_predictive=False)."
+    )
+
+
+def _event(site: Mapping[str, Any]) -> torch.Size:
+    """The shape of a row's value."""
+    return site["value"].shape[site["value"].dim() - site["fn"].event_dim :]
 
 
 def _drawn(trace: Trace) -> dict[str, Mapping[str, Any]]:

@@ -259,11 +259,50 @@ def undrawable(x):
         pyro.sample("x", Undrawable(z, 0.5), obs=x)
 
 
+def series(x, duration=None):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        probs = torch.softmax(torch.stack([z, -z], -1), -1)
+        moves, observed = torch.eye(2).log(), dist.Normal(torch.tensor([-1.0, 1.0]), 1.0)
+        states = dist.DiscreteHMM(probs.log(), moves, observed, duration=duration)
+        pyro.sample("x", states, obs=x[:, None].float().expand(-1, 3))
+
+
+def test_a_series_of_given_duration_is_drawn():
+    guide = avi.ConstantGuide(series).setup(X, duration=3)
+    assert avi.posterior_predictive(series, guide, X, duration=3, num_samples=4)["x"].shape == (4, 6, 3)
+
+
+class Short(dist.MultivariateNormal):
+    """Draws with fewer elements than it has."""
+
+    def rsample(self, sample_shape=()):
+        return super().rsample(sample_shape)[..., :2]
+
+
+def short(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(X.new_zeros(()), 1.0))
+        pyro.sample(
+            "x", Short(z[..., None].expand(*z.shape, 3), torch.eye(3, dtype=X.dtype)), obs=x[:, None].expand(-1, 3)
+        )
+
+
 REFUSED = {
+    "too short": (short, 3, r"observations that can be drawn like the data, got site 'x' with draws of shape \(2,\)"),
     "no draws": (normals, 0, "num_samples of at least 1, got 0"),
     "rows of its own": (drawing, 3, "the same rows in every draw"),
     "no observations": (only_factors, 3, "a model with observations to draw.*pyro.factor"),
-    "no sample": (undrawable, 3, r"observations that can be drawn, got one of \['x'\].*posterior_predictive=False"),
+    "another length": (
+        series,
+        3,
+        r"observations that can be drawn like the data, got one of \['x'\].*AssertionError.*duration=",
+    ),
+    "no sample": (
+        undrawable,
+        3,
+        r"observations that can be drawn like the data, got one of \['x'\].*posterior_predictive=False",
+    ),
 }
 
 
