@@ -45,7 +45,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
 
 def opening(section: Section, colours: Mapping[str, str]) -> Finding:
     """The answer of a section with its figure."""
-    caption = "A dot: training ended. 'F-VI from' goes on where that encoder ended."
+    caption = "The first 500 training rows. A dot: training ended. 'F-VI from' goes on where that encoder ended."
     draw = partial(curves.opening, section, colours)
     return replace(answer(section), figure=Figure(section.name, "Training ELBO by second", caption, draw))
 
@@ -66,7 +66,7 @@ def part(section: Section, colours: Mapping[str, str]) -> Part:
 
 def drawings(section: Section) -> Iterator[tuple]:
     """Name, title, caption and function of each figure; one that would be empty is left out."""
-    caption = "Training rows, a line a seed; ordinates begin below the constant guide. A cross: a run that diverged."
+    caption = "A line a seed; the first steps lie below. A cross: a run that diverged."
     yield "elbo", "ELBO by step and by second", caption, curves.bounds
     yield "mse", "Reconstruction error by second", "At the posterior means, a line a seed.", curves.errors
     if any(pictures.recorded(arm) for arm in section.arms):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from experiments.document import Finding
 from experiments.reports.images.cells import Arm, Section
-from experiments.reports.images.compare import LEVEL_SHARE, Comparison, best_amortized
+from experiments.reports.images.compare import Comparison, best_amortized
 from experiments.reports.images.words import counted, listed
 from experiments.summary import Duration, Mean, mean_over_seeds, paired_difference, ratio_text, significant, with_error
 
@@ -83,13 +83,12 @@ def saving(compared: Comparison) -> str:
     slow, fast = compared.times("seconds")
     if slow is None or fast is None:
         return "What it saves is unknown: F-VI from its own start is not in the store."
-    level = f"To within {LEVEL_SHARE:.0%} of A-VI's final bound"
     if slow.censored:
-        told = f"{level} A-VI takes {lasting(fast)}; F-VI does not get there in {significant(slow.value)} s."
+        told = f"To A-VI's level A-VI takes {lasting(fast)}; F-VI does not get there in {significant(slow.value)} s."
     else:
         verdict = "saves time" if slow.value > fast.value else "saves no time"
-        told = f"It {verdict}: {level[0].lower()}{level[1:]} A-VI takes {lasting(fast)} and F-VI {lasting(slow)}"
-        told += f" (ratio {ratio_text(slow, fast)})."
+        told = f"It {verdict}: to A-VI's level A-VI takes {lasting(fast)} and F-VI {lasting(slow)} "
+        told += f"(ratio {ratio_text(slow, fast)})."
     equal = compared.equal("seconds")
     if not equal.gap.known:
         return told

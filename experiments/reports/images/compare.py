@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from experiments.reports.images.cells import Arm, Section
 from experiments.reports.images.records import CellRecord
+from experiments.reports.images.words import LEVEL_SHARE
 from experiments.summary import (
     Duration,
     Mean,
@@ -19,8 +20,6 @@ from experiments.summary import (
 
 #: The claim to check speaks of encoders at least this wide, and of a speed-up within this range.
 WIDE, CLAIMED = 64, (2.0, 3.0)
-#: A guide is at a level when what it lacks is less than this share of the level's lead over the constant guide.
-LEVEL_SHARE = 0.02
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from experiments.figures import INK, drawn, fit_scale, label_ends, panels
 from experiments.reports.images.answer import answered
 from experiments.reports.images.cells import Arm, Section
 from experiments.reports.images.compare import Comparison, best_amortized
-from experiments.summary import significant
 
 Colours = Mapping[str, str]
 AXES = {"step": "steps", "seconds": "training seconds"}
@@ -35,9 +34,8 @@ def opening(section: Section, colours: Colours) -> Figure:
     if best is not None and (level := Comparison(section, best).level).known:
         reference(axes, level.value, f"{best.label}'s level")
     axes.set_xlabel("training seconds, a line a seed")
-    axes.set_ylabel("training ELBO (nats a row)")
-    ends = [(final(arm, "elbo"), f"{arm.label}: {significant(final(arm, 'elbo'))}", colours[arm.label]) for arm in arms]
-    label_ends(axes, ends)
+    axes.set_ylabel("ELBO, watched rows (nats a row)")
+    label_ends(axes, [(final(arm, "elbo"), arm.label, colours[arm.label]) for arm in arms])
     return figure
 
 
@@ -52,7 +50,7 @@ def bounds(section: Section, colours: Colours) -> Figure:
             axes.set_title(protocol if x == "step" else "")
             axes.set_xlabel(AXES[x])
         begin_in_view(row[0], [(arm, x, "elbo") for arm in section.arms], low, high)
-        row[0].set_ylabel("training ELBO (nats a row)")
+        row[0].set_ylabel("ELBO, watched rows (nats a row)")
     name_ends(grid, ["elbo", "elbo"], section, colours)
     return figure
 

@@ -4,6 +4,9 @@ from collections.abc import Sequence
 
 from experiments.summary import SEEN
 
+#: A guide is at a level when what it lacks is less than this share of the level's lead over the constant guide.
+LEVEL_SHARE = 0.02
+
 LEAD = (
     "One Bayesian decoder, three guides that differ in where a row's variational parameters come from: one set for all rows "
     "(constant), computed by an encoder of width k (A-VI), kept for every row (F-VI)."
@@ -22,8 +25,10 @@ METHOD = (
     "decoder's posterior frozen, which no encoder is granted.",
     "Errors: se = sqrt(max(sd², mean of m²) / S) over S seeds with standard deviation sd and Monte Carlo errors m; with one "
     f"seed m alone. Gaps are taken seed by seed. A difference counts from {SEEN:g} standard errors on.",
-    "Seconds are of training alone, synchronized with the device. A time to a level is that of the first evaluation there; "
-    "'>' marks a median over seeds of which too few got there.",
+    "Curves, and what is read off them (levels, times, bounds at equal steps and seconds), watch the first 500 training rows; "
+    f"other bounds are of all. A-VI's level: its last point less {LEVEL_SHARE:.0%} of its lead over the constant guide. A "
+    "time to a level is that of the first evaluation there, a median over seeds; '>' where too few of them got there.",
+    "Seconds are of training alone, synchronized with the device.",
 )
 
 GLOSSARY = {
