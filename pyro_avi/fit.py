@@ -163,7 +163,8 @@ def next_call(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
     call = next(calls, None)
     if call is None:
         raise ValueError(
-            f"Expected batches for {num_steps} steps, got {step}.\nPass an endless iterable, for example avi.minibatches(...)."
+            f"Expected batches for {num_steps} steps, got {step}.\nPass what has no end, as avi.minibatches(...), or can be "
+            "iterated over again, as a list or a DataLoader."
         )
     if not isinstance(call, tuple):
         raise TypeError(

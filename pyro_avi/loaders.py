@@ -9,7 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from pyro_avi.positions import Rows
 from pyro_avi.seeds import Stream, seeded
@@ -42,10 +42,15 @@ def calls_from(batches: Iterable, model: Callable, seed: int | None) -> Iterator
 
     Raises:
         ValueError: if there is no batch.
-        TypeError: if a loader's batch is no arguments of the model.
+        TypeError: if a data set is given in the place of a loader, or a loader's batch is no arguments of the model.
     """
     if isinstance(batches, DataLoader):
         return _of_loader(batches, model, seed)
+    if isinstance(batches, Dataset):
+        raise TypeError(
+            f"Expected batches of rows, got the data set {type(batches).__name__}.\n"
+            "Pass batches=torch.utils.data.DataLoader(dataset, batch_size=..., shuffle=True)."
+        )
     source = iter(batches)
     return source if source is batches else _cycled(batches)
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -14,6 +15,15 @@ from pyro_avi.seeds import seeded
 from pyro_avi.weights import log_weights
 
 __all__ = ["Validation"]
+
+
+@runtime_checkable
+class KnowsRows(Protocol):
+    """A guide with parameters for rows, which are not to be taken for those of others."""
+
+    def knows_rows(self, *args, **kwargs) -> bool:
+        """Whether it can be told that a call is about these rows."""
+        ...
 
 
 class Validation:
@@ -175,9 +185,20 @@ class Validation:
 
     def _evaluate(self) -> Tensor:
         """``[S]`` the bound of each draw."""
+        if not self.steps and isinstance(self._guide, KnowsRows):
+            self._check_rows(self._guide)
         with seeded(self._seed), buffers_given_back(self._model), buffers_given_back(self._guide):
             weights = log_weights(self._model, self._guide, *self._args, **self._given, **self._kwargs)
         return weights.local.mean(-1).cpu()
+
+    def _check_rows(self, guide: KnowsRows) -> None:
+        if not guide.knows_rows(*self._args, **self._kwargs):
+            raise ValueError(
+                f"Expected rows that the {type(guide).__name__} has parameters for, with their positions, got a call without.\n"
+                "Try one of the following fixes:\n"
+                "- for its own rows, pass their positions as well: Validation(model, guide, x, torch.arange(len(x)))\n"
+                "- for held-out rows: after the training, avi.refine(model, guide, x_new, num_steps=...)"
+            )
 
     def _improves(self, draws: Tensor) -> bool:
         if self._best is None or not self._best.isfinite().all():

@@ -284,7 +284,22 @@ def test_a_batch_is_not_taken_for_the_data_beside_global_latents(guide):
     train(build(guide, avi.models.BayesianDecoder), labels)
 
 
+@pytest.mark.parametrize("guide", GUIDES)
+def test_answers_for_a_loader_are_put_together(guide):
+    pair = build(guide)
+    train(pair, loader())
+    expected = pair[1].posterior_by_row([(X,)])["z"]
+    torch.testing.assert_close(pair[1].posterior_by_row(loader())["z"], expected)
+    if guide != "factorized":
+        torch.testing.assert_close(pair[1].posterior_by_row(DataLoader(X, batch_size=5))["z"], expected)
+
+
 REFUSED = {
+    "a data set": (
+        lambda: TensorDataset(X, INDEX),
+        TypeError,
+        "batches of rows, got the data set TensorDataset.*DataLoader",
+    ),
     "no batch": (lambda: loader(batch_size=20, drop_last=True), ValueError, "none in epoch 0.*drop_last"),
     "an empty list": (lambda: [], ValueError, "got none in epoch 0 of a list"),
     "a string": (lambda: DataLoader(Rows(lambda row: "row"), batch_size=None), TypeError, "got a str.*collate_fn"),

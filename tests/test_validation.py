@@ -275,6 +275,28 @@ def test_rows_without_parameters_are_refused():
             train(pair, avi.Validation(*pair, rows, num_samples=2))
 
 
+def test_as_many_other_rows_are_not_taken_for_those_of_a_table():
+    # Trained by positions, the table has never seen a call without.
+    pair = build("factorized")
+    with pytest.raises(ValueError, match=r"(?s)with their positions, got a call without.*torch.arange.*avi.refine"):
+        train(pair, avi.Validation(*pair, X + 1, num_samples=2))
+    pair = build("factorized")
+    held = avi.Validation(*pair, X, num_samples=2)
+    avi.fit(*pair, X, num_steps=2, callbacks=[held], progress=False)
+    assert held.steps == [1, 2]
+
+    def drawing(x):
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 0.5), obs=x[rows])
+
+    x = torch.linspace(-1.0, 1.0, 8)
+    guide = avi.FactorizedGuide(drawing)
+    held = avi.Validation(drawing, guide, x, num_samples=2)
+    avi.fit(drawing, guide, x, num_steps=2, callbacks=[held], progress=False)
+    assert held.values.isfinite().all()
+
+
 def test_latents_that_are_all_global_have_one_bound_for_the_call():
     def model(x):
         loc = pyro.sample("loc", dist.Normal(0.0, 1.0))

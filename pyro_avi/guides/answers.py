@@ -111,7 +111,9 @@ class Answers(RowFinder):
             torch.Size([3, 20, 2])
         """
         merged: dict[tuple[str, ...], Merged] = {}
-        for call in batches:
+        for batch in batches:
+            # Loaders give lists, or single tensors.
+            call = (batch,) if isinstance(batch, Tensor) else tuple(batch)
             self.setup(*call)
             asked = self._sites_by_rows(sites)
             merged = merged or {

@@ -175,6 +175,20 @@ class FactorizedGuide(LocalGuide):
             self._check_sizes(of, found)
         self._check_same_rows(found)
 
+    def knows_rows(self, *args, **kwargs) -> bool:
+        """Whether it can be told that a call is about the rows of the tables, or about others, which are refused then.
+
+        It cannot where the call gives no positions and no earlier one was without: all rows that it may be about are as many.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+        """
+        if self._same_rows or self._recognized.has_seen_rows:
+            return True
+        if self.create_plates is None and self._sources.draws_rows(args, kwargs):
+            return True
+        return any(rows.index is not None for rows in self.rows_of(*args, **kwargs).values())
+
     def _check_same_rows(self, found: Found) -> None:
         if found.values and all(rows.index is None for rows in found.rows.values()):
             self._recognized.check(found.values)

@@ -27,6 +27,11 @@ class SameRows:
     def __getstate__(self):
         return {**self.__dict__, "_last": []}
 
+    @property
+    def has_seen_rows(self) -> bool:
+        """Whether there was a call to compare with."""
+        return bool(self._known)
+
     def check(self, values: Mapping[str, Tensor]) -> None:
         """Compare the observed values of a call with those of the first.
 
