@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_avi.arviz_import import import_arviz
 from pyro_avi.calibration_figure import plot_calibration
 from pyro_avi.estimators.ranks import UniformBand
-from pyro_avi.formatting import counted
+from pyro_avi.formatting import counted, with_error
 from pyro_avi.tables import check_format, lined_up
 
 __all__ = ["Calibration", "Coverage"]
@@ -34,6 +34,13 @@ class Coverage:
     nominal: Tensor
     empirical: Tensor
     se: Tensor
+
+    def __repr__(self) -> str:
+        off = (self.empirical - self.nominal.unsqueeze(-1)).abs()
+        level, quantity = divmod(int(off.argmax()), off.shape[-1])
+        found, error = (of[level, quantity].item() for of in (self.empirical, self.se))
+        far = f"{with_error(found, error)} in place of {self.nominal[level]:.3g} the furthest off"
+        return f"Coverage({counted(off.shape[0], 'interval')} of {counted(off.shape[1], 'quantity')}, {far})"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.guides.guide import LocalGuide, check_local_guide
 from pyro_avi.one_row import as_one_row
 from pyro_avi.structure import quiet
 
@@ -52,11 +52,7 @@ def hold_globals(
         ValueError: if theta is none of these or lacks a global latent.
         TypeError: if the guide is none of the three.
     """
-    if not isinstance(guide, LocalGuide):
-        raise TypeError(
-            f"Expected a ConstantGuide, AmortizedGuide or FactorizedGuide, got {type(guide).__name__}.\n"
-            "Of other guides avi.log_weights gives the weights, and avi.iwelbo and avi.khat what these say."
-        )
+    check_local_guide(guide)
     guide.setup(*args, **kwargs)
     if not guide.row_plates:
         return as_one_row(model, guide, args, kwargs)

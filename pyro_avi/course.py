@@ -146,8 +146,10 @@ class Fit:
         recent = self._buffer[self.steps - count : self.steps].cpu()
         if not recent.isfinite().all():
             return f"Fit({counted(self.steps, 'step')}, diverged at step {self.diverged_at:,}, {self.seconds:.3g} s)"
-        error = recent.std().item() / count**0.5 if count > 1 else math.nan
-        loss = f"mean loss {with_error(recent.mean().item(), error)} nats in the last {count:,}"
+        loss = f"last loss {recent[-1].item():,.6g} nats"
+        if count > 1:
+            error = recent.std().item() / count**0.5
+            loss = f"mean loss {with_error(recent.mean().item(), error)} nats in the last {count:,}"
         return f"Fit({counted(self.steps, 'step')}, {loss}, {self.seconds:.3g} s)"
 
     def __getstate__(self) -> dict[str, Any]:

@@ -48,5 +48,8 @@ def counted(number: int, noun: str) -> str:
         >>> from pyro_avi.formatting import counted
         >>> counted(1, "row"), counted(1000000, "row")
         ('1 row', '1,000,000 rows')
+        >>> counted(2, "quantity")
+        '2 quantities'
     """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    several = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else several}"

@@ -14,7 +14,7 @@ from pyro_avi.estimators.gains import gains
 from pyro_avi.evaluation import evaluation_mode
 from pyro_avi.fit import Fit, LearningRate, fit
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.guides.guide import LocalGuide, check_local_guide
 from pyro_avi.judge import by_row, judge_of
 from pyro_avi.one_row import as_one_row, write_back
 from pyro_avi.sticking_the_landing import StickingTheLandingELBO
@@ -98,6 +98,7 @@ def refine(
         >>> avi.refine(model, guide, x[:5], num_steps=3).table.shape
         torch.Size([5, 4])
     """
+    check_local_guide(guide)
     if not guide.row_plates:
         row, table = as_one_row(model, guide, args, kwargs)
         options = {"num_steps": num_steps, "lr": lr, "start": start, "seed": seed, "progress": progress}
@@ -297,15 +298,20 @@ def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) ->
     elif own:
         tables = guide.table
         start = {key: table.mean(0) for key, table in tables.items()} if isinstance(tables, dict) else tables.mean(0)
+    with torch.no_grad():
+        asked = refined.variational_parameters(*args, **kwargs)
     starts = {}
     for (name, table), of in zip(refined.row_tables().items(), refined.row_factors, strict=True):
+        rows = (asked[of.rows.plates] if isinstance(asked, dict) else asked).shape[:-1]
+        if tuple(rows) != of.function.sizes:
+            raise ValueError(
+                f"Expected all {len(table)} rows of {name!r}, got {rows.numel()} of them.\n"
+                "Pass the rows to refine as a data set of their own, without positions."
+            )
         given = start[of.rows.plates] if isinstance(start, dict) else start
         if given.shape not in (table.shape, table.shape[1:], (*of.function.sizes, table.shape[1])):
             raise ValueError(
-                f"Expected all {len(table)} rows of {name!r}, got {len(given)} of them.\n"
-                "Pass the rows to refine as a data set of their own, without positions."
-                if own
-                else f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
+                f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
             )
         # A table may be in host memory.
         given = given.to(table.device)

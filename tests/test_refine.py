@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 
 import pyro_avi as avi
 from pyro_avi.refine import take_steps
@@ -250,6 +251,11 @@ def test_a_guide_that_was_never_set_up_is_refused(guide):
         avi.refine(model, GUIDES[guide](model), X, num_steps=1)
 
 
+def test_a_guide_of_another_kind_is_refused():
+    with pytest.raises(TypeError, match="Expected a ConstantGuide, AmortizedGuide or FactorizedGuide, got AutoNormal"):
+        avi.refine(model, AutoNormal(model), X, num_steps=1)
+
+
 @pytest.mark.parametrize("shape", [(2, 2), (3, 1), (3,), (), (1, 3, 2)])
 def test_a_start_of_another_shape_is_refused(shape):
     with pytest.raises(ValueError, match=r"Expected start of shape \(3, 2\), one row for each row to refine, got"):
@@ -260,6 +266,9 @@ def test_a_minibatch_is_no_data_set():
     vae, guide = images()
     with pytest.raises(ValueError, match="Expected all 6 rows of 'data', got 2 of them.\nPass the rows to refine"):
         avi.refine(vae, guide, torch.rand(2, 1, 3, 3), torch.tensor([3, 1]), num_steps=1)
+    for start in (torch.zeros(2), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match="Expected all 6 rows of 'data', got 2 of them.\nPass the rows to refine"):
+            avi.refine(vae, guide, torch.rand(2, 1, 3, 3), torch.tensor([3, 1]), num_steps=1, start=start)
 
 
 # --- where it starts, what it keeps

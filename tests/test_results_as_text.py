@@ -1,6 +1,7 @@
 """What results look like at a prompt: one line, with the number and its error; the version; the figure of a training."""
 
 import configparser
+import dataclasses
 import importlib.metadata
 import math
 from pathlib import Path
@@ -43,6 +44,11 @@ def test_numbers_have_two_digits_of_their_error(value, error):
     assert with_error(value, error) == NUMBERS[value, error]
 
 
+def test_a_training_of_few_steps_shows_its_last_loss():
+    course = avi.fit(model, avi.ConstantGuide(model), X, num_steps=3, progress=False)
+    assert repr(course) == f"Fit(3 steps, last loss {course.losses[-1].item():.6g} nats, {course.seconds:.3g} s)"
+
+
 @pytest.mark.parametrize("value", [0.0, 1.5, -7e-5, 123.456, -98765.4321, 3e8])
 @pytest.mark.parametrize("error", [3e-6, 0.0123, 1.0, 9.96, 451.0])
 def test_what_is_shown_is_near(value, error):
@@ -82,6 +88,10 @@ RESULTS = {
         avi.LogWeights(torch.tensor([[1.0]]), torch.zeros(1), 1.0, blocks={("data",): torch.zeros(4)}),
         "LogWeights(1 draw of 1 block, ELBO 1 ± nan nats)",
     ),
+    "coverage": (
+        avi.Coverage(torch.tensor([0.5, 0.9]), torch.tensor([[0.5], [0.86]]), torch.tensor([[0.02], [0.012]])),
+        "Coverage(2 intervals of 1 quantity, 0.860 ± 0.012 in place of 0.9 the furthest off)",
+    ),
     "gaps": (
         gaps(True, 0.0),
         "Gaps(amortization 2.000 ± 0.040, approximation 1.000 ± 0.040, inference 3.000 ± 0.040 nats a row, 4 rows)",
@@ -96,6 +106,13 @@ RESULTS = {
         "Gaps(amortization 2.000 ± 0.040, approximation 1.000 ± 0.040, inference 3.000 ± 0.040 nats a row, 4 rows)",
     ),
 }
+
+
+def test_every_result_is_a_line_of_its_own():
+    public = [value for name in avi.__all__ if isinstance(value := getattr(avi, name), type)]
+    results = [value for value in public if dataclasses.is_dataclass(value)]
+    assert len(results) >= 7 and [value for value in results if "__repr__" not in vars(value)] == []
+    assert {type(result) for result, _ in RESULTS.values()} | {Calibration, avi.Fit} == set(results)
 
 
 @pytest.mark.parametrize("name", RESULTS)

@@ -23,7 +23,7 @@ from pyro_avi.guides.summaries import Summaries
 from pyro_avi.provenance import Found, Sources
 from pyro_avi.structure import Structure, inspect_model, quiet, row_plate
 
-__all__ = ["LocalGuide", "qualified_name"]
+__all__ = ["LocalGuide", "check_local_guide", "qualified_name"]
 
 
 class _Hide:
@@ -274,6 +274,15 @@ class LocalGuide(Summaries):
     def local_parameters(self) -> list[nn.Parameter]:
         """The parameters of the inference functions; all others of the guide belong to the global latents."""
         return list(self.row_factors.parameters())
+
+
+def check_local_guide(guide: Any) -> None:
+    """Refuse a guide that is none of the three, for what asks more of it than draws."""
+    if not isinstance(guide, LocalGuide):
+        raise TypeError(
+            f"Expected a ConstantGuide, AmortizedGuide or FactorizedGuide, got {type(guide).__name__}.\n"
+            "Of other guides avi.log_weights gives the weights, and avi.iwelbo and avi.khat what these say."
+        )
 
 
 def _names(structure: Structure) -> list[str]:
