@@ -82,7 +82,8 @@ def fit(
             ``"auto"`` compiles where that is possible and the steps to go, by a count of their operations, save more time
             than it takes. ``False``: steps are taken eagerly. Sums are rounded differently.
         progress: whether to show a progress bar.
-        callbacks: called after every step with the :class:`Fit` so far, off the clock; ``True`` ends the training.
+        callbacks: called after every step with the :class:`Fit` so far, off the clock; ``True`` ends the training. See
+            :class:`~pyro_avi.Validation`.
         keep: whether to keep a copy of the last finite state, to be given back when the training diverges: it takes the
             memory of parameters and optimizer once more, beside them, and at most 1 % of the time, for which it is older
             where they are large.

@@ -206,6 +206,8 @@ class RowsOfLoader:
             if isinstance(self._guide, HasRowTables):
                 self._check_positions(rows)
             elif rows:
+                # One look tells: it is the plate's size.
+                self._left = 0
                 self._check_size(rows)
         return call
 
@@ -234,7 +236,7 @@ class RowsOfLoader:
     def _check_size(self, rows: Mapping[str, Rows]) -> None:
         if not all(of.index is None and of.size < self._size for of in rows.values()):
             return
-        self._left, (name, of) = 0, next(iter(rows.items()))
+        name, of = next(iter(rows.items()))
         found = f"plate {name!r} to have the {self._size} rows of the loader's data set, got {of.size}"
         shared, often = list(self._guide.global_latents), f"{self._size / of.size:.3g} times"
         fixes = (

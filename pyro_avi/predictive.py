@@ -72,9 +72,16 @@ def posterior_predictive(
             "Expected a model with observations to draw, got one without.\n"
             "Write them as pyro.sample(name, fn, obs=x): a pyro.factor has no distribution to draw from."
         )
+    draws: dict[str, Tensor] = {}
     with quiet(seed):
-        parts = [predictor.draw(count) for count in predictor.chunks(num_samples)]
-    return {name: torch.cat([part[name] for part in parts]) for name in predictor.sites}
+        done = 0
+        for count in predictor.chunks(num_samples):
+            for name, values in predictor.draw(count).items():
+                if name not in draws:
+                    draws[name] = values.new_empty(num_samples, *values.shape[1:])
+                draws[name][done : done + count] = values
+            done += count
+    return draws
 
 
 class Predictor:
