@@ -46,6 +46,7 @@ TO_MEASURE = {
     "ais": lambda g, *a: avi.ais(model, g, *a, num_chains=2, num_temperatures=2, num_leapfrog=1),
     "measure_gaps": lambda g, *a: avi.measure_gaps(model, g, *a, num_steps=2, num_samples=100),
     "sbc": lambda g, *a: avi.sbc(model, g, *a, num_simulations=1, num_samples=20, num_steps=1),
+    "posterior_predictive": lambda g, *a: avi.posterior_predictive(model, g, *a, num_samples=2),
     "to_arviz": lambda g, *a: avi.to_arviz(model, g, *a, num_samples=2),
 }
 AFTER_SETUP = {"refine": lambda g, *a: avi.refine(model, g, *a, num_steps=2)}

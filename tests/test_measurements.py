@@ -9,6 +9,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.poutine.util import site_is_subsample
 
 import pyro_avi as avi
+from pyro_avi.structure import is_observation
 from tests.measured.brute_force import laplace, log_evidence
 from tests.measured.cases import CALLS, best_table, cases, held, is_known, make, near, seeded
 from tests.measured_structures import GUIDES, MEASUREMENTS, STRUCTURES
@@ -140,6 +141,18 @@ def test_to_arviz(kind, name):
 
 def is_drawn(site):
     return site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+
+
+@cases("posterior_predictive", fast=4, one_kind=True)
+def test_posterior_predictive(kind, name):
+    structure = STRUCTURES[name]
+    model, guide = make(kind, name)
+    draws = avi.posterior_predictive(model, guide, *structure.args, num_samples=6)
+    trace = poutine.trace(model).get_trace(*structure.args)
+    observed = {label: site["value"] for label, site in trace.nodes.items() if is_observation(site)}
+    assert draws.keys() == observed.keys()
+    for label, value in observed.items():
+        assert draws[label].shape == (6, *value.shape) and draws[label].isfinite().all(), label
 
 
 # --- what is refused

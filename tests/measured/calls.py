@@ -31,7 +31,7 @@ add(
     scale=ALL / len(INDEX),
     brute_force=None,
     refused={"measure_gaps": "(?s)Expected all rows of a data set, got 3 of 12"},
-    applies=("log_weights", "ais", "measure_gaps", "to_arviz"),
+    applies=("log_weights", "ais", "measure_gaps", "posterior_predictive", "to_arviz"),
     is_conjugate=True,
 )
 
@@ -57,6 +57,7 @@ add(
         "measure_gaps": NO_TABLE,
         "refine": NO_TABLE,
         "sbc": NO_TABLE,
+        "posterior_predictive": "(?s)Expected the same rows in every draw",
         "to_arviz": "(?s)Expected the same rows in every draw",
     },
     is_conjugate=True,

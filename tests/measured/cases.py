@@ -104,6 +104,7 @@ CALLS = {
     "sbc": lambda model, guide, args, of: avi.sbc(
         model, guide, *args, num_simulations=2, num_samples=20, num_steps=2, rebuild=of.rebuild, **given(of)
     ),
+    "posterior_predictive": lambda model, guide, args, of: avi.posterior_predictive(model, guide, *args, num_samples=2),
     "to_arviz": lambda model, guide, args, of: avi.to_arviz(model, guide, *args, num_samples=2),
 }
 

@@ -170,7 +170,10 @@ NO_DATA = dict(
     amortized={"inputs": lambda: torch.zeros(ROWS, 1)},
     is_conjugate=True,
     warning="(?s)",
-    refused={"sbc": "(?s)Expected an observation in plate 'data'"},
+    refused={
+        "sbc": "(?s)Expected an observation in plate 'data'",
+        "posterior_predictive": "(?s)Expected a model with observations to draw",
+    },
 )
 
 add("a prior alone", prior_alone, (), np.zeros(ROWS), **NO_DATA)

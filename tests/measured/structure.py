@@ -20,7 +20,7 @@ __all__ = [
 ]
 
 GUIDES = ("ConstantGuide", "AmortizedGuide", "FactorizedGuide")
-MEASUREMENTS = ("log_weights", "ais", "measure_gaps", "refine", "sbc", "to_arviz")
+MEASUREMENTS = ("log_weights", "ais", "measure_gaps", "refine", "sbc", "posterior_predictive", "to_arviz")
 
 
 def _by_row(pattern: str) -> dict[str, str]:

@@ -200,7 +200,7 @@ add_made(
     ),
     blocks=(0,) * TIMES,
     refused=TIED,
-    applies=("log_weights", "ais", "refine", "sbc", "to_arviz"),
+    applies=("log_weights", "ais", "refine", "sbc", "posterior_predictive", "to_arviz"),
     options={"plate": "time"},
     init_scale=0.5,
     num_samples=800,
