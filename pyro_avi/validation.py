@@ -156,7 +156,9 @@ class Validation:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Bring model and guide to the best evaluation; the training does so itself at its end.
+        """Bring model and guide to the best evaluation.
+
+        The training does so itself at its end, unless another callback has ended it, or it was interrupted.
 
         Raises:
             ValueError: if no state was kept: without a ``patience``, with ``restore_best=False``, or before an evaluation.
