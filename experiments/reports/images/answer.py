@@ -62,7 +62,7 @@ def unfinished(compared: Comparison) -> str:
             )
         elif cells:
             said.append(f"{label} gained an unknown amount")
-    return f"Not converged: in the last tenth of its steps {listed(said)}." if said else ""
+    return f"Not converged: in the last half of its steps {listed(said)}." if said else ""
 
 
 def cost(compared: Comparison) -> str:

@@ -131,7 +131,7 @@ class CellRecord:
 
     @property
     def converged(self) -> bool | None:
-        """Whether the last tenth of the steps gained less than the stated share; None where nobody has looked."""
+        """Whether the last half of the steps gained less than the stated share; None where nobody has looked."""
         return self.result("convergence", "converged")
 
     @property

@@ -16,6 +16,7 @@ from experiments.reports.images.compare import (
     speed,
 )
 from experiments.reports.images.records import CellRecord, number, pick
+from experiments.reports.images.words import listed
 from experiments.summary import Mean, Measured, mean_over_seeds, median_duration, significant, with_error
 
 MIB = 2**20
@@ -82,15 +83,22 @@ def key(section: Section) -> Table:
         "test MSE",
         "steps",
         "seconds",
-        "last tenth",
+        "last half",
     ]
     note = (
         "Nats a row ± one standard error. Joint gap: F-VI's bound (no entry: this is it) minus the guide's. Refined: what rows "
-        "gain from the guide's own output on, the decoder frozen. Last tenth (of the steps): its gain and seconds; "
-        "✓ converged. 'F-VI from': started at that encoder's outputs, whose steps and seconds are counted in."
+        "gain from the guide's own output on, the decoder frozen. Last half (of the steps): its gain and seconds; ✓ converged: "
+        f"{stated_share(section)}. 'F-VI from': started at that encoder's outputs, whose steps and seconds are counted in."
     )
     brief = [name for name in header if not name.startswith(("test", "refined"))]
     return Table(section.title, header, [key_line(section, arm) for arm in section.arms], note, brief)
+
+
+def stated_share(section: Section) -> str:
+    """What a last half is to gain less than."""
+    shares = {number(cell.result("convergence", "share")) for arm in section.arms for cell in arm.done.values()}
+    told = sorted(f"{share:.2g}" for share in shares if math.isfinite(share))
+    return f"less than {listed(told) or 'a stated share'} of all that training gained"
 
 
 def key_line(section: Section, arm: Arm) -> list[str]:
@@ -104,7 +112,7 @@ def key_line(section: Section, arm: Arm) -> list[str]:
         significant(arm.mean("final", "test", "mse").value),
         significant(taken(arm)),
         significant(arm.trained.value),
-        last_tenth(arm),
+        last_half(arm),
     ]
 
 
@@ -118,8 +126,8 @@ def taken(arm: Arm) -> float:
     return mean_over_seeds(Measured(cell.steps) for cell in arm.done.values()).value
 
 
-def last_tenth(arm: Arm) -> str:
-    """What the last tenth of the steps gained in how many seconds, marked where every seed had converged."""
+def last_half(arm: Arm) -> str:
+    """What the last half of the steps gained in how many seconds, marked where every seed had converged."""
     gain, seconds = (arm.mean("convergence", name).value for name in ("late_gain", "late_seconds"))
     if not math.isfinite(gain):
         return "-"
@@ -153,7 +161,7 @@ def summary_line(section: Section, arm: Arm) -> dict[str, Value]:
     line |= spread("joint_gap", section.joint_gap(arm))
     line["f_vi_from_here"] = sum(start is arm for start in section.starts(arm.protocol).values())
     line |= {"steps": known(taken(arm)), "not_converged": len(arm.unfinished)}
-    line |= {name: known(arm.mean("convergence", name).value) for name in ("late_gain", "late_seconds", "drops")}
+    line |= {name: known(arm.mean("convergence", name).value) for name in ("late_gain", "late_seconds")}
     for level in TOLERANCES:
         for unit in ("step", "seconds"):
             duration = median_duration(arm.passages("train_mse", level), unit) if section.tells(level) else None
@@ -190,7 +198,7 @@ def cell_line(cell: CellRecord) -> dict[str, Value]:
     for rows in ("train", "test"):
         line |= {f"{rows}_{name}": cell.result("final", rows, name) for name in ("elbo", "elbo_se", "mse")}
         line |= {f"{rows}_{name}": cell.result("refined", rows, name) for name in ("gain", "gain_se")}
-    judged = ("converged", "steps", "drops", "late_gain", "late_seconds", "rise")
+    judged = ("converged", "steps", "late_gain", "late_seconds", "rise")
     line |= {f"convergence_{name}": cell.result("convergence", name) for name in judged}
     line |= {name: cell.result(name) for name in ("noise_scale", "train_seconds", "evaluation_seconds")}
     provenance = ("started", "seconds", "commit", "dirty", "threads", "device", "device_name", "peak_memory_bytes")

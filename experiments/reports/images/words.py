@@ -16,8 +16,9 @@ METHOD = (
     "ELBO: the exact bound in nats a row, all normalizers included. The training ELBO contains the KL divergence of the "
     "decoder's weights, the test ELBO the local terms of the test rows alone.",
     "Protocols: published has one learning rate for all guides and a fixed number of steps. Fair tunes the rates of each "
-    "guide's local part and of its globals on one grid, which widens while its edge wins, and trains until the last tenth of "
-    "the steps gains less than a stated share of what training gained in all, or a stated most is reached.",
+    "guide's local part and of its globals on one grid, which widens while its edge wins, and trains in rounds, each as long "
+    "as all before it, until the last half of the steps gains less than a stated share of all that training gained, or a "
+    "stated most is reached.",
     "F-VI contains A-VI. Under the fair protocol its bound is, by seed, the best of its own start, of one from the outputs "
     "of the widest encoder, and of A-VI's own bounds. Races (time to a level, equal steps, equal seconds) are run from its "
     "own start.",
