@@ -123,7 +123,9 @@ def test_the_answer_is_made_from_the_numbers():
     assert re.search(r"saves time: to A-VI's level A-VI takes 17\.\d s and F-VI 51\.\d s \(ratio 3\.0\)", found.text)
     # F-VI after 28.8 s, its 3,600th step: -232 - 900 exp(-3600 / 1500) up to what seeds add.
     stood = TRUTH["factorized", None][0] - 900 * math.exp(-3600 / 1500)
-    (told,) = re.findall(r"At the 28\.8 s that A-VI took, F-VI stood ([\d.]+) ± [\d.]+ nats a row below it", found.text)
+    (told,) = re.findall(
+        r"In the 28\.8 s that A-VI took, F-VI got to ([\d.]+) ± [\d.]+ nats a row below it", found.text
+    )
     assert float(told) == pytest.approx(TRUTH["amortized", 256][0] - stood, abs=0.7)
 
 
@@ -139,7 +141,13 @@ def test_what_has_not_converged_says_what_it_gained_and_what_that_cost():
     assert "costs" not in found.text and "saves" not in found.text
     assert texts(records)["Not converged, fair"] == "F-VI."
     for record in results_of(records, **F_VI):
-        record["result"]["convergence"]["late_gain"] = None
+        record["result"]["convergence"] |= {"converged": True, "late_gain": -50.0}
+    assert "its steps F-VI lost 50 nats a row in" in answered(records).text
+    for record in results_of(records, **F_VI):
+        record["result"]["convergence"] |= {"converged": True, "late_gain": -0.5}
+    assert "Not converged" not in answered(records).text
+    for record in results_of(records, **F_VI):
+        record["result"]["convergence"] |= {"converged": False, "late_gain": None}
     assert "F-VI gained an unknown amount" in answered(records).text
 
 
@@ -158,7 +166,7 @@ def test_a_guide_that_saves_nothing_is_told():
     records = replaced(make_records(), guide="factorized", protocol="fair", how={"settle": 100})
     found = answered(records)
     assert "It saves no time" in found.text and re.search(
-        r"F-VI stood \d+\.\d+ ± \d\.\d+ nats a row above it", found.text
+        r"F-VI got to \d+\.\d+ ± \d\.\d+ nats a row above it", found.text
     )
     line = claim(records, "fair", "equal seconds")
     assert line["F-VI's time / A-VI's"].endswith("no, slower") and line["reaches F-VI?"].startswith("no (9")
@@ -237,6 +245,16 @@ def test_equal_steps_and_seconds_are_read_off_the_curves():
                 for guide, at in ((("amortized", 256), 4800), (("factorized", None), step)))  # fmt: skip
         assert compared.equal(unit).gap.value == pytest.approx(f - a, abs=1.5)
     assert compared.level.value == pytest.approx(-238.3 - 0.02 * (690.3 - 238.3), abs=0.5)
+
+
+def test_what_a_curve_has_reached_does_not_fall():
+    records = make_records(seeds=(1954,), protocols=("fair",))
+    (record,) = results_of(records, **F_VI)
+    record["result"]["curve"] |= {"step": [0, 10, 20, 30], "seconds": [0.0, 1.0, 2.0, 3.0], "elbo_se": [0.1] * 4}
+    record["result"]["curve"]["elbo"] = [-100.0, -50.0, -80.0, -40.0]
+    cell = section_of(records).arm("fair", "F-VI").cells[1954]
+    assert [cell.at("step", step).value for step in (0, 5, 20, 30, 99)] == [-100.0, -75.0, -50.0, -40.0, -40.0]
+    assert cell.at("seconds", 2.5).value == -45.0 and cell.last.value == -40.0
 
 
 @pytest.mark.parametrize(

@@ -57,9 +57,8 @@ def unfinished(compared: Comparison) -> str:
         gained, seconds = (mean_over_seeds(cell.measured("convergence", name) for cell in cells)
                            for name in ("late_gain", "late_seconds"))  # fmt: skip
         if gained.known:
-            said.append(
-                f"{label} gained {significant(gained.value, 2)} nats a row in {significant(seconds.value, 2)} s"
-            )
+            verb, amount = "gained" if gained.value >= 0 else "lost", significant(abs(gained.value), 2)
+            said.append(f"{label} {verb} {amount} nats a row in {significant(seconds.value, 2)} s")
         elif cells:
             said.append(f"{label} gained an unknown amount")
     return f"Not converged: in the last half of its steps {listed(said)}." if said else ""
@@ -79,7 +78,7 @@ def cost(compared: Comparison) -> str:
 
 
 def saving(compared: Comparison) -> str:
-    """What amortization saves in seconds, and where F-VI stood when A-VI's training ended."""
+    """What amortization saves in seconds, and where F-VI had got to when A-VI's training ended."""
     slow, fast = compared.times("seconds")
     if slow is None or fast is None:
         return "What it saves is unknown: F-VI from its own start is not in the store."
@@ -95,7 +94,7 @@ def saving(compared: Comparison) -> str:
     side = "below" if equal.gap.value < 0 else "above"
     amount = with_error(Mean(abs(equal.gap.value), equal.gap.se, equal.gap.seeds))
     ended = compared.amortized.trained.value
-    return f"{told} At the {significant(ended)} s that A-VI took, F-VI stood {amount} nats a row {side} it."
+    return f"{told} In the {significant(ended)} s that A-VI took, F-VI got to {amount} nats a row {side} it."
 
 
 def lasting(duration: Duration) -> str:

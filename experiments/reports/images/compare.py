@@ -53,7 +53,7 @@ class Comparison:
         return _bounds(self.amortized.each("final", "train", "elbo"), self.section.factorized(self.protocol))
 
     def equal(self, unit: str) -> Bounds:
-        """After the steps or seconds that A-VI's training took, read off the curves."""
+        """The highest bounds after the steps or seconds that A-VI's training took, read off the curves."""
         own = self.own.done if self.own else {}
         pairs = {seed: (cell, own[seed]) for seed, cell in self.amortized.done.items() if seed in own}
         ends = {seed: cell.curve[unit][-1] for seed, (cell, _) in pairs.items()}
@@ -79,10 +79,10 @@ class Comparison:
     def _levels(self) -> dict[int, float]:
         """A-VI's last bound less a share of its lead over the constant guide, by seed; read off curves, as are times."""
         constant = self.section.arm(self.protocol, "constant")
-        floor = mean_over_seeds(_last(cell) for cell in constant.done.values()) if constant else mean_over_seeds(())
+        floor = mean_over_seeds(cell.last for cell in constant.done.values()) if constant else mean_over_seeds(())
         found = {}
         for seed, cell in self.amortized.done.items():
-            last = _last(cell).value
+            last = cell.last.value
             lead = last - floor.value if floor.known else 0.0
             found[seed] = last - LEVEL_SHARE * max(lead, 0.0)
         return found
@@ -98,10 +98,6 @@ class Comparison:
 def _bounds(amortized: dict[int, Measured], factorized: dict[int, Measured]) -> Bounds:
     means = (mean_over_seeds(by_seed.values()) for by_seed in (amortized, factorized))
     return Bounds(*means, paired_difference(factorized, amortized))
-
-
-def _last(cell: CellRecord) -> Measured:
-    return cell.at("step", cell.curve["step"][-1])
 
 
 def _whole(cells: list[CellRecord], unit: str) -> Duration | None:

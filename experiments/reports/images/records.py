@@ -131,8 +131,14 @@ class CellRecord:
 
     @property
     def converged(self) -> bool | None:
-        """Whether the last half of the steps gained less than the stated share; None where nobody has looked."""
-        return self.result("convergence", "converged")
+        """Whether the last half of the steps gained less than the stated share of all; None where nobody has looked.
+
+        A bound that fell by more than that share stands as little still as one that rose by it.
+        """
+        fell = -number(self.result("convergence", "late_gain"))
+        fallen = fell > number(self.result("convergence", "share")) * number(self.result("convergence", "rise"))
+        judged = self.result("convergence", "converged")
+        return judged and not fallen
 
     @property
     def diverged(self) -> bool:
@@ -161,13 +167,22 @@ class CellRecord:
         return first_passage(self.curve["step"], self.curve["seconds"], met & (not self.diverged))
 
     def at(self, unit: str, place: float) -> Measured:
-        """The ELBO of the curve at a step or second, between evaluations by a line; after the last one it stands still."""
+        """The ELBO that the curve has reached by a step or second, between evaluations by a line.
+
+        The highest so far: at the beginning of a round a bound falls, and what was reached before could have been kept.
+        """
         known = np.isfinite(self.curve["elbo"])
         if self.diverged or not known.any() or not math.isfinite(place):
             return Measured(math.nan)
-        points = self.curve[unit][known]
-        value, error = (float(np.interp(place, points, self.curve[name][known])) for name in ("elbo", "elbo_se"))
-        return Measured(value, error if math.isfinite(error) else 0.0)
+        points, reached = self.curve[unit][known], np.maximum.accumulate(self.curve["elbo"][known])
+        error = float(np.interp(place, points, self.curve["elbo_se"][known]))
+        return Measured(float(np.interp(place, points, reached)), error if math.isfinite(error) else 0.0)
+
+    @property
+    def last(self) -> Measured:
+        """The last point of the curve of the ELBO."""
+        ends = [self.curve[name][-1:] for name in ("elbo", "elbo_se")]
+        return Measured(*(float(end[0]) if len(end) else math.nan for end in ends))
 
 
 def most_at_once(cells: Sequence[CellRecord]) -> int:

@@ -27,8 +27,9 @@ METHOD = (
     "Errors: se = sqrt(max(sd², mean of m²) / S) over S seeds with standard deviation sd and Monte Carlo errors m; with one "
     f"seed m alone. Gaps are taken seed by seed. A difference counts from {SEEN:g} standard errors on.",
     "Curves, and what is read off them (levels, times, bounds at equal steps and seconds), watch the first 500 training rows; "
-    f"other bounds are of all. A-VI's level: its last point less {LEVEL_SHARE:.0%} of its lead over the constant guide. A "
-    "time to a level is that of the first evaluation there, a median over seeds; '>' where too few of them got there.",
+    "other bounds are of all. At equal steps and seconds the highest bound so far counts. A-VI's level: its last point less "
+    f"{LEVEL_SHARE:.0%} of its lead over the constant guide. A time to a level is that of the first evaluation there, a median "
+    "over seeds; '>' where too few of them got there.",
     "Seconds are of training alone, synchronized with the device.",
 )
 
