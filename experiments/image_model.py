@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 import pyro_avi as avi
 from experiments import datasets
+from experiments.image_rounds import Rounds
 from experiments.run import Context
 
-__all__ = ["build", "load", "optimization"]
+__all__ = ["as_factorized", "build", "load", "optimization"]
 
 
 def load(settings: Mapping[str, Any], context: Context) -> tuple[Tensor, Tensor]:
@@ -65,16 +66,25 @@ def build(settings: Mapping[str, Any], train: Tensor):
     return model, guide.setup(train[:rows], torch.arange(rows, device=train.device))
 
 
-def optimization(settings: Mapping[str, Any]) -> dict[str, Any]:
+def as_factorized(guide: avi.AmortizedGuide, model, train: Tensor) -> avi.FactorizedGuide:
+    """F-VI at the very factors of an amortized guide: its outputs as a table, and its factor of the decoder's weights."""
+    table = avi.FactorizedGuide(model, global_guide=guide.global_guide, init_scale=1.0)
+    index = torch.arange(len(train), device=train.device)
+    table.setup(train, index)
+    with torch.no_grad():
+        table.table.copy_(guide.variational_parameters(train, index))
+    return table
+
+
+def optimization(settings: Mapping[str, Any], rounds: Rounds | None) -> dict[str, Any]:
     """What the cell's protocol gives to `pyro_avi.fit`: learning rates, and the optimizer where it is not the default."""
-    if settings["protocol"] == "published":
-        # Adam for every parameter at one constant rate, also for the rows of a table that are not in the batch.
+    if rounds is None:
+        # As published: Adam for every parameter at one constant rate, also for rows of a table that are not in the batch.
         by_row = settings["guide"] == "factorized" and settings["batch_size"] < settings["num_train"]
         dense = {"optimizer": partial(torch.optim.Adam, fused=True)} if by_row else {}
         return {"lr": settings["lr_global"], **dense}
-    steps = settings["steps"]
 
-    def cosine(lr: float) -> Callable[[int], float]:
-        return lambda step: lr * 0.5 * (1 + math.cos(math.pi * step / steps))
+    def falling(lr: float) -> Callable[[int], float]:
+        return lambda step: lr * rounds.share_of_rate(step)
 
-    return {"lr": {"local": cosine(settings["lr_local"]), "global": cosine(settings["lr_global"])}}
+    return {"lr": {"local": falling(settings["lr_local"]), "global": falling(settings["lr_global"])}}

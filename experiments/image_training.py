@@ -14,7 +14,8 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
 import pyro_avi as avi
-from experiments.image_model import build, load, optimization
+from experiments.image_model import as_factorized, build, load, optimization
+from experiments.image_rounds import SHARE, Rounds, convergence
 from experiments.run import Context
 
 __all__ = ["CURVE_DRAWS", "all_finite", "bound", "draws_of_its_own", "train_cell"]
@@ -25,6 +26,8 @@ CURVE_DRAWS = 3
 _FINAL_DRAWS = 20
 # Rows that curves and refinement look at; final numbers take all.
 _WATCHED_ROWS = 500
+# Shares of the tuned learning rates, one after the other where a training diverges.
+_ATTEMPTS = (1.0, 0.3, 0.1)
 # Steps of refinement: of held-out rows at a point of a curve (from where the last point left them), and at the end.
 _CURVE_REFINEMENT, _FINAL_REFINEMENT = 10, 60
 # From the mean of a table rows have far to go. From a guide's own output they have not, and noise grows with the rate.
@@ -34,35 +37,25 @@ _FAR_LR, _NEAR_LR = 0.1, 0.02
 def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Train one guide as the settings say; return the curve, the final bounds and errors, and what they cost."""
     train, test = load(settings, context)
-    model, guide = build(settings, train)
-    watch = _Watch(model, guide, train, test, settings, context.progress)
-    watch.measure(0, 0.0)
-    diverged_at = None
-    try:
-        course = avi.fit(
-            model,
-            guide,
-            batches=avi.minibatches(train, batch_size=settings["batch_size"], seed=settings["seed"]),
-            num_steps=settings["steps"],
-            elbo=TraceMeanField_ELBO(),
-            compile=settings["compile"],
-            seed=settings["seed"],
-            progress=False,
-            callbacks=[watch],
-            **optimization(settings),
-        )
-        seconds = course.seconds
-    except avi.DivergedError as error:
-        diverged_at, seconds = error.step, watch.curve["seconds"][-1]
-    if diverged_at is None and not all_finite(model, guide):
-        diverged_at = settings["steps"]
+    seconds, attempts = 0.0, []
+    for rates in _falling(settings):
+        tried = settings | rates
+        model, guide = build(tried, train)
+        watch = _Watch(model, guide, train, test, tried, context.progress, began=seconds)
+        seconds, diverged_at = _train(watch)
+        attempts.append(rates | {"diverged_at": diverged_at})
+        if diverged_at is None:
+            break
     started = time.perf_counter()
     result = {
         "status": "done" if diverged_at is None else "diverged",
         "diverged_at": diverged_at,
+        "attempts": attempts,
         "curve": watch.curve,
+        "convergence": watch.convergence(),
         "final": None,
         "refined": None,
+        "continued": None,
         "parameters": _count_parameters(model, guide),
         "noise_scale": _finite(model.likelihood.scale.item()),
         "train_seconds": seconds,
@@ -72,7 +65,69 @@ def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     if diverged_at is None:
         result |= _measure_final(watch, settings)
     result["evaluation_seconds"] = watch.seconds + time.perf_counter() - started
+    if diverged_at is None and settings.get("continued"):
+        result["continued"] = _continue(watch, result["final"]["train"])
     return result
+
+
+def _falling(settings: Mapping[str, Any]) -> list[dict[str, float]]:
+    """The learning rates to train with, and those to start again with where that diverges.
+
+    Rates are tuned by trainings shorter than this one: the best of them may be too large for the whole way.
+    """
+    rates = {name: settings[name] for name in ("lr_local", "lr_global")}
+    if settings["protocol"] == "published":
+        return [rates]
+    return [{name: float(f"{rate * share:.3g}") for name, rate in rates.items()} for share in _ATTEMPTS]
+
+
+def _train(watch: "_Watch") -> tuple[float, int | None]:
+    """Train what is watched; the seconds since the first attempt, and the step at which it diverged or None."""
+    settings = watch.settings
+    watch.measure(0, 0.0)
+    try:
+        course = avi.fit(
+            watch.model,
+            watch.guide,
+            batches=avi.minibatches(watch.train, batch_size=settings["batch_size"], seed=settings["seed"]),
+            num_steps=settings["steps"],
+            elbo=TraceMeanField_ELBO(),
+            compile=settings["compile"],
+            seed=settings["seed"],
+            progress=False,
+            callbacks=[watch],
+            **optimization(settings, watch.rounds),
+        )
+    except avi.DivergedError as error:
+        return watch.curve["seconds"][-1], error.step
+    return watch.began + course.seconds, None if all_finite(watch.model, watch.guide) else course.steps
+
+
+def _continue(watch: "_Watch", before: Mapping[str, Any]) -> dict[str, Any]:
+    """Go on as F-VI, from the encoder's outputs and with the globals and the model as they are.
+
+    F-VI contains what the amortized guide has come to, draw for draw, so its bound is that one's where steps gain nothing.
+    """
+    settings = watch.settings | watch.settings["continued"]
+    table = as_factorized(watch.guide, watch.model, watch.train)
+    free = _Watch(watch.model, table, watch.train, watch.test, settings, watch.progress)
+    free.before = watch.convergence()["rise"]
+    seconds, diverged_at = _train(free)
+    final = dict(before)
+    if diverged_at is None:
+        with draws_of_its_own(watch.train.device, settings["steps"] + 1):
+            after = _of_training_rows(watch.model, table, watch.train)
+        if after["elbo"] is not None and after["elbo"] > before["elbo"]:
+            final = after
+    return {
+        "status": "done" if diverged_at is None else "diverged",
+        "diverged_at": diverged_at,
+        "curve": free.curve,
+        "convergence": free.convergence(),
+        "final": {"train": final},
+        "train_seconds": seconds,
+        "evaluation_seconds": free.seconds,
+    }
 
 
 @dataclass
@@ -88,19 +143,37 @@ class _Watch:
     curve: dict[str, list] = field(
         default_factory=lambda: {name: [] for name in ("step", "seconds", "elbo", "elbo_se", "train_mse", "test_mse")}
     )
+    # The seconds of attempts before, and those that measuring took.
+    began: float = 0.0
     seconds: float = 0.0
     held_out: avi.FactorizedGuide | None = None
+    rounds: Rounds | None = None
+    # What was gained by the training that this one goes on from.
+    before: float | None = 0.0
 
     def __post_init__(self):
         steps = self.settings["steps"]
-        # Dense where the curve bends, and at least every fifteenth of the way, so that times to tolerance are resolved.
-        self.points = {round(point) for i in range(1, 16) for point in (steps ** (i / 15), steps * i / 15)}
+        if self.settings["protocol"] == "fair":
+            self.rounds = Rounds.doubling(steps)
+            self.points = self.rounds.points()
+        else:
+            # Dense where the curve bends, and at least every fifteenth of the way, so that times to tolerance are resolved;
+            # half way, as what the last half of the steps gains tells whether they are enough.
+            self.points = {round(point) for i in range(1, 16) for point in (steps ** (i / 15), steps * i / 15)}
+            self.points.add(steps // 2)
 
-    def __call__(self, course: avi.Fit) -> None:
-        if course.steps in self.points:
-            self.measure(course.steps, course.seconds)
-        if course.steps % 20 == 0 or course.steps == self.settings["steps"]:
-            self.progress(course.steps, self.settings["steps"], "")
+    def __call__(self, course: avi.Fit) -> bool:
+        """Whether the training has converged."""
+        steps, most = course.steps, self.settings["steps"]
+        if steps in self.points:
+            self.measure(steps, course.seconds)
+        over = self.rounds is not None and steps in self.rounds.ends[1:] and self.convergence()["converged"]
+        if steps % 20 == 0 or steps == most or over:
+            self.progress(most if over else steps, most, "")
+        return over
+
+    def convergence(self) -> dict[str, Any]:
+        return convergence(self.curve, self.settings.get("share", SHARE), self.before)
 
     def measure(self, step: int, seconds: float) -> None:
         """Add a point to the curve."""
@@ -110,10 +183,10 @@ class _Watch:
         held_out = self.test[:_WATCHED_ROWS]
         with draws_of_its_own(self.train.device, step):
             elbo, error = bound(self.model, self.guide, x, index, num_samples=CURVE_DRAWS)
-            guide = self.for_held_out(held_out, _CURVE_REFINEMENT)
+            guide = self.for_held_out(held_out, _CURVE_REFINEMENT) if self._looks_at_held_out(step) else None
             point = {
                 "step": step,
-                "seconds": seconds,
+                "seconds": self.began + seconds,
                 "elbo": elbo,
                 "elbo_se": error,
                 "train_mse": _mse(_reconstruct(self.model, self.guide, x, index), x),
@@ -122,6 +195,10 @@ class _Watch:
         for name, value in point.items():
             self.curve[name].append(value)
         self.seconds += time.perf_counter() - started
+
+    def _looks_at_held_out(self, step: int) -> bool:
+        """Whether held-out rows are looked at: refining them takes longer than many steps, so it waits for ends of rounds."""
+        return self.rounds is None or not isinstance(self.guide, avi.FactorizedGuide) or step in self.rounds.ends
 
     def for_held_out(self, x: Tensor, num_steps: int):
         """The guide for held-out rows: itself, or a refined one where it has parameters for its own rows only.
@@ -145,16 +222,11 @@ def _measure_final(watch: _Watch, settings: Mapping[str, Any]) -> dict[str, Any]
         "factorized": "refined, globals frozen",
     }[settings["guide"]]
     with draws_of_its_own(train.device, settings["steps"] + 1):
-        elbo, error = bound(model, guide, train, num_samples=_FINAL_DRAWS)
+        of_training_rows = _of_training_rows(model, guide, train)
         for_test = watch.for_held_out(test, _FINAL_REFINEMENT)
         held_out = _local(model, for_test, test)
         final = {
-            "train": {
-                "elbo": elbo,
-                "elbo_se": error,
-                "mse": _mse(_reconstruct(model, guide, train), train),
-                "rows": len(train),
-            },
+            "train": of_training_rows,
             "test": {**held_out, "mse": _mse(_reconstruct(model, for_test, test), test), "source": source},
         }
         originals = test[:5]
@@ -173,6 +245,12 @@ def _measure_final(watch: _Watch, settings: Mapping[str, Any]) -> dict[str, Any]
             "reconstructions": [[round(v, 3) for v in image.flatten().tolist()] for image in reconstructions],
         }
     return {"final": final, "refined": refined, "images": images}
+
+
+def _of_training_rows(model, guide, train: Tensor) -> dict[str, Any]:
+    elbo, error = bound(model, guide, train, num_samples=_FINAL_DRAWS)
+    mse = _mse(_reconstruct(model, guide, train), train)
+    return {"elbo": elbo, "elbo_se": error, "mse": mse, "rows": len(train)}
 
 
 def _refine(

@@ -1,7 +1,7 @@
 """A tuning cell of the sweep `images`: the trials of one guide, one for each pair of learning rates of the grid."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,31 +10,60 @@ from torch import Tensor
 
 import pyro_avi as avi
 from experiments.image_model import build, load, optimization
+from experiments.image_rounds import Rounds
 from experiments.image_training import CURVE_DRAWS, all_finite, bound, draws_of_its_own
 from experiments.run import Context
+from experiments.sweeps.images import best_of
 
-__all__ = ["tune_cell"]
+__all__ = ["beyond", "tune_cell"]
 
 
 def tune_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Train a guide at every pair of learning rates; return the training bound of each, and what all cost.
 
-    Each is trained as if it were the only one, never all by one graph (`pyro_avi.fit_many`): sums are rounded differently
-    there, and whether that is faster depends on the machine, of which a cell's numbers are to know nothing.
+    The pairs are those of the grid, and while the best of all that were tried lies on an edge of them, the next one beyond
+    that edge. Each is trained as if it were the only one, never all by one graph (`pyro_avi.fit_many`): sums are rounded
+    differently there, and whether that is faster depends on the machine, of which a cell's numbers are to know nothing.
     """
     train, _ = load(settings, context)
-    steps, grid = settings["steps"], settings["grid"]
+    steps, pairs = settings["steps"], [tuple(pair) for pair in settings["grid"]]
     outcomes, train_seconds, evaluation_seconds = [], 0.0, 0.0
-    for place, (local, rest) in enumerate(grid):
-        started = time.perf_counter()
-        trial = {**settings, "lr_local": local, "lr_global": rest}
+    while len(outcomes) < len(pairs):
+        place, started = len(outcomes), time.perf_counter()
+        trial = {**settings, "lr_local": pairs[place][0], "lr_global": pairs[place][1]}
         model, guide = build(trial, train)
-        diverged_at = _train(model, guide, trial, train, partial(_tell, context, place * steps, len(grid) * steps))
+        diverged_at = _train(model, guide, trial, train, partial(_tell, context, place * steps, len(pairs) * steps))
         trained = time.perf_counter()
         outcomes.append(_outcome(model, guide, trial, train, diverged_at))
         train_seconds += trained - started
         evaluation_seconds += time.perf_counter() - trained
+        if len(outcomes) == len(pairs):
+            pairs += beyond(outcomes, settings["ladder"])
     return {"trials": outcomes, "train_seconds": train_seconds, "evaluation_seconds": evaluation_seconds}
+
+
+def beyond(trials: Sequence[Mapping[str, Any]], ladder: Sequence[float]) -> list[tuple[float, float]]:
+    """The next pair of rates outside those tried, where the best of them is on an edge; none where it is not.
+
+    Args:
+        trials: with ``lr_local``, ``lr_global`` and ``elbo``.
+        ladder: all rates that may be tried, increasing.
+
+    Example:
+        >>> tried = [{"lr_local": a, "lr_global": b, "elbo": a} for a in (0.01, 0.1) for b in (0.01, 0.1, 1)]
+        >>> beyond(tried, (0.001, 0.01, 0.1, 1)), beyond(tried, (0.001, 0.01, 0.1)), beyond(tried, (0.01, 0.1, 1))
+        ([(1, 0.01)], [(0.1, 0.001)], [(1, 0.01)])
+    """
+    best = best_of(trials)
+    pair = {name: best[name] for name in ("lr_local", "lr_global")}
+    for name, rate in pair.items():
+        rates = {trial[name] for trial in trials}
+        higher, lower = [r for r in ladder if r > max(rates)], [r for r in ladder if r < min(rates)]
+        if rate == max(rates) and higher:
+            return [tuple((pair | {name: higher[0]}).values())]
+        if rate == min(rates) and lower:
+            return [tuple((pair | {name: lower[-1]}).values())]
+    return []
 
 
 def _train(model, guide, trial: Mapping[str, Any], train: Tensor, tell) -> int | None:
@@ -50,7 +79,7 @@ def _train(model, guide, trial: Mapping[str, Any], train: Tensor, tell) -> int |
             seed=trial["seed"],
             progress=False,
             callbacks=[tell],
-            **optimization(trial),
+            **optimization(trial, Rounds((trial["steps"],))),
         )
     except avi.DivergedError as error:
         return error.step

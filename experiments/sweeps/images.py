@@ -8,16 +8,17 @@ https://arxiv.org/abs/2307.11018), with the exact bound, and beside its protocol
 import argparse
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
 from experiments import datasets
 from experiments.cell import Cell
+from experiments.image_rounds import SHARE
 from experiments.run import Context
 from experiments.store import Record
 
-__all__ = ["add_arguments", "count", "describe", "estimate", "plan", "run", "summary"]
+__all__ = ["add_arguments", "best_of", "count", "describe", "estimate", "plan", "run", "summary"]
 
 summary = "constant, amortized and factorized guides of a Bayesian decoder on images; gaps, errors, times"
 
@@ -27,15 +28,16 @@ _PROTOCOLS = ("published", "fair")
 _PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "dataset": ["digits"],
-        "num_train": None,
-        "widths": [1, 16, 64],
+        # So many batches of one size: the graph of a step is compiled for each size.
+        "num_train": 1280,
+        "widths": [16, 64],
         "seeds": [0, 1],
-        "steps": 500,
+        "steps": 80_000,
         "batch_size": 256,
-        "latent_dim": 8,
-        "hidden_dim": 64,
+        "latent_dim": 4,
+        "hidden_dim": 32,
         "noise": ["learned"],
-        "protocol": ["published", "fair"],
+        "protocol": ["fair"],
         "compile": "auto",
     },
     "paper": {
@@ -54,10 +56,11 @@ _PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _PUBLISHED_LR = 1e-3
-# The declared grid of the fair protocol. Every guide is tried at each pair, each time for a fifth of the steps. One cell
-# holds all trials of a guide: they differ in two numbers, so that one graph may take the steps of all.
-_GRID = tuple(itertools.product((1e-3, 1e-2, 1e-1), (1e-3, 1e-2)))
-_TUNING_SHARE, _TUNING_SEED = 5, 20_000
+# The fair protocol: every guide is tried at each pair of a grid, and beyond it while the best lies on its edge, each time for
+# a sixteenth of the most steps, the first round of a training.
+_GRID = tuple(itertools.product((1e-2, 1e-1), (1e-3, 1e-2)))
+_LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
+_TUNING_SHARE, _TUNING_SEED = 16, 20_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,15 +89,31 @@ def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cel
     cells = []
     for group in _groups(options):
         if group["protocol"] == "published":
-            chosen = (_PUBLISHED_LR, _PUBLISHED_LR)
-        else:
-            tuning = _tuning_cell(group)
-            cells.append(tuning)
-            chosen = _best(tuning, records)
+            cells += _results(options, group, (_PUBLISHED_LR, _PUBLISHED_LR))
+            continue
+        tuning = _tuning_cell(group)
+        cells.append(tuning)
+        chosen, follows = _best(tuning, records), {"share": SHARE, "continued": None}
+        if _continues(options, group):
+            # The widest encoder's cell goes on as F-VI, so it waits for the rates of both.
+            rates = _best(_tuning_cell(group | {"guide": "factorized", "width": None}), records)
+            chosen, follows["continued"] = rates and chosen, rates and _named(rates)
         if chosen is not None:
-            rates = dict(zip(("lr_local", "lr_global"), chosen, strict=True))
-            cells += [_cell(group, "result", seed=seed, **rates) for seed in _settled(options)["seeds"]]
+            cells += _results(options, group | follows, chosen)
     return cells
+
+
+def _results(options: argparse.Namespace, group: Mapping[str, Any], rates: tuple[float, float]) -> list[Cell]:
+    return [_cell(group, "result", seed=seed, **_named(rates)) for seed in _settled(options)["seeds"]]
+
+
+def _named(rates: tuple[float, float]) -> dict[str, float]:
+    return dict(zip(("lr_local", "lr_global"), rates, strict=True))
+
+
+def _continues(options: argparse.Namespace, group: Mapping[str, Any]) -> bool:
+    settled = _settled(options)
+    return group["width"] == max(settled["widths"]) and "factorized" in settled["guides"]
 
 
 def count(options: argparse.Namespace) -> int:
@@ -201,7 +220,7 @@ def _look_up(dataset: str, num_train: int | None, data_dir: str | None, download
 
 def _tuning_cell(group: Mapping[str, Any]) -> Cell:
     steps = max(1, group["steps"] // _TUNING_SHARE)
-    return _cell(group, "tuning", seed=_TUNING_SEED, steps=steps, grid=_GRID)
+    return _cell(group, "tuning", seed=_TUNING_SEED, steps=steps, grid=_GRID, ladder=_LADDER)
 
 
 def _cell(group: Mapping[str, Any], purpose: str, **settings: Any) -> Cell:
@@ -212,9 +231,10 @@ def _best(tuning: Cell, records: Mapping[str, Record]) -> tuple[float, float] | 
     """The learning rates of the best training bound, once it is known."""
     if tuning.key not in records:
         return None
-
-    def bound(trial: Mapping[str, Any]) -> float:
-        return -math.inf if trial["elbo"] is None else trial["elbo"]
-
-    best = max(records[tuning.key]["result"]["trials"], key=bound)
+    best = best_of(records[tuning.key]["result"]["trials"])
     return best["lr_local"], best["lr_global"]
+
+
+def best_of(trials: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The trial with the highest bound; one that diverged has none."""
+    return max(trials, key=lambda trial: -math.inf if trial["elbo"] is None else trial["elbo"])
