@@ -9,9 +9,9 @@ from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
 import pyro_avi as avi
+from experiments.image_evaluation import CURVE_DRAWS, all_finite, bound, draws_of_its_own
 from experiments.image_model import build, load, optimization
 from experiments.image_rounds import Rounds
-from experiments.image_training import CURVE_DRAWS, all_finite, bound, draws_of_its_own
 from experiments.run import Context
 from experiments.sweeps.images import best_of
 
