@@ -15,15 +15,15 @@ from experiments.image_rounds import Rounds
 from experiments.run import Context
 from experiments.sweeps.images import best_of
 
-__all__ = ["beyond", "tune_cell"]
+__all__ = ["next_pair", "tune_cell"]
 
 
 def tune_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Train a guide at every pair of learning rates; return the training bound of each, and what all cost.
 
-    The pairs are those of the grid, and while the best of all that were tried lies on an edge of them, the next one beyond
-    that edge. Each is trained as if it were the only one, never all by one graph (`pyro_avi.fit_many`): sums are rounded
-    differently there, and whether that is faster depends on the machine, of which a cell's numbers are to know nothing.
+    The pairs are those of the grid, smaller rates where one of them diverges, and while the best of all that were tried lies
+    on an edge of them, the next one beyond that edge. Each is trained as if it were the only one, never all by one graph
+    (`pyro_avi.fit_many`): sums are rounded differently there, and whether that is faster depends on the machine, of which a cell's numbers are to know nothing.
     """
     train, _ = load(settings, context)
     steps, pairs = settings["steps"], [tuple(pair) for pair in settings["grid"]]
@@ -38,22 +38,39 @@ def tune_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
         train_seconds += trained - started
         evaluation_seconds += time.perf_counter() - trained
         if len(outcomes) == len(pairs):
-            pairs += beyond(outcomes, settings["ladder"])
+            pairs += next_pair(outcomes, settings["grid"], settings["ladder"])
     return {"trials": outcomes, "train_seconds": train_seconds, "evaluation_seconds": evaluation_seconds}
 
 
-def beyond(trials: Sequence[Mapping[str, Any]], ladder: Sequence[float]) -> list[tuple[float, float]]:
-    """The next pair of rates outside those tried, where the best of them is on an edge; none where it is not.
+def next_pair(
+    trials: Sequence[Mapping[str, Any]], grid: Sequence[Sequence[float]], ladder: Sequence[float]
+) -> list[tuple[float, float]]:
+    """The pair of rates to try next; none where the best lies inside what was tried.
+
+    First, in place of a pair of the grid that diverged, the next smaller local rate; then, where the best of all trials is
+    on an edge of them, the next rate beyond.
 
     Args:
-        trials: with ``lr_local``, ``lr_global`` and ``elbo``.
+        trials: with ``lr_local``, ``lr_global`` and ``elbo``, which is ``None`` where a trial diverged.
+        grid: the pairs that were to be tried.
         ladder: all rates that may be tried, increasing.
 
     Example:
         >>> tried = [{"lr_local": a, "lr_global": b, "elbo": a} for a in (0.01, 0.1) for b in (0.01, 0.1, 1)]
-        >>> beyond(tried, (0.001, 0.01, 0.1, 1)), beyond(tried, (0.001, 0.01, 0.1)), beyond(tried, (0.01, 0.1, 1))
-        ([(1, 0.01)], [(0.1, 0.001)], [(1, 0.01)])
+        >>> next_pair(tried, [], (0.001, 0.01, 0.1, 1)), next_pair(tried, [], (0.001, 0.01, 0.1))
+        ([(1, 0.01)], [(0.1, 0.001)])
+        >>> tried[0]["elbo"] = None
+        >>> next_pair(tried, [(0.01, 0.01)], (0.001, 0.01, 0.1, 1))
+        [(0.001, 0.01)]
     """
+    bounds = {(trial["lr_local"], trial["lr_global"]): trial["elbo"] for trial in trials}
+    for local, rest in grid:
+        for smaller in (rate for rate in reversed(ladder) if rate < local):
+            if bounds[local, rest] is not None:
+                break
+            if (smaller, rest) not in bounds:
+                return [(smaller, rest)]
+            local = smaller
     best = best_of(trials)
     pair = {name: best[name] for name in ("lr_local", "lr_global")}
     for name, rate in pair.items():

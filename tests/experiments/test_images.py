@@ -18,7 +18,7 @@ from experiments import datasets, image_training, sweep
 from experiments.cell import Cell
 from experiments.image_model import as_factorized, build, load
 from experiments.image_rounds import Rounds, convergence
-from experiments.image_tuning import beyond
+from experiments.image_tuning import next_pair
 from experiments.run import Context, run_cell
 from experiments.sweeps import images
 from tests.marks import needs_compiler
@@ -257,7 +257,7 @@ def test_options_decide_the_cells():
 BAD = {
     "width 0": (["--widths", "4", "0"], "Expected --widths of at least 1, got 0"),
     "widths without an encoder": (["--guides", "constant", "factorized", "--widths", "4"], "--widths together with"),
-    "large batch": (["--batch-size", "1438"], "--batch-size of at most the 1437 training images, got 1438"),
+    "large batch": (["--batch-size", "1438"], "--batch-size of at most the 1280 training images, got 1438"),
     "batch beyond the subset": (["--num-train", "100", "--batch-size", "101"], "at most the 100 training images"),
     "batch 0": (["--batch-size", "0"], "Expected --batch-size of at least 1, got 0"),
     "steps": (["--steps", "-5"], "Expected --steps of at least 1, got -5"),
@@ -470,10 +470,27 @@ def test_a_grid_widens_until_its_best_lies_inside_or_the_ladder_ends():
     settings = tuning(guide="factorized", steps=20) | {"grid": [[1e-3, 1e-3]], "ladder": [1e-4, 1e-3, 1e-2, 1e-1]}
     trials = images.run(settings, CONTEXT)["trials"]
     # Larger rates gain more in so few steps, up to the end of the ladder.
-    assert len(trials) > 4 and beyond(trials, settings["ladder"]) == []
+    assert len(trials) > 4 and next_pair(trials, settings["grid"], settings["ladder"]) == []
     best = images.best_of(trials)
     assert best["lr_local"] == 1e-1 and best["elbo"] == max(trial["elbo"] for trial in trials)
     assert len({(trial["lr_local"], trial["lr_global"]) for trial in trials}) == len(trials)
+
+
+def test_smaller_local_rates_take_the_place_of_those_that_diverge():
+    ladder, grid = (1e-4, 1e-3, 1e-2, 1e-1, 1.0), [(1e-1, 1e-2), (1e-2, 1e-2), (1e-2, 1e-3)]
+
+    def following(**bounds):
+        names = {"a": (1e-1, 1e-2), "b": (1e-2, 1e-2), "c": (1e-2, 1e-3), "d": (1e-3, 1e-2), "e": (1e-1, 1e-1)}
+        trials = [dict(zip(("lr_local", "lr_global"), names[n], strict=True)) | {"elbo": e} for n, e in bounds.items()]
+        return next_pair(trials, grid, ladder)
+
+    # The next smaller one has been tried where it is in the grid itself.
+    assert following(a=None, b=0.0, c=-1.0) == [(1e-3, 1e-2)]
+    assert following(a=None, b=None, c=-1.0) == [(1e-3, 1e-2)]
+    assert following(a=None, b=None, c=-1.0, d=None) == [(1e-4, 1e-2)]
+    assert following(a=None, b=None, c=-1.0, d=0.0) == [(1e-4, 1e-2)]
+    # Beyond the grid nothing takes the place of what diverged.
+    assert following(a=0.0, b=-1.0, c=-1.0, e=None) == [(1.0, 1e-2)]
 
 
 @pytest.mark.parametrize(
@@ -491,7 +508,7 @@ def test_the_next_rate_lies_beyond_the_edge_where_the_best_is(best, expected):
     pairs = itertools.product((1e-2, 3e-2, 1e-1), (1e-3, 3e-3, 1e-2))
     trials = [{"lr_local": a, "lr_global": b, "elbo": -1.0 if (a, b) == best else -9.0} for a, b in pairs]
     trials[0 if best != (1e-2, 1e-3) else 1]["elbo"] = None
-    assert beyond(trials, ladder) == ([] if expected is None else [expected])
+    assert next_pair(trials, [], ladder) == ([] if expected is None else [expected])
 
 
 def test_a_trial_that_diverges_leaves_the_others():
@@ -616,7 +633,9 @@ def test_a_cell_of_the_published_images():
 
 
 def test_the_record_of_a_cell_is_one():
-    (cell, *_) = images.plan(options("--num-train 40 --batch-size 15 --steps 1 --guides constant --protocol published"), {})
+    (cell, *_) = images.plan(
+        options("--num-train 40 --batch-size 15 --steps 1 --guides constant --protocol published"), {}
+    )
     record = run_cell(cell, CONTEXT)
     assert record["key"] == cell.key and record["result"]["status"] == "done" and record["settings"] == cell.settings
 
