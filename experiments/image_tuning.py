@@ -23,7 +23,8 @@ def tune_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
 
     The pairs are those of the grid, smaller rates where one of them diverges, and while the best of all that were tried lies
     on an edge of them, the next one beyond that edge. Each is trained as if it were the only one, never all by one graph
-    (`pyro_avi.fit_many`): sums are rounded differently there, and whether that is faster depends on the machine, of which a cell's numbers are to know nothing.
+    (`pyro_avi.fit_many`): sums are rounded differently there, and whether that is faster depends on the machine, of which
+    a cell's numbers are to know nothing.
     """
     train, _ = load(settings, context)
     steps, pairs = settings["steps"], [tuple(pair) for pair in settings["grid"]]
