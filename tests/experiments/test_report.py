@@ -189,6 +189,11 @@ def test_sections_keep_settings_apart_and_not_lengths():
     ]  # fmt: skip
 
 
+def test_the_fair_protocol_alone_lacks_nothing():
+    assert "Incomplete" in texts(make_records(protocols=("published",)))
+    assert "Incomplete" not in texts(make_records(protocols=("fair",)))
+
+
 @pytest.mark.parametrize(("change", "told"), [({"lr_local": 0.1}, "lr_local 0.1"), ({"steps": 500}, "steps 500")])
 def test_cells_trained_in_another_way_are_named_not_mixed_in(change, told):
     other = make_record(make_settings(guide="constant", protocol="fair", seed=1, **change))
