@@ -644,6 +644,7 @@ def test_the_record_of_a_cell_is_one():
 def test_the_command_draws_its_report_and_repeats_nothing(tmp_path):
     out = tmp_path / "results"
     line = "-m experiments.sweep --device cpu --jobs 2 --steps 5 --seeds 0 --widths 2 --num-train 40 --batch-size 15"
+    line += f" {BOTH}"
     command = [sys.executable, *line.split(), "--out", str(out)]
 
     def run():
