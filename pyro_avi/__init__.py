@@ -1,13 +1,17 @@
 """Amortized, factorized and constant variational inference for any Pyro model with a plate of rows."""
 
 from pyro_avi import encoders, models
-from pyro_avi.annealed import ais
-from pyro_avi.batches import minibatches
-from pyro_avi.calibration import sbc
-from pyro_avi.calibration_results import Calibration, Coverage
-from pyro_avi.course import DivergedError, Fit
+from pyro_avi.closing.refine import refine
+from pyro_avi.densities.log_weights import LogWeights, log_weights
+from pyro_avi.diagnostics.arviz_export import to_arviz
+from pyro_avi.diagnostics.gap_results import Gaps
+from pyro_avi.diagnostics.gaps import measure_gaps
+from pyro_avi.diagnostics.posterior_predictive import posterior_predictive
+from pyro_avi.diagnostics.sbc import sbc
+from pyro_avi.diagnostics.sbc_results import Calibration, Coverage
+from pyro_avi.diagnostics.validation import Validation
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
-from pyro_avi.export import to_arviz
+from pyro_avi.evidence.ais import ais
 from pyro_avi.families import (
     Conditional,
     DiagonalNormal,
@@ -18,17 +22,13 @@ from pyro_avi.families import (
     MultivariateNormal,
     RowFlow,
 )
-from pyro_avi.fit import fit
-from pyro_avi.fit_many import fit_many
-from pyro_avi.gap_results import Gaps
-from pyro_avi.gaps import measure_gaps
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
-from pyro_avi.predictive import posterior_predictive
-from pyro_avi.refine import refine
-from pyro_avi.sticking_the_landing import StickingTheLandingELBO
+from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.storage import load, save
-from pyro_avi.validation import Validation
-from pyro_avi.weights import LogWeights, log_weights
+from pyro_avi.training.fit import fit
+from pyro_avi.training.fit_many import fit_many
+from pyro_avi.training.loop import DivergedError, Fit
+from pyro_avi.training.minibatches import minibatches
 
 __all__ = [
     "AmortizedGuide",

@@ -12,10 +12,10 @@ import torch
 
 from pyro_avi import families
 from pyro_avi.encoders import MLP
-from pyro_avi.files import read_tensors, write_tensors
-from pyro_avi.fingerprint import fingerprint
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
-from pyro_avi.guides.guide import LocalGuide
+from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.inspection.fingerprint import fingerprint
+from pyro_avi.tensor_files import read_tensors, write_tensors
 
 __all__ = ["load", "save"]
 

@@ -1,8 +1,8 @@
 """Who may import whom, what the package exports, and that importing it does nothing else.
 
-The rules are those of the architecture page of the documentation. They are read from the syntax trees of the files, so
-that an import inside a function or under ``TYPE_CHECKING`` counts like any other. `test_a_violation_is_found` breaks
-each of them in a small tree of its own.
+The rules are those of the table on the architecture page of the documentation, one for each room of the library. Imports
+are read from the syntax trees of the files, so that one inside a function or under ``TYPE_CHECKING`` counts like any other.
+`test_a_violation_is_found` breaks each rule in a small tree of its own.
 """
 
 import ast
@@ -13,157 +13,50 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 TENSORS = frozenset({"torch", "pyro"})
-FOUNDATION = frozenset(
-    {"errors", "data_errors", "masks", "positions", "structure", "provenance", "parameters", "families", "encoders"}
-)
+# Files in the root of the library, and in one of its rooms but for models, which stand side by side.
+MAX_ROOT, MAX_ROOM, UNBOUNDED = 8, 12, frozenset({"models"})
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What a part of the library may import: its other parts, and packages beyond the standard library."""
+    """What some parts of the library may import: its parts that stand above them, and packages beyond the standard library."""
 
-    parts: frozenset[str] = frozenset()
-    packages: frozenset[str] = TENSORS
+    parts: frozenset[str]
+    packages: frozenset[str]
 
 
-RULES = {
-    "turns": Rule(packages=frozenset()),
-    "parameters": Rule(frozenset({"turns"})),
-    "seeds": Rule(packages=frozenset({"torch"})),
-    "errors": Rule(packages=frozenset()),
-    "data_errors": Rule(frozenset({"errors"}), frozenset({"torch"})),
-    "masks": Rule(),
-    "evaluation": Rule(packages=frozenset({"torch"})),
-    "positions": Rule(packages=frozenset({"torch"})),
-    "supports": Rule(),
-    "structure": Rule(frozenset({"data_errors", "evaluation", "masks", "parameters", "seeds", "supports"})),
-    "replay": Rule(packages=frozenset({"torch"})),
-    "one_run": Rule(frozenset({"data_errors", "masks", "positions", "structure", "replay"})),
-    "provenance": Rule(frozenset({"masks", "one_run", "positions", "structure", "replay"})),
-    "families": Rule(packages=TENSORS | {"zuko"}),
-    "encoders": Rule(),
-    "models": Rule(frozenset({"errors", "positions"})),
-    "batches": Rule(packages=frozenset({"torch", "numpy"})),
-    "guides": Rule(FOUNDATION | {"replay"}),
-    "adam": Rule(packages=frozenset({"torch"})),
-    "precision": Rule(packages=frozenset({"torch"})),
-    "gradient": Rule(frozenset({"adam", "precision"})),
-    "lifting": Rule(packages=frozenset({"torch"})),
-    "captured": Rule(packages=frozenset({"torch"})),
-    "sticking_the_landing": Rule(),
-    "graphs": Rule(frozenset({"sticking_the_landing"})),
-    "compiled": Rule(
-        frozenset({"parameters", "adam", "captured", "gradient", "graphs", "lifting", "precision", "seeds"})
-    ),
-    "losses": Rule(frozenset({"parameters", "seeds"})),
-    "options": Rule(frozenset({"losses", "precision"})),
-    "steps": Rule(frozenset({"parameters", "adam", "gradient", "graphs", "compiled", "losses", "seeds"})),
-    "divergence": Rule(frozenset({"gradient", "seeds"})),
-    "training_state": Rule(frozenset({"steps"})),
-    "files": Rule(packages=frozenset({"torch", "safetensors"})),
-    "checkpoint": Rule(frozenset({"files", "training_state"}), frozenset({"torch"})),
-    "training": Rule(
-        frozenset({"checkpoint", "course", "data_errors", "divergence", "seeds", "steps", "training_state"})
-    ),
-    "fingerprint": Rule(packages=frozenset({"torch"})),
-    "many_steps": Rule(frozenset({"captured", "compiled", "graphs", "gradient", "precision", "seeds", "steps"})),
-    "course_figure": Rule(frozenset({"figures"}), frozenset({"numpy"})),
-    "course": Rule(frozenset({"course_figure", "formatting"}), frozenset({"torch", "numpy", "tqdm"})),
-    "loaders": Rule(frozenset({"positions", "seeds", "steps"}), frozenset({"torch"})),
-    "fit": Rule(frozenset({"checkpoint", "course", "loaders", "options", "parameters", "seeds", "steps", "training"})),
-    "fit_many": Rule(
-        frozenset({"course", "fit", "graphs", "loaders", "many_steps", "options", "parameters", "seeds", "steps"})
-    ),
-    "dependence": Rule(packages=frozenset({"torch"})),
-    "log_factors": Rule(frozenset({"structure"})),
-    "perturbation": Rule(frozenset({"dependence", "log_factors", "structure"})),
-    "attribution": Rule(frozenset({"dependence", "log_factors", "perturbation", "structure"}), TENSORS | {"scipy"}),
-    "row_densities": Rule(frozenset({"attribution", "data_errors", "log_factors", "structure"})),
-    "weights": Rule(
-        frozenset({"structure", "parameters", "evaluation", "attribution", "log_factors", "perturbation"})
-        | {"data_errors", "formatting"}
-    ),
-    "estimators": Rule(frozenset({"formatting"}), frozenset({"torch", "numpy", "scipy"})),
-    "fused": Rule(frozenset({"graphs", "lifting"}), frozenset({"torch"})),
-    "joint": Rule(frozenset({"structure", "parameters", "row_densities", "weights", "fused", "graphs"})),
-    "one_row": Rule(frozenset({"structure", "guides"})),
-    "conditional": Rule(frozenset({"structure", "parameters", "guides", "one_row"})),
-    "annealed": Rule(
-        frozenset(
-            {"turns", "parameters", "seeds", "evaluation", "guides", "weights", "estimators", "joint", "conditional"}
-        )
-    ),
-    "evidence": Rule(frozenset({"weights", "estimators"})),
-    "enumerated": Rule(frozenset({"structure", "guides"})),
-    "mixture": Rule(frozenset({"weights", "joint"})),
-    "judge": Rule(frozenset({"structure", "guides", "weights", "row_densities", "joint", "annealed"})),
-    "convergence": Rule(frozenset({"guides", "joint", "annealed"})),
-    "search": Rule(
-        frozenset({"guides", "weights", "estimators", "annealed", "judge", "mixture", "convergence", "refine"})
-    ),
-    "arviz_import": Rule(packages=frozenset({"arviz"})),
-    "validation": Rule(frozenset({"course", "formatting", "parameters", "seeds", "weights"})),
-    "predictive": Rule(frozenset({"turns", "structure", "log_factors"})),
-    "export": Rule(frozenset({"arviz_import", "turns", "predictive", "seeds", "structure", "weights"})),
-    "figures": Rule(packages=frozenset({"matplotlib"})),
-    "formatting": Rule(packages=frozenset()),
-    "tables": Rule(packages=frozenset()),
-    "gap_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "matplotlib"})),
-    "gap_results": Rule(
-        frozenset({"estimators", "formatting", "gap_figure", "tables"}), frozenset({"torch", "pandas"})
-    ),
-    "gaps": Rule(
-        FOUNDATION
-        | {
-            "evaluation",
-            "turns",
-            "guides",
-            "weights",
-            "estimators",
-            "refine",
-            "joint",
-            "conditional",
-            "annealed",
-            "evidence",
-            "gap_results",
-        }
-        | {"judge", "mixture", "search"}
-    ),
-    "simulated": Rule(frozenset({"masks", "structure", "row_densities"})),
-    "calibration_figure": Rule(frozenset({"figures"}), frozenset({"torch", "numpy", "scipy"})),
-    "calibration_results": Rule(
-        frozenset({"arviz_import", "estimators", "calibration_figure", "formatting", "tables"}),
-        frozenset({"torch", "pandas"}),
-    ),
-    "calibration": Rule(
-        frozenset({"turns", "structure", "guides", "estimators", "annealed", "conditional", "refine", "simulated"})
-        | {"calibration_results"},
-        frozenset({"torch"}),
-    ),
-    "storage": Rule(frozenset({"files", "fingerprint", "encoders", "families", "guides"}), frozenset({"torch"})),
-    "refine": Rule(
-        FOUNDATION
-        | {
-            "turns",
-            "evaluation",
-            "course",
-            "sticking_the_landing",
-            "guides",
-            "models",
-            "fit",
-            "judge",
-            "one_row",
-            "enumerated",
-            "estimators",
-        }
-    ),
-}
+def read_rules(root: Path) -> dict[str, Rule]:
+    """The rule of each room and of each module in the root of the library, in the order of the architecture page.
+
+    A line of the table there is ``| parts | parts that they may import | packages |``. "The ground" are the parts of the line
+    that says so, and "what a part may" is what the line of that part allows.
+    """
+    page = (root / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = page.partition("\n| room |")[2].partition("\n\n")[0]
+    rules: dict[str, Rule] = {}
+    ground: set[str] = set()
+    for line in table.splitlines()[2:]:
+        own, allowed, packages = line.split("|")[1:-1]
+        parts = set(re.findall(r"`(\w+)`", own))
+        if "the ground" in own:
+            ground = parts
+        inherited = re.findall(r"what `(\w+)` may", allowed)
+        may = set(re.findall(r"`(\w+)`", re.sub(r"what `\w+` may", "", allowed)))
+        may |= ground if "the ground" in allowed else set()
+        may = may.union(*(rules[part].parts for part in inherited))
+        unknown = may - rules.keys()
+        assert not unknown, f"{sorted(parts)} may import {sorted(unknown)}, which do not stand above them"
+        # Modules of the ground stand side by side.
+        rule = Rule(frozenset(may | (parts & ground)), frozenset(re.findall(r"`(\w+)`", packages)))
+        rules |= dict.fromkeys(parts, rule)
+    return rules
 
 
 @dataclass(frozen=True)
@@ -226,14 +119,17 @@ def exported(path: Path) -> set[str]:
 
 
 def library_violations(root: Path) -> Iterator[str]:
-    """Imports that the table of rules does not allow, and files that it does not know."""
+    """Imports that the table of rules does not allow, parts that it does not know, and lines of it that no part has."""
+    rules = read_rules(root)
+    parts = set()
     for path in sorted((root / "pyro_avi").rglob("*.py")):
         file = path.relative_to(root)
         importer = file.parts[1].removesuffix(".py")
+        parts.add(importer)
         if importer == "__init__":
-            rule = Rule(frozenset(RULES), frozenset())
-        elif importer in RULES:
-            rule = RULES[importer]
+            rule = Rule(frozenset(rules), frozenset())
+        elif importer in rules:
+            rule = rules[importer]
         else:
             yield f"{file.as_posix()}: no rule says what it may import"
             continue
@@ -242,6 +138,35 @@ def library_violations(root: Path) -> Iterator[str]:
                 yield f"{found}: of the library {importer} may import {sorted(rule.parts) or 'nothing'}"
             elif found.package not in rule.packages | sys.stdlib_module_names | {"pyro_avi"}:
                 yield f"{found}: beyond the standard library {importer} may import {sorted(rule.packages)}"
+    yield from (f"docs/architecture.md: there is no part {part}" for part in sorted(rules.keys() - parts))
+
+
+def circle_violations(root: Path) -> Iterator[str]:
+    """Modules of the library that import themselves by way of others."""
+    files = {".".join(path.relative_to(root).with_suffix("").parts): path for path in (root / "pyro_avi").rglob("*.py")}
+    files = {module.removesuffix(".__init__"): path for module, path in files.items()}
+    graph = {}
+    for module, path in files.items():
+        found = [one for one in imports_below(parse(path), path.relative_to(root)) if one.package == "pyro_avi"]
+        named = {f"{one.module}.{one.name}" if f"{one.module}.{one.name}" in files else one.module for one in found}
+        graph[module] = named & files.keys()
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        yield f"{files[error.args[1][0]].relative_to(root).as_posix()}: a circle, {' <- '.join(error.args[1])}"
+
+
+def size_violations(root: Path) -> Iterator[str]:
+    """Rooms with more files than one can look over."""
+    library = root / "pyro_avi"
+    for folder in [library, *sorted(path.parent for path in library.rglob("__init__.py") if path.parent != library)]:
+        most = MAX_ROOT if folder == library else MAX_ROOM
+        files = sorted(path.name for path in folder.glob("*.py"))
+        if len(files) > most and folder.name not in UNBOUNDED:
+            yield f"{folder.relative_to(root).as_posix()}: at most {most} files, got {files}"
+    for path in sorted(library.rglob("*.py")):
+        if not (path.parent / "__init__.py").exists():
+            yield f"{path.relative_to(root).as_posix()}: its folder has no __init__.py, and is not in the wheel"
 
 
 def import_time_violations(root: Path) -> Iterator[str]:
@@ -322,6 +247,8 @@ def docstring_violations(root: Path) -> Iterator[str]:
 
 CHECKS = (
     library_violations,
+    circle_violations,
+    size_violations,
     import_time_violations,
     public_names_violations,
     gallery_violations,
@@ -339,23 +266,41 @@ def test_the_project_keeps_its_rules(check):
 OBEDIENT = {
     "setup.cfg": "[options]\ninstall_requires =\n    pyro-ppl>=1.9.1\n    torch\n    tqdm\n    numpy\n    zuko\n"
     "[options.extras_require]\nvision =\n    torchvision\n",
-    "pyro_avi/__init__.py": '"""Doc."""\nfrom .fit import fit\nfrom pyro_avi.guides import Guide\n'
+    "docs/architecture.md": "# Architecture\n\n| room | may import | packages |\n| --- | --- | --- |\n"
+    "| the ground: `errors`, `seeds` | | `torch` |\n"
+    "| `families` | | `pyro`, `zuko` |\n"
+    "| `encoders` | | `torch` |\n"
+    "| `models` | the ground | `pyro` |\n"
+    "| `estimators` (arrays only) | | `numpy` |\n"
+    "| `inspection` | the ground | `torch`, `pyro` |\n"
+    "| `guides` | the ground, `inspection`, `families`, `encoders` | `torch` |\n"
+    "| `training` (accepts any guide) | the ground, `inspection` | `torch` |\n"
+    "| `closing` | what `training` may; `guides`, `training` | `torch` |\n"
+    "| `storage` | `guides` | |\n\nMore.\n",
+    "pyro_avi/__init__.py": '"""Doc."""\nfrom .training.fit import fit\nfrom pyro_avi.guides import Guide\n'
     '__all__ = ["Guide", "fit"]\n',
-    "pyro_avi/structure.py": "import math\nimport torch\nfrom pyro import poutine\n",
-    "pyro_avi/provenance.py": "import torch\n",
+    "pyro_avi/errors.py": "",
+    "pyro_avi/seeds.py": "import torch\nfrom pyro_avi import errors\n",
+    "pyro_avi/storage.py": "import json\nfrom pyro_avi.guides import Guide\n",
+    "pyro_avi/inspection/__init__.py": "",
+    "pyro_avi/inspection/structure.py": "import math\nimport torch\nfrom pyro import poutine\nfrom pyro_avi import seeds\n",
+    "pyro_avi/inspection/sites.py": "import torch\nfrom pyro_avi.inspection.structure import Structure\n",
     "pyro_avi/families/__init__.py": "from .flow import Flow\n",
     "pyro_avi/families/flow.py": "import pyro.distributions as dist\nimport zuko\n",
     "pyro_avi/encoders/__init__.py": 'from .mlp import mlp\n__all__ = ["mlp"]\n',
     "pyro_avi/encoders/mlp.py": "from torch import nn\n",
     "pyro_avi/models/__init__.py": 'from .vae import VAE\n__all__ = ["VAE"]\n',
-    "pyro_avi/models/vae.py": "from __future__ import annotations\nimport pyro\n",
+    "pyro_avi/models/vae.py": "from __future__ import annotations\nimport pyro\nfrom pyro_avi.errors import CallError\n",
     "pyro_avi/guides/__init__.py": "from pyro_avi.guides.guide import Guide\n",
-    "pyro_avi/guides/guide.py": "from ..structure import inspect\nfrom .. import encoders, families\n",
-    "pyro_avi/fit.py": "from pyro_avi.steps import step\n",
-    "pyro_avi/steps.py": "from pyro_avi.adam import Adam\n",
-    "pyro_avi/weights.py": "from pyro_avi import perturbation\n",
+    "pyro_avi/guides/guide.py": "from ..inspection.structure import inspect\nfrom .. import encoders, families\n",
+    "pyro_avi/training/__init__.py": "",
+    "pyro_avi/training/fit.py": "from pyro_avi.training.loop import run\nfrom pyro_avi.inspection import structure\n",
+    "pyro_avi/training/loop.py": "import torch\nfrom pyro_avi.seeds import seeded\n",
+    "pyro_avi/estimators/__init__.py": "",
     "pyro_avi/estimators/elbo.py": "import numpy as np\n",
-    "pyro_avi/refine.py": "from pyro_avi.guides import Guide\nfrom pyro_avi.fit import fit\n",
+    "pyro_avi/closing/__init__.py": "",
+    "pyro_avi/closing/refine.py": "from pyro_avi.guides import Guide\nfrom pyro_avi.training.fit import fit\n"
+    "from pyro_avi import inspection\n",
     "experiments/run.py": "import pyro_avi as avi\nfrom pyro_avi.models import VAE\nfrom pyro_avi import encoders\n"
     "avi.fit\navi.models.VAE\nencoders.mlp\n",
     "gallery/vae.py": "import pyro\nimport torch\nimport pyro_avi as avi\nfrom gallery import compare\navi.fit\n",
@@ -363,28 +308,46 @@ OBEDIENT = {
 }
 
 VIOLATIONS = [
-    (library_violations, "pyro_avi/structure.py", "from pyro_avi.provenance import replay"),
-    (library_violations, "pyro_avi/structure.py", "import numpy"),
-    (library_violations, "pyro_avi/provenance.py", "from . import families"),
+    (library_violations, "pyro_avi/inspection/structure.py", "from pyro_avi.guides import Guide"),
+    (library_violations, "pyro_avi/inspection/structure.py", "import numpy"),
+    (library_violations, "pyro_avi/inspection/sites.py", "from .. import families"),
+    (library_violations, "pyro_avi/errors.py", "import pyro"),
+    (library_violations, "pyro_avi/seeds.py", "from pyro_avi.inspection.structure import inspect"),
     (library_violations, "pyro_avi/families/flow.py", "import pyro_avi.encoders"),
+    (library_violations, "pyro_avi/families/flow.py", "from ..errors import CallError"),
     (library_violations, "pyro_avi/guides/guide.py", "import zuko"),
     (library_violations, "pyro_avi/encoders/mlp.py", "def mlp():\n    from ..families import Normal"),
     (library_violations, "pyro_avi/models/vae.py", "from pyro_avi.encoders import mlp"),
-    (library_violations, "pyro_avi/guides/guide.py", "from pyro_avi.fit import fit"),
+    (library_violations, "pyro_avi/guides/guide.py", "from pyro_avi.training.fit import fit"),
     (library_violations, "pyro_avi/guides/guide.py", "from .. import models"),
-    (library_violations, "pyro_avi/guides/guide.py", "import importlib\nimportlib.import_module('pyro_avi.fit')"),
-    (library_violations, "pyro_avi/fit.py", "if TYPE_CHECKING:\n    from .guides import Guide"),
-    (library_violations, "pyro_avi/fit.py", "from pyro_avi import Guide"),
-    (library_violations, "pyro_avi/steps.py", "from pyro_avi.models import VAE"),
-    (library_violations, "pyro_avi/weights.py", "from pyro_avi.guides.guide import Guide"),
+    (
+        library_violations,
+        "pyro_avi/guides/guide.py",
+        "import importlib\nimportlib.import_module('pyro_avi.training.fit')",
+    ),
+    (library_violations, "pyro_avi/training/fit.py", "if TYPE_CHECKING:\n    from ..guides import Guide"),
+    (library_violations, "pyro_avi/training/fit.py", "from pyro_avi import Guide"),
+    (library_violations, "pyro_avi/training/loop.py", "from pyro_avi.models import VAE"),
+    (library_violations, "pyro_avi/training/loop.py", "from pyro_avi.closing import refine"),
     (library_violations, "pyro_avi/estimators/elbo.py", "import pyro"),
-    (library_violations, "pyro_avi/estimators/elbo.py", "from ..weights import LogWeights"),
-    (library_violations, "pyro_avi/refine.py", "import experiments"),
+    (library_violations, "pyro_avi/estimators/elbo.py", "from ..inspection import structure"),
+    (library_violations, "pyro_avi/closing/refine.py", "import experiments"),
+    (library_violations, "pyro_avi/closing/refine.py", "from pyro_avi.families import Flow"),
+    (library_violations, "pyro_avi/storage.py", "import torch"),
     (library_violations, "pyro_avi/__init__.py", "import pyro"),
     (library_violations, "pyro_avi/surprise.py", "import torch"),
+    (library_violations, "pyro_avi/surprise/part.py", "import torch"),
+    (
+        circle_violations,
+        "pyro_avi/inspection/structure.py",
+        "def inspect():\n    from pyro_avi.inspection import sites",
+    ),
+    (circle_violations, "pyro_avi/seeds.py", "from . import seeds"),
+    (circle_violations, "pyro_avi/guides/guide.py", "from pyro_avi.guides import Guide"),
+    (size_violations, "pyro_avi/surprise/part.py", "import torch"),
     (import_time_violations, "pyro_avi/__init__.py", "configure()"),
     (public_names_violations, "experiments/run.py", "from pyro_avi import Hidden"),
-    (public_names_violations, "experiments/run.py", "from pyro_avi.fit import fit"),
+    (public_names_violations, "experiments/run.py", "from pyro_avi.training.fit import fit"),
     (public_names_violations, "experiments/run.py", "import pyro_avi.guides"),
     (public_names_violations, "experiments/run.py", "from pyro_avi.models import _private"),
     (public_names_violations, "experiments/run.py", "avi._private()"),
@@ -396,10 +359,10 @@ VIOLATIONS = [
     (gallery_violations, "gallery/vae.py", "def data():\n    import numpy"),
     (torchvision_violations, "experiments/datasets/mnist.py", "import torchvision"),
     (torchvision_violations, "experiments/run.py", "def run():\n    import torchvision"),
-    (torchvision_violations, "pyro_avi/fit.py", "from torchvision import datasets"),
+    (torchvision_violations, "pyro_avi/training/fit.py", "from torchvision import datasets"),
     (dependency_violations, "experiments/run.py", "import seaborn"),
-    (docstring_violations, "pyro_avi/fit.py", "def fit():\n    pass"),
-    (docstring_violations, "pyro_avi/fit.py", 'class Fit:\n    """Doc."""\n    def plot(self):\n        pass'),
+    (docstring_violations, "pyro_avi/training/fit.py", "def fit():\n    pass"),
+    (docstring_violations, "pyro_avi/training/fit.py", 'class Fit:\n    """Doc."""\n    def plot(self):\n        pass'),
 ]
 
 
@@ -418,6 +381,34 @@ def test_a_violation_is_found(tmp_path, check, file, statement):
     write(tmp_path, file, OBEDIENT.get(file, "") + statement)
 
     assert [message for message in check(tmp_path) if message.startswith(file)]
+
+
+@pytest.mark.parametrize(
+    "folder, most", [("pyro_avi", MAX_ROOT), ("pyro_avi/guides", MAX_ROOM), ("pyro_avi/models", None)]
+)
+def test_a_room_has_so_many_files_and_no_more(tmp_path, folder, most):
+    for name, text in OBEDIENT.items():
+        write(tmp_path, name, text)
+    for count in range((most or MAX_ROOM) - len(list((tmp_path / folder).glob("*.py")))):
+        write(tmp_path, f"{folder}/file_{count}.py", "")
+    assert list(size_violations(tmp_path)) == []
+
+    write(tmp_path, f"{folder}/another.py", "")
+
+    found = list(size_violations(tmp_path))
+    assert [message.partition(":")[0] for message in found] == ([folder] if most else [])
+
+
+def test_a_line_of_the_table_is_of_a_part_and_allows_what_stands_above_it(tmp_path):
+    for name, text in OBEDIENT.items():
+        write(tmp_path, name, text)
+    page = OBEDIENT["docs/architecture.md"]
+    write(tmp_path, "docs/architecture.md", page.replace("\n\nMore", "\n| `attic` | the ground | |\n\nMore"))
+    assert list(library_violations(tmp_path)) == ["docs/architecture.md: there is no part attic"]
+
+    write(tmp_path, "docs/architecture.md", page.replace("`inspection` | the ground |", "`inspection` | `guides` |"))
+    with pytest.raises(AssertionError, match="stand above"):
+        read_rules(tmp_path)
 
 
 @pytest.mark.parametrize("module", ["pyro_avi", "pyro_avi.models", "pyro_avi.encoders"])

@@ -28,8 +28,8 @@ pytestmark = [
 @pytest.fixture
 def device(monkeypatch):
     """Values that are asked for are made up."""
-    monkeypatch.setattr("pyro_avi.structure.equal", lambda one, two: True)
-    monkeypatch.setattr("pyro_avi.gaps._check_bounded", lambda weights, whose: None)
+    monkeypatch.setattr("pyro_avi.inspection.structure.equal", lambda one, two: True)
+    monkeypatch.setattr("pyro_avi.diagnostics.gaps._check_bounded", lambda weights, whose: None)
     equal = torch.equal
     monkeypatch.setattr(torch, "equal", lambda one, two: one.is_meta or equal(one, two))
     monkeypatch.setattr(torch, "allclose", lambda one, two, **tolerances: True)
@@ -64,8 +64,8 @@ def traced(monkeypatch):
         assert not with_draws
         return graph.forward
 
-    for user in ("compiled", "many_steps"):
-        monkeypatch.setattr(f"pyro_avi.{user}.compile_graph", compile_graph)
+    for user in ("compiled_step", "vmapped_step"):
+        monkeypatch.setattr(f"pyro_avi.optimization.{user}.compile_graph", compile_graph)
     return places
 
 

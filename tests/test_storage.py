@@ -73,14 +73,6 @@ GUIDES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    pyro.clear_param_store()
-    torch.manual_seed(0)
-    yield
-    pyro.clear_param_store()
-
-
 def saved(name, folder):
     make, options = GUIDES[name]
     guide = make()

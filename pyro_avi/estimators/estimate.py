@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_avi.formatting import counted, with_error
+from pyro_avi.display.formatting import counted, with_error
 
 __all__ = ["Estimate", "checked"]
 

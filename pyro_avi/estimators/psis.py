@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.estimators.estimate import Estimate, checked
 from pyro_avi.estimators.iwelbo import ess
-from pyro_avi.formatting import counted, with_error
 
 __all__ = ["TailIndex", "khat"]
 

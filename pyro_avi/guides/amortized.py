@@ -11,12 +11,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_avi.encoders import MLP
+from pyro_avi.encoders.network import Network
+from pyro_avi.encoders.standardize import Standardize, transform_of
+from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.covariates import Covariate, CovariateSearch
-from pyro_avi.guides.guide import LocalGuide, qualified_name
-from pyro_avi.guides.network import Network
-from pyro_avi.guides.row_factor import RowFactor
-from pyro_avi.guides.standardize import Standardize, transform_of
-from pyro_avi.provenance import Found, Sources
+from pyro_avi.guides.local_guide import LocalGuide, qualified_name
+from pyro_avi.inspection.call_data import Found, Sources
 
 __all__ = ["AmortizedGuide"]
 
@@ -49,7 +49,7 @@ class AmortizedGuide(LocalGuide):
             their logarithm first. By default where the encoder is given by widths and the guide finds its inputs: a module
             of your own reads values as the model observes them, and what ``inputs=`` returns is read as it is.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
-            :class:`~pyro_avi.guides.guide.LocalGuide`.
+            :class:`~pyro_avi.guides.local_guide.LocalGuide`.
 
     Raises:
         ValueError: if a width is not positive, the encoder's features are not ``[B, H]``, nothing is known to read, or

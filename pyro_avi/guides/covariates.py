@@ -20,12 +20,14 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
-from pyro_avi.guides.arguments import Argument, argument_at, shuffled, tells_apart, with_another_row
-from pyro_avi.guides.standardize import transform_of
-from pyro_avi.masks import site_mask
-from pyro_avi.provenance import Rows
-from pyro_avi.replay import Recorder
-from pyro_avi.structure import RowSet, equal, is_observation, quiet
+from pyro_avi.encoders.standardize import transform_of
+from pyro_avi.inspection.arguments import Argument, argument_at, shuffled, tells_apart, with_another_row
+from pyro_avi.inspection.call_data import Rows
+from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.masks import site_mask
+from pyro_avi.inspection.replay import Recorder
+from pyro_avi.inspection.sites import equal, is_observation
+from pyro_avi.inspection.structure import RowSet
 
 __all__ = ["Covariate", "CovariateSearch"]
 

@@ -7,14 +7,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pyro_avi.guides.guide import LocalGuide
-from pyro_avi.guides.row_factor import RowFactor
-from pyro_avi.guides.rows import DrawnRows
-from pyro_avi.guides.same_rows import SameRows
-from pyro_avi.guides.table import GatheredRows, Table
-from pyro_avi.positions import Rows
-from pyro_avi.provenance import Found, Sources
-from pyro_avi.structure import quiet, row_plates
+from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.sites import row_plates
+from pyro_avi.rows.drawn_rows import DrawnRows
+from pyro_avi.rows.positions import Rows
+from pyro_avi.rows.same_rows import SameRows
+from pyro_avi.rows.table import GatheredRows, Table
 
 __all__ = ["FactorizedGuide"]
 
@@ -38,7 +39,7 @@ class FactorizedGuide(LocalGuide):
             :func:`~pyro_avi.fit`'s optimizer: ``N (3 P + 1)`` numbers in all. Every call brings the rows of its batch to
             the device of the model. ``None``: the table is where the model is.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
-            :class:`~pyro_avi.guides.guide.LocalGuide`.
+            :class:`~pyro_avi.guides.local_guide.LocalGuide`.
 
     Raises:
         ValueError: if ``rows_on`` is neither ``None`` nor ``"cpu"``.

@@ -7,10 +7,11 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
-from pyro_avi.guides.factor import Factor
-from pyro_avi.guides.owned import OwnedGuide
-from pyro_avi.provenance import Found, Sources
-from pyro_avi.structure import Structure, inspect_model, quiet
+from pyro_avi.factors.factor import Factor
+from pyro_avi.guides.base import OwnedGuide
+from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.structure import Structure, inspect_model
 
 __all__ = ["MeanFieldNormal"]
 

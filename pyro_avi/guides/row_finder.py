@@ -9,11 +9,12 @@ import pyro
 import torch
 from pyro import poutine
 
-from pyro_avi.guides.owned import OwnedGuide
-from pyro_avi.guides.rows import DrawnRows
-from pyro_avi.positions import Rows, check_positions
-from pyro_avi.provenance import Found, Sources
-from pyro_avi.structure import Structure, quiet
+from pyro_avi.guides.base import OwnedGuide
+from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.structure import Structure
+from pyro_avi.rows.drawn_rows import DrawnRows
+from pyro_avi.rows.positions import Rows, check_positions
 
 __all__ = ["RowFinder"]
 

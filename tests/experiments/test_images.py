@@ -539,7 +539,7 @@ def test_a_record_says_that_a_step_was_to_be_compiled_and_was_not(monkeypatch):
     def broken(*args, **kwargs):
         raise RuntimeError("Read-only file system: '/home/ada/.cache/pyro_avi/ab/c.cpp'")
 
-    monkeypatch.setattr("pyro_avi.compiled.compile_graph", broken)
+    monkeypatch.setattr("pyro_avi.optimization.compiled_step.compile_graph", broken)
     with pytest.warns(UserWarning, match="taken eagerly, not compiled"):
         provenance = run_cell(Cell("images", tiny(compile=True)), CONTEXT)["provenance"]
     assert provenance["compiled"] == []
@@ -550,8 +550,8 @@ def test_a_record_says_that_a_step_was_to_be_compiled_and_was_not(monkeypatch):
 
 @pytest.mark.parametrize(("saved", "told"), [(True, 1), (False, 0)])
 def test_a_record_says_that_a_step_would_be_compiled_if_there_were_a_compiler(monkeypatch, saved, told):
-    monkeypatch.setattr("pyro_avi.steps.has_compiler", lambda: False)
-    monkeypatch.setattr("pyro_avi.steps._COST_OF_COMPILING", 0.0 if saved else 1e9)
+    monkeypatch.setattr("pyro_avi.optimization.step.has_compiler", lambda: False)
+    monkeypatch.setattr("pyro_avi.optimization.step._COST_OF_COMPILING", 0.0 if saved else 1e9)
     provenance = run_cell(Cell("images", tiny(compile="auto")), CONTEXT)["provenance"]
     assert provenance["compiled"] == [] and len(provenance["fallbacks"]) == told
     assert all("there is no C++ compiler" in text for text in provenance["fallbacks"])

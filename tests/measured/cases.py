@@ -3,7 +3,6 @@
 import re
 import warnings
 
-import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -13,7 +12,7 @@ import pyro_avi as avi
 from tests.measured.brute_force import laplace
 from tests.measured_structures import GUIDES, STRUCTURES
 
-__all__ = ["CALLS", "best_table", "cases", "given", "held", "is_known", "make", "near", "seeded"]
+__all__ = ["CALLS", "best_table", "cases", "given", "held", "is_known", "make", "near"]
 
 CLASSES = {name: getattr(avi, name) for name in GUIDES}
 
@@ -38,15 +37,6 @@ def cases(measurement, wanted=lambda structure: True, *, kinds=GUIDES, fast=1, o
             if measurement in structure.applies and structure.refusal(kind, measurement) is None:
                 found.append(pytest.param(kind, name, marks=() if now else pytest.mark.slow, id=f"{kind}, {name}"))
     return pytest.mark.parametrize("kind, name", found)
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    """Every test has the same random state, and a parameter store of its own."""
-    pyro.clear_param_store()
-    torch.manual_seed(0)
-    yield
-    pyro.clear_param_store()
 
 
 def make(kind, name, model=None, **options):

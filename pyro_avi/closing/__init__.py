@@ -1,0 +1,1 @@
+"""Closing the gap of given rows."""

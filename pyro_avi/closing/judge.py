@@ -1,0 +1,111 @@
+"""How well the factors of a table do, row by row: the sources of log weights that a search asks."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from pyro_avi.densities.log_joint import LocalJoint
+from pyro_avi.densities.log_weights import LogWeights, log_weights
+from pyro_avi.densities.row_densities import TiedRowsError
+from pyro_avi.evidence.ais import posterior_of, sampling
+from pyro_avi.guides import FactorizedGuide
+from pyro_avi.inspection.isolated_run import quiet
+
+__all__ = ["JointJudge", "Judge", "TraceJudge", "by_row", "judge_of"]
+
+
+class Judge(ABC):
+    """Gives the log weights of a table's factors, by the same draws for all tables of one family.
+
+    Attributes:
+        blocks: by the name of a table the block ``[N]`` that each of its rows is weighed in, when weights have been asked
+            for; ``None`` where block ``n`` is row ``n``.
+    """
+
+    blocks: Mapping[str, Tensor] | None = None
+
+    @abstractmethod
+    def weights(self, guide: FactorizedGuide, *, num_samples: int, seed: int) -> LogWeights:
+        """The log weights of an even number of draws, ``num_samples`` at least.
+
+        Args:
+            guide: with a table for the rows of the call.
+            num_samples: the number of draws.
+            seed: of the draws.
+        """
+
+
+class JointJudge(Judge):
+    """By the log joint of the rows, for many draws at once, each with its mirror image.
+
+    Args:
+        joint: of the model.
+        args, kwargs: of the model.
+        max_memory: in bytes, what the draws that are evaluated at a time may take.
+    """
+
+    def __init__(self, joint: LocalJoint, args: tuple, kwargs: Mapping[str, Any], *, max_memory: int):
+        self.joint, self.max_memory = joint, max_memory
+        self._args, self._kwargs = args, kwargs
+
+    def weights(self, guide, *, num_samples, seed):
+        """The log weights of an even number of draws, ``num_samples`` at least."""
+        with sampling(seed):
+            factors = posterior_of(guide, self._args, self._kwargs)
+            return self.joint.log_weights(factors, num_samples=num_samples, max_memory=self.max_memory)
+
+
+class TraceJudge(Judge):
+    """By traces of the model and the guide, one after the other: for any latents, global ones included.
+
+    Args:
+        model, args, kwargs: what the guide is for.
+    """
+
+    def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any]):
+        self._model, self._args, self._kwargs = model, args, kwargs
+
+    def weights(self, guide, *, num_samples, seed):
+        """The log weights of an even number of draws, ``num_samples`` at least."""
+        even = num_samples + num_samples % 2
+        with quiet(seed):
+            weights = log_weights(self._model, guide, *self._args, num_samples=even, **self._kwargs)
+        # Rows that share a factor, as those of crossed plates share observations, are judged together.
+        if weights.blocks is not None:
+            self.blocks = {" x ".join(plates): blocks for plates, blocks in weights.blocks.items()}
+        return weights
+
+
+def judge_of(
+    model: Callable, guide: FactorizedGuide, args: tuple, kwargs: Mapping[str, Any], *, max_memory: int = 2**30
+) -> Judge:
+    """The fastest judge that there is for a model.
+
+    Args:
+        model: what the guide is for.
+        guide: with a table for the rows of the call.
+        args, kwargs: of the model.
+        max_memory: in bytes, what the draws that are evaluated at a time may take.
+    """
+    latents = [latent for of in guide.row_factors for latent in of.rows.latents]
+    alone = len(guide.row_plates) == len(guide.row_factors) == 1 and not guide.global_latents
+    if not alone or any(latent.num_values is not None or latent.is_weighted for latent in latents):
+        return TraceJudge(model, args, kwargs)
+    try:
+        with quiet(0):
+            joint = LocalJoint(model, args, kwargs, plate=guide.row_plates[0])
+    except TiedRowsError:
+        return TraceJudge(model, args, kwargs)
+    return JointJudge(joint, args, kwargs, max_memory=max_memory)
+
+
+def by_row(values: Tensor, blocks: Tensor | None) -> Tensor:
+    """What is known of the blocks of rows, for each row of a table ``[N, 1]``.
+
+    Args:
+        values: ``[M]``.
+        blocks: ``[N]`` the block of each row; ``None`` where block ``n`` is row ``n``.
+    """
+    return (values if blocks is None else values[blocks]).unsqueeze(-1)

@@ -1,0 +1,254 @@
+"""Closing the gap of given rows: a factorized guide from another guide's output."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, TraceMeanField_ELBO
+from torch import Tensor
+
+from pyro_avi.closing.judge import judge_of
+from pyro_avi.closing.row_tables import Tables, choose, read_tables, table_like, write_tables
+from pyro_avi.estimators.gains import gains
+from pyro_avi.evaluation_mode import evaluation_mode
+from pyro_avi.evidence.enumerated import Enumerated, enumerating_elbo
+from pyro_avi.evidence.one_row import as_one_row, write_back
+from pyro_avi.guides import FactorizedGuide
+from pyro_avi.guides.local_guide import LocalGuide, check_local_guide
+from pyro_avi.lock import in_turn
+from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
+from pyro_avi.training.fit import Fit, LearningRate, fit
+
+__all__ = ["refine", "take_steps"]
+
+# Draws by which start and end of a row are compared.
+_DRAWS = 100
+
+
+@in_turn
+def refine(
+    model: Callable,
+    guide: LocalGuide,
+    *args,
+    num_steps: int,
+    lr: LearningRate = 0.05,
+    start: Tensor | dict[tuple[str, ...], Tensor] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+    **kwargs,
+) -> FactorizedGuide:
+    r"""Fit a factor of its own to every row of a call, globals and model frozen.
+
+    .. math:: \lambda_n \leftarrow \arg\max_\lambda E_{q_0(\theta)} \left[ \mathrm{ELBO}_n(\lambda, \theta) \right],
+              \qquad \text{started at } f(n, x_n)
+
+    What the rows gain is their amortization gap, or a lower bound on it after too few steps. Start and end of every row are
+    compared by the same fresh draws, and a row whose gain is not significant keeps its start, so that no row loses: of the
+    rows that move, one in twenty may not have gained, in expectation. It is also how a factorized guide answers for held-out
+    rows.
+
+    Args:
+        model: the model that the guide was made for.
+        guide: any of the three guides.
+        *args, **kwargs: the model's arguments for the rows to refine, all rows of a data set: for held-out rows the model
+            must take another number of rows than it was trained on.
+        num_steps: the number of steps of row-wise Adam, each over all rows. The result is the mean of the tables after each
+            step of the second half: what one draw a step leaves of noise in a table mostly cancels in it. After a
+            quarter of the steps the gradient is that of the path alone, see :class:`~pyro_avi.StickingTheLandingELBO`.
+        lr: the learning rate, a number or a function of the step from 0.
+        start: ``[N, P]`` where to start, for several row sets by the names of their plates; by default the guide's own
+            output for the rows, of a factorized guide the rows of its table. It has none for rows that it was not fitted to:
+            they start at the mean of its table, its best constant guess.
+        seed: of the draws.
+        progress: whether to show a progress bar.
+
+    Returns:
+        A guide for these rows, with a copy of the guide's factor of the global latents. ``guide`` and ``model`` are left
+        as they are.
+
+    Raises:
+        ValueError: if the guide has not been set up, or is for other latents, or the start has not a row for each row to
+            refine.
+
+    References:
+        Kim, Wiseman, Miller, Sontag and Rush, "Semi-Amortized Variational Autoencoders", 2018,
+        https://arxiv.org/abs/1802.02550. Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
+        https://doi.org/10.1137/0330046.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.AmortizedGuide(model).setup(x)
+        >>> avi.refine(model, guide, x[:5], num_steps=3).table.shape
+        torch.Size([5, 4])
+    """
+    check_local_guide(guide)
+    if not guide.row_plates:
+        row, table = as_one_row(model, guide, args, kwargs)
+        options = {"num_steps": num_steps, "lr": lr, "start": start, "seed": seed, "progress": progress}
+        return write_back(model, refine(row, table, *args, **options, **kwargs), args, kwargs)
+    refined = table_like(model, guide, args, kwargs)
+    starts = _starts(guide, refined, start, args, kwargs)
+    write_tables(refined, starts)
+    judge, options = judge_of(model, refined, args, kwargs), {"num_samples": _DRAWS, "seed": seed + 1}
+    # Not the seed of the steps: rows fit the very draws that they were trained on.
+    before = judge.weights(refined, **options).local
+    take_steps(model, refined, args, kwargs, num_steps=num_steps, lr=lr, seed=seed, progress=progress)
+    gained = gains(before, judge.weights(refined, **options).local).significant()
+    write_tables(refined, choose(gained, read_tables(refined), starts, judge.blocks))
+    return refined
+
+
+def take_steps(
+    model: Callable,
+    guide: FactorizedGuide,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    num_steps: int,
+    lr: LearningRate,
+    seed: int,
+    progress: bool = False,
+    shares: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Move the tables of a guide from where they are to the mean of the second half of the steps, and nothing else.
+
+    Args:
+        model, guide: the guide is made for the model.
+        args, kwargs: the arguments of both.
+        num_steps, lr, seed, progress: as in :func:`refine`.
+        shares: by the name of the table ``[N, 1]``, which share of the learning rate a row moves by; 1 by default.
+    """
+    tables = guide.row_tables()
+    mean = _MeanOfTables(tables, first=num_steps // 2 + 1)
+    landing = _Landing(guide, num_steps // 4)
+    summed = enumerating_elbo(model, guide, args, kwargs)
+    trained, elbo = (guide, landing.elbo) if summed is None else (Enumerated(guide), summed)
+    slower = [] if shares is None else [_Slower(tables, shares)]
+    # By the tables alone: weights that the rows share would tie them together.
+    shared = [parameter for of in guide.row_factors for parameter in of.factor.parameters()]
+    # In evaluation mode, where Pyro does not wonder about parameters that need no gradient.
+    guide.row_factors.eval()
+    for parameter in shared:
+        parameter.requires_grad_(False)
+    options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [*slower, mean, landing]}
+    with warnings.catch_warnings(), evaluation_mode():
+        # Global latents that the model states after local ones: frozen, they only add a constant.
+        warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
+        fit(model, trained, *args, num_steps=num_steps, lr={"local": lr}, **options, **kwargs)
+    for parameter in shared:
+        parameter.requires_grad_(True)
+    mean.take()
+    guide.row_factors.train()
+
+
+class _MeanOfTables:
+    """The mean of tables over the steps of a training from one on; a callback of it.
+
+    Args:
+        tables: by name.
+        first: the number of the first step to count, from 1.
+    """
+
+    def __init__(self, tables: Tables, *, first: int):
+        self._tables, self._first, self._count = tables, first, 0
+        self._sums = {name: torch.zeros_like(table) for name, table in tables.items()}
+
+    @torch.no_grad()
+    def __call__(self, course: Fit) -> None:
+        if course.steps >= self._first:
+            self._count += 1
+            for name, table in self._tables.items():
+                self._sums[name] += table
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Write the means into the tables."""
+        for name, table in self._tables.items():
+            table.copy_(self._sums[name] / self._count)
+
+
+class _Slower:
+    """Rows that move by a share of the learning rate; a callback of a training.
+
+    What Adam moves a row by is proportional to the rate, so that a share of the move is the move at a share of the rate.
+
+    Args:
+        tables: by name.
+        shares: ``[N, 1]`` by name.
+    """
+
+    def __init__(self, tables: Tables, shares: Mapping[str, Tensor]):
+        self._tables, self._shares = tables, shares
+        self._last = {name: table.detach().clone() for name, table in tables.items()}
+
+    @torch.no_grad()
+    def __call__(self, course: Fit) -> None:
+        for name, table in self._tables.items():
+            table.copy_(torch.lerp(self._last[name], table, self._shares[name].to(table)))
+            self._last[name].copy_(table)
+
+
+class _Landing:
+    """The loss of a refinement: near the optimum, from one of its steps on, with the gradient of the path alone.
+
+    Far from there its noise can be large, and exact entropies do better.
+    """
+
+    def __init__(self, guide: FactorizedGuide, start: int):
+        self._start, self._weight = start, torch.full((1,), float(start == 0))
+        discrete = any(latent.num_values is not None for of in guide.row_factors for latent in of.rows.latents)
+        if not guide.family.cheap_density and not discrete:
+            # The path alone would take a flow's inverse.
+            self.elbo: ELBO = TraceMeanField_ELBO()
+        else:
+            self.elbo = StickingTheLandingELBO(weight=self._weight)
+
+    def __call__(self, course: Fit) -> None:
+        if course.steps == self._start:
+            self._weight.fill_(1.0)
+
+
+def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> Tables:
+    """The tables' first values by name, ``[N, P]``."""
+    own = start is None
+    if own and _answers(guide, args, kwargs):
+        with torch.no_grad():
+            start = guide.variational_parameters(*args, **kwargs)
+    elif own:
+        tables = guide.table
+        start = {key: table.mean(0) for key, table in tables.items()} if isinstance(tables, dict) else tables.mean(0)
+    with torch.no_grad():
+        asked = refined.variational_parameters(*args, **kwargs)
+    starts = {}
+    for (name, table), of in zip(refined.row_tables().items(), refined.row_factors, strict=True):
+        rows = (asked[of.rows.plates] if isinstance(asked, dict) else asked).shape[:-1]
+        if tuple(rows) != of.function.sizes:
+            raise ValueError(
+                f"Expected all {len(table)} rows of {name!r}, got {rows.numel()} of them.\n"
+                "Pass the rows to refine as a data set of their own, without positions."
+            )
+        given = start[of.rows.plates] if isinstance(start, dict) else start
+        if given.shape not in (table.shape, table.shape[1:], (*of.function.sizes, table.shape[1])):
+            raise ValueError(
+                f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
+            )
+        # A table may be in host memory.
+        given = given.to(table.device)
+        starts[name] = (given.detach().flatten(0, -2) if given.dim() > 1 else given.detach()).expand_as(table).clone()
+    return starts
+
+
+def _answers(guide: LocalGuide, args, kwargs) -> bool:
+    """Whether a guide has an output for the rows of a call: a table only for those that it was fitted to."""
+    if not isinstance(guide, FactorizedGuide):
+        return True
+    try:
+        guide.check_rows(*args, **kwargs)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,198 @@
+"""The search for every row's best factor."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyro_avi.closing.convergence import Left, left_to_gain
+from pyro_avi.closing.judge import JointJudge, Judge, by_row
+from pyro_avi.closing.refine import take_steps
+from pyro_avi.closing.row_tables import Tables, choose, read_tables, write_tables
+from pyro_avi.densities.log_weights import LogWeights
+from pyro_avi.estimators.gains import cross_fitted, gains
+from pyro_avi.evidence.ais import sampling
+from pyro_avi.evidence.mixture import missed_modes
+from pyro_avi.guides import FactorizedGuide
+
+__all__ = ["Found", "Search", "moments"]
+
+# Draws by which one factor is told from another on the way, the same for all: to choose asks for less than to report.
+_DRAWS = 300
+# Draws by which modes are looked for that the starts have not led to, and how often.
+_PILOT, _LOOKS = 800, 2
+# What a row may still gain, in tolerances, for it to have converged; in standard errors, what a row must gain to move.
+_LEFT, _MOVES = 3.0, 1.0
+# What a row must gain, in tolerances, for its learning rate not to be halved: what is left in the end is the noise of a step.
+_SLOWS = 10.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search has found.
+
+    Attributes:
+        weights: of the better factor of every row, the first one or that of the search, chosen by other draws than these.
+        converged: ``[M]`` which rows had stopped to gain, with a slope that says that nothing much is left.
+        left: ``[M]`` what rows may still gain; ``None`` where no slope is known.
+        ends: where the steps from each start have led.
+    """
+
+    weights: LogWeights
+    converged: Tensor
+    left: Left | None
+    ends: list[Tables]
+
+
+class Search:
+    """Refines tables in rounds.
+
+    A row moves to where a round has led it if it gains there, by draws that it was not trained on, and otherwise stays. Where
+    it gains less than ten tolerances, its learning rate is halved. It has converged when it has gained less than the tolerance
+    in the last round, and its slope promises at most three times that, at a confidence of 95 %. In the end what was found is
+    compared with where the rows began by draws that had no part in any choice.
+
+    Args:
+        model: of the rows, without global latents.
+        judge: of the factors.
+        args, kwargs: of the model.
+        num_steps: the steps of a round.
+        lr: the learning rate of the first round.
+        max_rounds: the rounds after which the search ends.
+        tolerance: in nats.
+        seed: of the draws on the way.
+        report: ``num_samples`` and ``seed`` of the draws by which the first factors are compared with what was found.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        judge: Judge,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        *,
+        num_steps: int,
+        lr: float,
+        max_rounds: int,
+        tolerance: float,
+        seed: int,
+        report: Mapping[str, int],
+    ):
+        self._model, self._judge, self._args, self._kwargs = model, judge, args, kwargs
+        self._steps = {"num_steps": num_steps, "lr": lr}
+        self._max_rounds, self._tolerance, self._seed, self._report = max_rounds, tolerance, seed, report
+
+    def improve(self, guide: FactorizedGuide, before: LogWeights, starts: Sequence[Tensor | Tables]) -> Found:
+        """The best factor of every row: that of the guide, or what the rounds find where the row really gains by it.
+
+        Args:
+            guide: with a table for the rows, which ends with the best.
+            before: the weights of what is to be improved, by the draws of the report.
+            starts: ``[N, P]`` or ``[P]`` where the first round starts, once from each; of several tables by name.
+
+        Raises:
+            ValueError: if a start has another shape.
+        """
+        first = read_tables(guide)
+        best, converged, left, ends = self._rounds(guide, [_start(guide, start) for start in starts])
+        after = self._judge.weights(guide, **self._report)
+        gained = gains(before.local, after.local)
+        # A factor with draws of no density is none.
+        better = gained.significant() & after.local.isfinite().all(0)
+        write_tables(guide, choose(better, best, first, self._judge.blocks))
+        if left is not None:
+            # Where the first factor stays, what the other seems to gain is left as well.
+            left = left.plus(torch.where(better, 0.0, gained.rows), torch.where(better, 0.0, gained.rows_se))
+            converged = converged & (better | self._is_little(left))
+        return Found(replace(after, local=cross_fitted(before.local, after.local)), converged, left, ends)
+
+    def _rounds(
+        self, guide: FactorizedGuide, starts: Sequence[Tables]
+    ) -> tuple[Tables, Tensor, Left | None, list[Tables]]:
+        """The best that was found, which the guide is left with; what has converged; what is left; the first ends."""
+        best, local = read_tables(guide), self._weigh(guide)
+        share, ends = torch.ones_like(local[0]), []
+        for turn in range(self._max_rounds):
+            gain = torch.zeros_like(share)
+            queue = list(starts) if turn == 0 else [best]
+            while queue:
+                write_tables(guide, queue.pop(0))
+                self._take_steps(guide, share, self._seed + turn)
+                end, there = read_tables(guide), self._weigh(guide)
+                gained = gains(local, there)
+                better = gained.rows > _MOVES * gained.rows_se
+                best = choose(better, end, best, self._judge.blocks)
+                local = torch.where(better, there, local)
+                gain = gain + torch.where(better, gained.rows, 0.0)
+                if turn == 0:
+                    ends.append(end)
+                    # Other modes are looked for when all starts have led to theirs.
+                    looked = len(ends) - len(starts)
+                    queue += self._missed(guide, best, ends) if not queue and 0 <= looked < _LOOKS else []
+            stopped = gain < self._tolerance
+            share = torch.where(gain < _SLOWS * self._tolerance, 0.5 * share, share)
+            if not stopped.all() and turn + 1 < self._max_rounds:
+                continue
+            write_tables(guide, best)
+            left = self._left_to_gain(guide)
+            # What no slope tells of is not known to have converged.
+            converged = stopped & (torch.zeros_like(stopped) if left is None else self._is_little(left))
+            if converged.all():
+                break
+        return best, converged, left, ends
+
+    def _missed(self, guide: FactorizedGuide, best: Tables, ends: Sequence[Tables]) -> list[Tables]:
+        """Where to start from to find a mode that no factor so far covers, if draws of the prior have met one."""
+        if not isinstance(self._judge, JointJudge):
+            return []
+        factor = guide.row_factors[0].factor
+        ((name, table),) = best.items()
+        with sampling(self._seed - 3), torch.no_grad():
+            factors = [factor.distribution(each) for each in (table, *(end[name] for end in ends))]
+            options = {"num_samples": _PILOT, "max_memory": self._judge.max_memory}
+            center, spread = moments(factors[0])
+            place, missed = missed_modes(self._judge.joint, factors, center, **options)
+            start = factor.family.initial(place, spread)
+        return [{name: torch.where(by_row(missed, None), start, table)}] if missed.any() else []
+
+    def _weigh(self, guide: FactorizedGuide) -> Tensor:
+        return self._judge.weights(guide, num_samples=_DRAWS, seed=self._seed - 1).local
+
+    def _take_steps(self, guide: FactorizedGuide, share: Tensor, seed: int) -> None:
+        blocks = self._judge.blocks
+        shares = {name: by_row(share, blocks and blocks[name]) for name in guide.row_tables()}
+        slower = None if (share == 1).all() else shares
+        take_steps(self._model, guide, self._args, self._kwargs, **self._steps, seed=seed, shares=slower)
+
+    def _left_to_gain(self, guide: FactorizedGuide) -> Left | None:
+        if not isinstance(self._judge, JointJudge):
+            return None
+        factor, memory = guide.row_factors[0].factor, self._judge.max_memory
+        return left_to_gain(self._judge.joint, factor, guide.table, seed=self._seed - 2, max_memory=memory)
+
+    def _is_little(self, left: Left) -> Tensor:
+        return left.at_most() < _LEFT * self._tolerance
+
+
+def _start(guide: FactorizedGuide, given: Tensor | Tables) -> Tables:
+    tables = guide.row_tables()
+    given = given if isinstance(given, Mapping) else dict.fromkeys(tables, given)
+    for name, table in tables.items():
+        if name not in given or given[name].shape not in (table.shape, table.shape[1:]):
+            got = tuple(given[name].shape) if name in given else f"tables for {sorted(given)}"
+            raise ValueError(
+                f"Expected start of shape {tuple(table.shape)}, one row for each row of {name!r} to refine, got {got}."
+            )
+    return {name: given[name].detach().to(table).expand_as(table) for name, table in tables.items()}
+
+
+def moments(posterior: TorchDistribution) -> tuple[Tensor, Tensor]:
+    """The means and standard deviations ``[N, K]`` of the rows' latents, those of 200 draws where there is no formula."""
+    try:
+        return posterior.mean, posterior.stddev
+    except NotImplementedError:
+        draws = posterior.rsample((200,)).detach()
+        return draws.mean(0), draws.std(0)

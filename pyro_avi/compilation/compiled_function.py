@@ -1,0 +1,56 @@
+"""A function of one tensor as one compiled graph, for evaluations that are repeated thousands of times."""
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_avi.compilation.fallback import log_graph, reason_of
+from pyro_avi.compilation.inductor import NO_COMPILER, compile_graph, has_compiler
+from pyro_avi.compilation.lift_inputs import lift_tensors
+
+__all__ = ["fused"]
+
+
+def fused(
+    function: Callable[[Tensor], tuple[Tensor, ...]], one: Tensor, two: Tensor
+) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
+    """The function as one graph for arguments of one shape, without gradients; ``None`` where there can be none.
+
+    The graph holds the tensors that the function reads as they are. It is made from one argument and compared with the
+    function at another, so that a function that branches on its argument in Python is found out. A warning says what
+    cannot be traced or compiled, or differs.
+
+    Args:
+        function: from a tensor to tensors, without draws of its own.
+        one, two: two arguments.
+    """
+    if one.device.type == "cpu" and not has_compiler():
+        log_graph("The log joint", NO_COMPILER)
+        return None
+    try:
+        # What inductor deprecates of itself is nothing a caller could mend.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # Of one argument: tracing counts those with a default too.
+            traced = make_fx(lambda argument: function(argument))(one)
+            held = lift_tensors(traced, 1)
+            compiled = compile_graph(traced, [one.contiguous(), *held], with_draws=False)
+
+            def graph(argument: Tensor) -> tuple[Tensor, ...]:
+                return compiled(argument.contiguous(), *held)
+
+            found = graph(two)
+        # Sums are rounded in another order.
+        pairs = zip(found, function(two), strict=True)
+        if all(torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True) for a, b in pairs):
+            log_graph("The log joint")
+            return graph
+        reason = "its graph gives other numbers"
+    except (RuntimeError, NotImplementedError, OSError) as error:
+        reason = reason_of(error)
+    log_graph("The log joint", reason)
+    warnings.warn(f"The log joint is evaluated eagerly, not compiled: {reason}.", stacklevel=3)
+    return None

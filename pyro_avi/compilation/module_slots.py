@@ -1,0 +1,43 @@
+"""Parameters by the modules that hold them, and other tensors in their places."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from pyro_avi.compilation.fallback import CannotCompile
+
+__all__ = ["in_modules", "in_place_of", "slots_of"]
+
+
+def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:
+    """Whether every parameter belongs to a module of the owners, model and guide."""
+    try:
+        slots_of(parameters, owners)
+    except CannotCompile:
+        return False
+    return True
+
+
+def slots_of(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
+    """The module and name of each parameter."""
+    # A method's parameters are those of the object it belongs to.
+    roots = [getattr(owner, "__self__", owner) for owner in owners]
+    modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
+    known = {id(p): (module, name) for module in modules for name, p in module.named_parameters(recurse=False)}
+    if not all(id(parameter) in known for parameter in parameters):
+        raise CannotCompile("a parameter belongs to no module of model or guide")
+    return [known[id(parameter)] for parameter in parameters]
+
+
+@contextmanager
+def in_place_of(slots: Sequence[tuple[nn.Module, str]], values: Sequence[Tensor]) -> Iterator[None]:
+    """A context in which modules have these values for parameters."""
+    own = [module._parameters[name] for module, name in slots]
+    for (module, name), value in zip(slots, values, strict=True):
+        module._parameters[name] = value
+    try:
+        yield
+    finally:
+        for (module, name), parameter in zip(slots, own, strict=True):
+            module._parameters[name] = parameter

@@ -1,0 +1,280 @@
+"""The log joint of every row as a function of its latents, for many points at once."""
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import TorchDistribution
+from pyro.infer.autoguide.initialization import init_to_feasible
+from torch import Tensor
+
+from pyro_avi.compilation.compiled_function import fused
+from pyro_avi.compilation.cost import count_flops, pays
+from pyro_avi.densities.log_weights import LogWeights
+from pyro_avi.densities.row_densities import RowDensities
+from pyro_avi.inspection.structure import Latent, inspect_model
+
+__all__ = ["LocalJoint", "center_of"]
+
+# Seconds that it takes to compile the log joint, and that handlers take of a call; roughly those of one core.
+_COST_OF_COMPILING, _HANDLERS = 10.0, 2e-3
+# What a model that cannot run in one more plate fails with.
+_SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
+# Bytes of the points that a CPU evaluates at a time: with many more, what they leave in its cache is gone before it is
+# read. On the decoder of a VAE a point took three times as long.
+_CACHE = 2**26
+
+
+class LocalJoint:
+    r"""The log prior and the log likelihood of every row in unconstrained coordinates of its latents.
+
+    .. math:: \log p(z_n) + \log \left| \frac{\partial z_n}{\partial u_n} \right|, \qquad \log p(x_n \mid z_n),
+              \qquad z_n = t(u_n)
+
+    Points are evaluated in a plate of their own around the model; where the model does not run in one, or gives other
+    numbers, one after the other. What belongs to a row is what depends on its latents, as for log weights.
+
+    Args:
+        model: any Pyro callable without global latents, reparameterizable and continuous in the local ones.
+        args, kwargs: its arguments; rows that the model draws are drawn once.
+        plate: the name of the plate of the rows.
+
+    Raises:
+        ValueError: if the model has other latents, or masked or scaled ones, or something ties its rows.
+    """
+
+    def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, plate: str):
+        self._model, self._args, self._kwargs, self._plate = model, args, kwargs, plate
+        structure = inspect_model(model, args, kwargs, plates=(plate,), init_loc_fn=init_to_feasible)
+        _check(structure, plate)
+        self._latents = structure.local_latents
+        self._densities = RowDensities(model, args, kwargs, plate=plate)
+        self._rows, self._depth = self._densities.rows, self._densities.depth
+        self._frame = structure.frames[plate]
+        self._shapes = {latent.name: tuple(latent.initial.shape) for latent in self._latents}
+        initial = [self._to_rows(latent, latent.initial.unsqueeze(0)) for latent in self._latents]
+        self._sizes = [part.shape[-1] for part in initial]
+        self.num_rows, self.num_latents = self._frame.size, sum(self._sizes)
+        self.scale, self.is_estimate = self._densities.scale, self._densities.is_estimate
+        self.initial = torch.cat(initial, -1)
+        self.at_once = self._runs_at_once()
+        # By the number of points; None where there can be none.
+        self._graphs: dict[int, Callable | None] = {}
+        # Of one point.
+        self._flops: int | None = None
+
+    def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The log prior and the log likelihood ``[C, B]``, in double precision.
+
+        Args:
+            u: ``[C, B, K]``, the coordinates of the latents in the order of the model.
+        """
+        if self.at_once:
+            return self._evaluate(u)
+        both = [self._evaluate(point.unsqueeze(0), alone=True) for point in u]
+        return torch.cat([prior for prior, _ in both]), torch.cat([likelihood for _, likelihood in both])
+
+    def prior_draws(self, count: int) -> Tensor:
+        """``[C, B, K]`` coordinates of draws from the prior, ``C = count``."""
+        if not self.at_once:
+            return torch.cat([self._prior_draws(1, alone=True) for _ in range(count)])
+        return self._prior_draws(count)
+
+    def coordinates(self, values: Mapping[str, Tensor], count: int) -> Tensor:
+        """``[C, B, K]`` coordinates of given values, ``C = count``.
+
+        Args:
+            values: by site, in the site's shape, with or without ``count`` values leftmost.
+
+        Raises:
+            ValueError: if a latent has no value, or one of another shape.
+        """
+        names = [latent.name for latent in self._latents]
+        if set(values) != set(names):
+            raise ValueError(f"Expected values of the latents {names}, got {sorted(values)}.")
+        parts = []
+        for latent in self._latents:
+            value = torch.as_tensor(values[latent.name]).to(latent.initial)
+            shape = tuple(latent.to_support(latent.initial).shape)
+            if value.shape not in (shape, (count, *shape)):
+                raise ValueError(
+                    f"Expected values of latent {latent.name!r} of shape {shape} or {(count, *shape)}, got "
+                    f"{tuple(value.shape)}."
+                )
+            value = value.expand(count, *shape)
+            parts.append(self._to_rows(latent, value if latent.is_real else latent.transform.inv(value)))
+        return torch.cat(parts, -1)
+
+    def memory(self) -> int:
+        """About how many bytes the graph of the gradient at one more point takes."""
+        counts = []
+        for count in (1, 2):
+            kept: dict[int, int] = {}
+
+            def keep(tensor, kept=kept):
+                kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+                return tensor
+
+            with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                point = self.initial.expand(count, -1, -1).clone().requires_grad_()
+                # Held until counted: memory that is given back would be used, and counted, once for several tensors.
+                graph = self(point)
+            counts.append(sum(kept.values()))
+            del graph
+        return max(counts[1] - counts[0], 16 * self.initial.numel() * self.initial.element_size())
+
+    def chunks(self, count: int, max_memory: int) -> list[int]:
+        """The sizes of the pieces in which ``count`` points are evaluated within ``max_memory`` bytes, at least one a piece.
+
+        On a CPU they are no larger than fits its cache.
+        """
+        max_memory = min(max_memory, _CACHE) if self.initial.device.type == "cpu" else max_memory
+        # Twice: the gradient is made while its graph is held.
+        size = max(1, int(max_memory // (2 * self.memory()))) if self.at_once else 1
+        return [size] * (count // size) + ([count % size] if count % size else [])
+
+    @torch.no_grad()
+    def log_weights(self, posterior: TorchDistribution, *, num_samples: int, max_memory: int) -> LogWeights:
+        """The log weights ``[S, B]`` of draws from a factor of the rows, each followed by its mirror image.
+
+        What a shift of the factor does to a log weight is mostly odd around the mean, and cancels in such a pair.
+
+        Args:
+            posterior: batch shape ``[B]``, event shape ``[K]``. Two of one family give the same draws, moved and
+                stretched, from the same random state. One without a known mean gives independent draws.
+            num_samples: ``S``, rounded up to an even number.
+            max_memory: in bytes, what the draws that are evaluated at a time may take.
+        """
+        center, local = center_of(posterior), []
+        sizes = self.chunks((num_samples + 1) // 2, max_memory)
+        self._prepare(sizes[0], 2 * len(sizes))
+        for count in sizes:
+            u = posterior.rsample((count,))
+            pair = [self._log_weight(posterior, u)]
+            u = posterior.rsample((count,)) if center is None else 2 * center - u
+            pair.append(self._log_weight(posterior, u))
+            local.append(torch.stack(pair, 1).flatten(0, 1))
+        local = torch.cat(local)
+        return self.weigh(local)
+
+    def weigh(self, local: Tensor) -> LogWeights:
+        """Log weights ``[S, B]`` of the rows, as they count in the data."""
+        zeros = local.new_zeros(len(local))
+        return LogWeights(local, zeros, self.scale, has_globals=False, is_estimate=self.is_estimate)
+
+    def _prepare(self, count: int, calls: int) -> None:
+        """Make a graph of the log joint at so many points, if so many calls pay for it."""
+        if not self.at_once or count in self._graphs:
+            return
+        if self._flops is None:
+            self._flops = count_flops(self._evaluate, self.initial)
+        if pays(count * self._flops, calls=calls, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
+            self._graphs[count] = fused(self._evaluate, *self._trial_points(count))
+
+    def _trial_points(self, count: int) -> tuple[Tensor, Tensor]:
+        """Two times ``count`` points around the initial one, the same in every call."""
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            noise = torch.randn(2, count, *self.initial.shape[1:]).to(self.initial)
+        one, two = self.initial + 0.1 * noise
+        return one, two
+
+    def _log_weight(self, posterior: TorchDistribution, u: Tensor) -> Tensor:
+        graph = self._graphs.get(len(u))
+        prior, likelihood = self(u) if graph is None else graph(u)
+        return prior + likelihood - posterior.log_prob(u).double()
+
+    def _runs_at_once(self) -> bool:
+        with torch.no_grad():
+            u = self._trial_points(2)[0]
+            apart = [torch.cat(x) for x in zip(*(self._evaluate(point[None], alone=True) for point in u), strict=True)]
+            try:
+                together = self._evaluate(u)
+            except _SHAPE_ERRORS:
+                return False
+        return all(
+            torch.allclose(one, two, rtol=1e-4, atol=1e-4, equal_nan=True)
+            for one, two in zip(together, apart, strict=True)
+        )
+
+    def _evaluate(self, u: Tensor, *, alone: bool = False) -> tuple[Tensor, Tensor]:
+        count = len(u)
+        given = self._rows.copy()
+        slope = u.new_zeros((), dtype=torch.double)
+        for latent, rows in zip(self._latents, u.split(self._sizes, -1), strict=True):
+            point = self._from_rows(latent, rows)
+            value = latent.to_support(point)
+            if not latent.is_real:
+                ladj = latent.transform.log_abs_det_jacobian(point, value).double()
+                slope = slope + ladj.movedim(1 + self._depth + self._frame.dim, 1).reshape(
+                    count, self.num_rows, -1
+                ).sum(-1)
+            if alone:
+                value = value.reshape(value.shape[1 + self._depth - self._batch_dim(latent) :])
+            given.add_node(latent.name, type="sample", is_observed=False, value=value, infer={})
+        with nullcontext() if alone else self._outer(count):
+            trace = self._densities.at(self._model, self._args, self._kwargs, given, outer=1)
+        prior, likelihood = self._densities.split(trace)
+        shape = (count, self.num_rows)
+        return (slope + prior).expand(shape), likelihood.expand(shape)
+
+    def _prior_draws(self, count: int, *, alone: bool = False) -> Tensor:
+        given = self._rows
+        with torch.no_grad(), nullcontext() if alone else self._outer(count):
+            trace = poutine.trace(poutine.replay(self._model, trace=given)).get_trace(*self._args, **self._kwargs)
+        values = {}
+        for latent in self._latents:
+            value = trace.nodes[latent.name]["value"]
+            values[latent.name] = value.reshape(count, *latent.to_support(latent.initial).shape)
+        return self.coordinates(values, count)
+
+    def _outer(self, count: int) -> pyro.plate:
+        return pyro.plate("_points", count, dim=-self._depth - 1)
+
+    @staticmethod
+    def _batch_dim(latent: Latent) -> int:
+        return latent.initial.dim() - latent.unconstrained_event_dim
+
+    def _to_rows(self, latent: Latent, value: Tensor) -> Tensor:
+        """``[C, B, k]`` of unconstrained values in the shape of the site behind ``C``."""
+        value = value.movedim(self._frame.dim - latent.unconstrained_event_dim, 1)
+        return value.reshape(*value.shape[:2], -1)
+
+    def _from_rows(self, latent: Latent, rows: Tensor) -> Tensor:
+        """The shape of the site behind ``C`` and behind ones for the plates that do not hold it."""
+        shape, dim = self._shapes[latent.name], self._frame.dim - latent.unconstrained_event_dim
+        others = list(shape)
+        del others[dim]
+        value = rows.reshape(len(rows), shape[dim], *others).movedim(1, dim)
+        return value.reshape(len(rows), *(1,) * (self._depth - self._batch_dim(latent)), *shape)
+
+
+def center_of(posterior: TorchDistribution) -> Tensor | None:
+    """``[B, K]`` what the factor is symmetric around; ``None`` where there is no such point, or none is known."""
+    try:
+        center, scale = posterior.mean, posterior.stddev
+        one = center + scale * torch.arange(1, center.shape[-1] + 1).to(center).sin()
+        # A mirror image of a draw is a draw of a symmetric factor only.
+        alike = torch.allclose(posterior.log_prob(one), posterior.log_prob(2 * center - one), rtol=1e-3, atol=1e-3)
+    except (NotImplementedError, ValueError):
+        return None
+    return center if alike else None
+
+
+def _check(structure, plate: str) -> None:
+    if structure.global_latents or [rows.plates for rows in structure.row_sets] != [(plate,)]:
+        outside = [latent.name for latent in structure.global_latents]
+        raise ValueError(f"Expected local latents in plate {plate!r} and no others, got {outside} besides.")
+    for latent in structure.local_latents:
+        if latent.num_values is not None:
+            raise ValueError(
+                f"Expected continuous latents, got the discrete latent {latent.name!r}.\nSum it out in the model."
+            )
+        if latent.is_weighted:
+            raise ValueError(
+                f"Expected latents with a density, got latent {latent.name!r} under a mask or a scale: its prior does not "
+                "integrate to 1, and there is no evidence."
+            )

@@ -1,0 +1,232 @@
+"""Log weights of draws from a guide: the only place where traces are evaluated."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer import infer_discrete
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_avi.densities.attribution import Attribution, attribute
+from pyro_avi.densities.log_factors import enumeration_depth, log_factors, trace_at
+from pyro_avi.densities.perturbation import HasRowPlates
+from pyro_avi.display.formatting import counted, with_error
+from pyro_avi.evaluation_mode import evaluation_mode
+from pyro_avi.inspection.data_errors import data_explained
+from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.sites import check_data, is_latent, row_plate
+from pyro_avi.param_store import own_parameters
+
+__all__ = ["LogWeights", "Weigher", "log_weights"]
+
+
+@dataclass(frozen=True)
+class LogWeights:
+    r"""Log weights of ``S`` draws, split into independent blocks of rows and the rest, in nats and double precision.
+
+    A block owns every factor of the joint that depends on its latents, through any plate. Usually each row is one; rows
+    that a factor ties (a series, a pairwise observation, crossed plates) are one together.
+
+    Attributes:
+        local: ``[S, M]``, :math:`\log p(x_m, z_m \mid \theta) - \log q(z_m)`, unscaled.
+        global_: ``[S]``, :math:`\log p(\theta) - \log q(\theta)`, with all else that depends on no latent of a row.
+        scale: ``N / B``, what one block of the call stands for in a sum over the data.
+        has_globals: whether blocks share latents, so that they are independent only given a draw of these.
+        blocks: by the plates of a set of rows the block ``[N]`` of each of them; ``None`` where block ``n`` is row ``n``.
+        is_estimate: whether a block's density is an estimate itself, of which other plates take a part of their rows.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> avi.LogWeights(local=torch.tensor([[1.0, 2.0], [3.0, 2.0]]), global_=torch.zeros(2), scale=1.0)
+        LogWeights(2 draws of 2 rows, ELBO 4.0 ± 1.0 nats)
+    """
+
+    local: Tensor
+    global_: Tensor
+    scale: float
+    has_globals: bool = True
+    blocks: Mapping[tuple[str, ...], Tensor] | None = None
+    is_estimate: bool = False
+
+    def __repr__(self) -> str:
+        total = self.total
+        error = total.std() / len(total) ** 0.5 if len(total) > 1 else torch.nan
+        parts = counted(self.local.shape[-1], "row" if self.blocks is None else "block")
+        of = f"{counted(len(total), 'draw')} of {parts}"
+        return f"LogWeights({of}, ELBO {with_error(float(total.mean()), float(error))} nats)"
+
+    @property
+    def total(self) -> Tensor:
+        """``[S]`` the log weights of the whole data set, ``global_ + scale * sum_m local``."""
+        return self.global_ + self.scale * self.local.sum(-1)
+
+
+@torch.no_grad()
+def log_weights(
+    model: Callable, guide: Callable, *args, num_samples: int, plate: str | Sequence[str] | None = None, **kwargs
+) -> LogWeights:
+    r"""Draw from the guide and weigh the draws by the model.
+
+    .. math:: \log w = \log p(x, z, \theta) - \log q(z, \theta)
+
+    Its mean is the ELBO. Observed values are those that the model conditions on in a call with these arguments. Latents of
+    the model that are marked to be enumerated, and that the guide does not sample, are summed out. Modules are called in
+    evaluation mode.
+
+    What belongs to a row is found out by changing its latents: a factor that depends on them is the row's, whatever
+    plate it stands in. Before the draws are made the parts are checked to add up to the log joint.
+
+    Args:
+        model: any Pyro callable.
+        guide: any Pyro guide.
+        *args, **kwargs: the arguments of both.
+        num_samples: ``S``, the number of draws.
+        plate: the name of the plate of the rows, or several; by default those of the guide, if it is one of the three, or
+            the one that holds both a latent and an observation. Where no latent lies in a plate the call is one row.
+
+    Raises:
+        ValueError: if there is no such plate, the guide lacks a latent of the model, or ``num_samples`` is not positive.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.FactorizedGuide(model)
+        >>> weights = avi.log_weights(model, guide, x, num_samples=3)
+        >>> weights.local.shape, weights.global_.shape
+        (torch.Size([3, 20]), torch.Size([3]))
+    """
+    with own_parameters(), evaluation_mode():
+        weigher = Weigher(model, guide, args, kwargs, plate=plate)
+        local, global_ = zip(*(weigher.weigh(*traces) for traces in weigher.draws(num_samples)), strict=True)
+    return weigher.of(torch.stack(local), torch.stack(global_))
+
+
+class Weigher:
+    """Draws from a guide and weighs them by the model, for one call of both.
+
+    Args:
+        model, guide, args, kwargs, plate: as in :func:`log_weights`.
+
+    Attributes:
+        plates: the names of the plates of the rows.
+        attribution: how the log joint splits.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        guide: Callable,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        *,
+        plate: str | Sequence[str] | None = None,
+    ):
+        self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
+        with quiet(0), data_explained(args, kwargs):
+            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+            trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            check_data(trace)
+        self.plates = _plates(plate, guide, trace)
+        _check_sites(trace, guide_trace)
+        self._depth = enumeration_depth(trace, guide_trace.nodes)
+        self.attribution: Attribution = attribute(model, guide, args, kwargs, self.plates)
+        # Which rows they are matters where elements are not those of the rows in order.
+        self._rows = None if self.attribution.in_order else _rows(trace)
+
+    def draws(self, num_samples: int) -> Iterator[tuple[Trace, Trace]]:
+        """Traces of model and guide with the same latents, drawn from the guide.
+
+        Args:
+            num_samples: the number of draws.
+
+        Raises:
+            ValueError: if it is not positive.
+        """
+        if num_samples < 1:
+            raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
+        for _ in range(num_samples):
+            guide_trace = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
+            yield trace_at(self._model, self._args, self._kwargs, guide_trace, depth=self._depth), guide_trace
+
+    @property
+    def enumerates(self) -> bool:
+        """Whether latents of the model are summed out."""
+        return self._depth is not None
+
+    def completed(self, guide_trace: Trace) -> Trace:
+        """A trace of the model with the latents of a draw, and draws from the posterior of those that are summed out."""
+        model = poutine.replay(self._model, trace=guide_trace)
+        model = infer_discrete(model, first_available_dim=-1 - self._depth)
+        return poutine.trace(model).get_trace(*self._args, **self._kwargs)
+
+    def weigh(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
+        """The log weight of one draw: by block ``[M]``, and the rest ``[]``."""
+        if self._rows is not None and not _same_rows(self._rows, model_trace):
+            raise ValueError(
+                f"Expected the same rows of plates {self.plates} in every draw, got a model that draws them and observes "
+                "rows in other plates.\nPass the rows of the call as arguments: pyro.plate(name, size, subsample=index)."
+            )
+        of_model = self.attribution.split(log_factors(model_trace))
+        of_guide = self.attribution.split(log_factors(guide_trace), of_guide=True)
+        return of_model[0] - of_guide[0], of_model[1] - of_guide[1]
+
+    def of(self, local: Tensor, global_: Tensor) -> LogWeights:
+        """The log weights of several draws together."""
+        found = self.attribution
+        return LogWeights(
+            local,
+            global_,
+            found.scale,
+            found.has_globals,
+            None if found.by_row else found.blocks,
+            found.is_estimate,
+        )
+
+
+def _rows(trace: Trace) -> dict[str, Tensor]:
+    return {name: site["value"] for name, site in trace.nodes.items() if site_is_subsample(site)}
+
+
+def _same_rows(rows: Mapping[str, Tensor], trace: Trace) -> bool:
+    return all(torch.equal(index, rows[name]) for name, index in _rows(trace).items())
+
+
+def _plates(given: str | Sequence[str] | None, guide: Callable, trace: Trace) -> tuple[str, ...]:
+    """The plates of the rows: as given, as the guide has them, or as the model suggests."""
+    if given is not None:
+        return (given,) if isinstance(given, str) else tuple(given)
+    if isinstance(guide, HasRowPlates):
+        return guide.row_plates
+    found = row_plate(trace)
+    inside = [name for name, site in trace.nodes.items() if is_latent(site) and site["cond_indep_stack"]]
+    if found is None and inside:
+        raise ValueError(
+            "Expected a model with a plate that holds both a latent and an observation, found none.\n"
+            f"Pass the observations to this call, or name the plate of the rows, which hold {inside}: plate=..."
+        )
+    return () if found is None else (found,)
+
+
+def _check_sites(model_trace: Trace, guide_trace: Trace) -> None:
+    def latents(trace):
+        return {name for name, site in trace.nodes.items() if is_latent(site) and not site["infer"].get("is_auxiliary")}
+
+    enumerated = {
+        name for name, site in model_trace.nodes.items() if site["type"] == "sample" and site["infer"].get("enumerate")
+    }
+    missing = latents(model_trace) - latents(guide_trace) - enumerated
+    unknown = latents(guide_trace) - latents(model_trace) - enumerated
+    if missing or unknown:
+        raise ValueError(
+            f"Expected the guide to sample the latents of the model, got none for {sorted(missing)} and others "
+            f"{sorted(unknown)}."
+        )

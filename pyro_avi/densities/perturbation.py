@@ -1,0 +1,276 @@
+"""A call of a model and a guide whose rows can be given other latents, to see what depends on them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pyro import poutine
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from pyro_avi.densities.dependence import find_rows, row_codes
+from pyro_avi.densities.log_factors import LogFactor, enumeration_depth, is_enumerated, log_factors, trace_at
+from pyro_avi.inspection.sites import give_sizes, is_latent, plate_scale
+
+__all__ = ["HasRowPlates", "Perturbed", "Plates", "row_frames", "scale_of"]
+
+Plates = tuple[str, ...]
+Factors = tuple[list[LogFactor], list[LogFactor]]
+# Of more values the next one is drawn, not looked up.
+_MOST_VALUES = 64
+# So many are changed one by one, if something ties them.
+_FEW_ROWS = 100
+
+
+@runtime_checkable
+class HasRowPlates(Protocol):
+    """A guide that is a product over the rows of plates, given the global latents."""
+
+    @property
+    def row_plates(self) -> tuple[str, ...]:
+        """The names of these plates."""
+        ...
+
+
+def row_frames(frames: Iterable[CondIndepStackFrame], plates: Plates) -> list[CondIndepStackFrame]:
+    """Those of some frames that belong to the plates of the rows, the leftmost dimension first."""
+    return sorted((frame for frame in frames if frame.name in plates), key=lambda frame: frame.dim)
+
+
+class Perturbed:
+    """One call with latents drawn once, and what becomes of its factors when rows have others.
+
+    Args:
+        model, guide, args, kwargs, plates, but: as for :func:`~pyro_avi.densities.attribution.attribute`.
+
+    Attributes:
+        row_sets: by the plates of each set of rows its frames; rows are numbered through all of them.
+        model_factors, guide_factors: at the latents drawn.
+        depth: the number of dimensions of the plates.
+        has_globals: whether rows share latents.
+
+    Raises:
+        ValueError: if there are no sites in the plates.
+    """
+
+    def __init__(
+        self, model, guide, args: tuple, kwargs: Mapping[str, Any], plates: Plates, *, but: Sequence[str] = ()
+    ):
+        self._model, self._guide, self._args, self._kwargs, self._but = model, guide, args, kwargs, but
+        self.plates = plates
+        guided = Trace() if guide is None else poutine.trace(guide).get_trace(*args, **kwargs)
+        plain = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+        give_sizes(plain)
+        self._enumeration = enumeration_depth(plain, guided.nodes)
+        # All values but those of latents that are to be enumerated.
+        self._given = guided.copy()
+        for name, site in plain.nodes.items():
+            if site["type"] == "sample" and name not in guided.nodes and not site["infer"].get("enumerate"):
+                self._given.add_node(name, **site)
+        self._latents, self.row_sets = self._find_rows(plain)
+        # By the form of the guide its densities are those of rows.
+        self._is_product = guide is None or (isinstance(guide, HasRowPlates) and set(plates) <= set(guide.row_plates))
+        self._traces, (self.model_factors, self.guide_factors) = self._evaluate(self._given)
+        frames = [frame for factor in self.model_factors + self.guide_factors for frame in factor.frames]
+        self.depth = max((-frame.dim for frame in frames), default=0)
+        self.has_globals = self._has_globals(plain)
+        dtypes = [self._given.nodes[name]["value"].dtype for name in self._latents]
+        self._rounding = 1e-13 if dtypes and all(dtype == torch.float64 for dtype in dtypes) else 3e-7
+
+    def _find_rows(self, plain: Trace) -> tuple[dict[str, tuple[Any, Plates]], dict[Plates, list[CondIndepStackFrame]]]:
+        latents, row_sets = {}, {}
+        for name, site in plain.nodes.items():
+            if site["type"] == "sample" and is_latent(site):
+                frames = row_frames(site["cond_indep_stack"], self.plates)
+                if frames:
+                    of = tuple(frame.name for frame in frames)
+                    latents[name], row_sets[of] = (site["fn"], of), frames
+        found = {frame.name: frame for site in plain.nodes.values() for frame in site.get("cond_indep_stack", ())}
+        for plate in self.plates:
+            if plate not in found:
+                raise ValueError(f"Expected sites in plate {plate!r}, found none.")
+        if not row_sets:
+            # Rows without latents of their own, or a call that is one row.
+            row_sets[self.plates] = row_frames(found.values(), self.plates)
+        return latents, row_sets
+
+    def _has_globals(self, plain: Trace) -> bool:
+        if not self.plates:
+            return False
+        auxiliary = [
+            factor
+            for factor in self.guide_factors
+            if self._given.nodes[factor.sites[0]]["infer"].get("is_auxiliary")
+            and not row_frames(factor.frames, self.plates)
+        ]
+        outside = [name for name, site in plain.nodes.items() if is_latent(site) and name not in self._latents]
+        return bool(outside) or any(bool((factor.value != 0).any()) for factor in auxiliary)
+
+    def _evaluate(self, given: Trace, *, guided: bool = True) -> tuple[list[Trace], Factors]:
+        traces = [trace_at(self._model, self._args, self._kwargs, given, depth=self._enumeration)]
+        of_guide = []
+        if self._guide is not None and guided:
+            traces.append(trace_at(self._guide, self._args, self._kwargs, given, depth=None))
+            of_guide = log_factors(traces[1])
+        return traces, (log_factors(traces[0], but=self._but), of_guide)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """The number of rows of each set."""
+        return tuple(torch.Size([frame.size for frame in frames]).numel() for frames in self.row_sets.values())
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows of all sets together."""
+        return sum(self.sizes)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the densities."""
+        return self.model_factors[0].value.device
+
+    def offset(self, plates: Plates) -> int:
+        """The number of the first row of a set."""
+        return sum(self.sizes[: list(self.row_sets).index(plates)])
+
+    def positions(self, plates: Plates) -> Tensor:
+        """The position of each row of a set among these, with the dimensions of the plates, ``depth`` in all."""
+        position = torch.zeros((1,) * self.depth, dtype=torch.long)
+        for frame in self.row_sets[plates]:
+            along = torch.arange(frame.size).view(
+                [frame.size if dim == frame.dim else 1 for dim in range(-self.depth, 0)]
+            )
+            position = position * frame.size + along
+        return position
+
+    def padded(self, factor: LogFactor) -> tuple[int, ...]:
+        """The shape of a factor's elements with all ``depth`` dimensions of plates."""
+        return (1,) * (self.depth - factor.value.dim()) + tuple(factor.value.shape)
+
+    def dependent_rows(self) -> tuple[Tensor, list[Tensor], Tensor]:
+        """What each element of the model's factors, and then the guide's, depends on.
+
+        Returns:
+            ``[row sets, E]`` a row of each set, -1 for none; sets of rows that an element ties; ``[E]`` whether it ties any.
+        """
+        rows, ties = [], []
+        count = sum(factor.value.numel() for factor in self.model_factors + self.guide_factors)
+        tying = torch.zeros(count, dtype=torch.bool)
+        for plates, size in zip(self.row_sets, self.sizes, strict=True):
+            if not any(of == plates for _, of in self._latents.values()):
+                rows.append(torch.full((count,), -1))
+                continue
+            codes = [row_codes(size)]
+            changes = [self._changes(plates, codes[0])]
+            found, tied = find_rows(codes, changes)
+            if tied and size > 2:
+                # To tell the rows that are tied from those whose codes look like it: one by one, or by other codes.
+                alone = [torch.eye(size, dtype=torch.bool)]
+                codes += alone if size <= _FEW_ROWS else [codes[0][torch.randperm(size)] for _ in range(3)]
+                changes += [self._changes(plates, code) for code in codes[1:]]
+                found, tied = find_rows(codes, changes)
+            offset = self.offset(plates)
+            rows.append(torch.where(found < 0, -1, found + offset))
+            ties += [rows_tied + offset for rows_tied in tied]
+            tying |= changes[0].sum(0) > codes[0][0].sum()
+        rows = torch.stack(rows)
+        return rows, ties, tying | ((rows >= 0).sum(0) > 1)
+
+    def _changes(self, plates: Plates, codes: Tensor) -> Tensor:
+        """``[L, E]`` whether elements change when the rows of each bit do."""
+        before = self._flat((self.model_factors, self.guide_factors))
+        others = self._others()
+        changes = []
+        for chosen in codes.T:
+            _, factors = self._evaluate(self._mixed({plates: chosen}, others), guided=not self._is_product)
+            if self._is_product:
+                factors = (factors[0], self.guide_factors)
+            changes.append((~self.same(before, self._flat(factors))).cpu())
+        return torch.stack(changes)
+
+    @staticmethod
+    def _flat(factors: Factors) -> Tensor:
+        return torch.cat([factor.value.flatten() for part in factors for factor in part])
+
+    def same(self, one: Tensor, two: Tensor) -> Tensor:
+        """Which numbers are equal to rounding."""
+        close = (one - two).abs() <= self._rounding * torch.maximum(one.abs(), two.abs())
+        return close | (one == two) | (one.isnan() & two.isnan())
+
+    def with_changed(self, rows: Mapping[Plates, Tensor]) -> Factors:
+        """The factors when chosen rows ``[N]`` of each set have other latents."""
+        return self._evaluate(self._mixed(rows, self._others()))[1]
+
+    def _others(self) -> dict[str, Tensor]:
+        return {name: _another(fn, self._given.nodes[name]["value"]) for name, (fn, _) in self._latents.items()}
+
+    def _mixed(self, rows: Mapping[Plates, Tensor], others: Mapping[str, Tensor]) -> Trace:
+        mixed = self._given.copy()
+        for name, (fn, plates) in self._latents.items():
+            if plates in rows:
+                value = self._given.nodes[name]["value"]
+                chosen = rows[plates][self.positions(plates)]
+                batch = value.dim() - fn.event_dim
+                chosen = chosen.reshape(chosen.shape[self.depth - batch :] + (1,) * fn.event_dim).to(value.device)
+                mixed.nodes[name] = {**mixed.nodes[name], "value": torch.where(chosen, others[name], value)}
+        return mixed
+
+    def sites_of(self, elements: Tensor) -> Iterator[str]:
+        """The sites that elements ``[E]`` belong to."""
+        factors = self.model_factors + self.guide_factors
+        parts = elements.split([factor.value.numel() for factor in factors])
+        return (name for factor, part in zip(factors, parts, strict=True) if bool(part.any()) for name in factor.sites)
+
+    def unaccounted(self) -> Iterator[str]:
+        """The sites whose density is not that of the factors which they are in."""
+        for trace, factors in zip(self._traces, (self.model_factors, self.guide_factors), strict=False):
+            inside = {name: factor for factor in factors for name in factor.sites}
+            for name, site in prune_subsample_sites(trace).nodes.items():
+                if site["type"] != "sample" or name in self._but:
+                    continue
+                if name not in inside:
+                    yield name
+                elif len(inside[name].sites) == 1 and not is_enumerated(site):
+                    total = torch.as_tensor(site["log_prob"]).double().sum()
+                    if not bool(self.same(total, inside[name].value.sum())):
+                        yield name
+
+
+def scale_of(frames: Iterable[CondIndepStackFrame]) -> float:
+    """``N / B`` of plates together, rounded so that equal ones compare equal."""
+    return round(plate_scale(frames), 9)
+
+
+def _another(fn: Any, value: Tensor) -> Tensor:
+    """Another value of a latent in every row: moved in unconstrained coordinates, or the next one of a few."""
+    support = fn.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    if support is constraints.boolean:
+        return 1 - value
+    if support.is_discrete:
+        return _next(fn, value)
+    try:
+        transform = biject_to(support)
+        moved = transform.inv(value)
+        moved = transform(moved + (0.5 + torch.rand_like(moved)) * torch.where(torch.rand_like(moved) < 0.5, -1, 1))
+    except NotImplementedError:
+        return fn.sample()
+    return moved if bool(moved.isfinite().all()) else fn.sample()
+
+
+def _next(fn: Any, value: Tensor) -> Tensor:
+    try:
+        values = fn.enumerate_support(expand=False)
+    except NotImplementedError:
+        return fn.sample()
+    if len(values) > _MOST_VALUES:
+        return fn.sample()
+    moved = value
+    for one, two in zip(values, values.roll(-1, 0), strict=True):
+        is_one = (value == one).flatten(value.dim() - fn.event_dim).all(-1) if fn.event_dim else value == one
+        moved = torch.where(is_one.reshape(is_one.shape + (1,) * fn.event_dim), two, moved)
+    return moved

@@ -1,0 +1,1 @@
+"""How good a guide is: gaps, calibration, held-out rows, draws to compare with data."""

@@ -1,0 +1,294 @@
+"""The inference gap of a guide, split into what its family and what its inference function costs."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro.infer import config_enumerate
+from torch import Tensor
+
+from pyro_avi.closing.judge import JointJudge, Judge, judge_of
+from pyro_avi.closing.row_tables import Tables, check_latents, read_tables
+from pyro_avi.closing.search import Search, moments
+from pyro_avi.densities.log_joint import LocalJoint
+from pyro_avi.densities.log_weights import LogWeights
+from pyro_avi.diagnostics.gap_results import Gaps
+from pyro_avi.estimators import khat
+from pyro_avi.evaluation_mode import evaluation_mode
+from pyro_avi.evidence.ais import annealed_weights, posterior_of, row_plate_of, sampling
+from pyro_avi.evidence.evidence import Evidence, exact_evidence, mean_of, short_by
+from pyro_avi.evidence.hold_globals import Theta, hold_globals
+from pyro_avi.evidence.mixture import mixture_weights
+from pyro_avi.families import Family
+from pyro_avi.guides import FactorizedGuide
+from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.lock import in_turn
+
+__all__ = ["measure_gaps"]
+
+# Between the seeds of draws that have to be independent.
+_MOMENTS, _STEPS, _CHAINS, _MIXTURE = 10_007, 20_011, 30_011, 40_013
+# Draws of a mixture where they cost little.
+_MIXED = 1000
+
+
+@in_turn
+@evaluation_mode()
+def measure_gaps(
+    model: Callable,
+    guide: LocalGuide,
+    *args,
+    num_samples: int,
+    num_steps: int,
+    lr: float = 0.05,
+    max_rounds: int = 5,
+    tolerance: float = 0.01,
+    starts: Sequence[Tensor] = (),
+    richer: Family | None = None,
+    evidence: Tensor | None = None,
+    annealing: Mapping[str, Any] | None = None,
+    reverse: Mapping[str, Tensor] | None = None,
+    theta: Theta = "mean",
+    seed: int = 0,
+    max_memory: int = 2**30,
+    **kwargs,
+) -> Gaps:
+    r"""Measure how much a guide's bound loses for every row, and why.
+
+    .. math:: \underbrace{\log p(x_n) - \mathrm{ELBO}_n(q)}_{\text{inference}}
+              = \underbrace{\log p(x_n) - \mathrm{ELBO}_n(q^*_n)}_{\text{approximation}}
+              + \underbrace{\mathrm{ELBO}_n(q^*_n) - \mathrm{ELBO}_n(q)}_{\text{amortization}}
+
+    all at fixed model and :math:`\theta`. :math:`q^*_n` is looked for by the steps of :func:`~pyro_avi.refine` from the guide's
+    own output, from the mean of its outputs, from a standard normal, and where draws of the prior show a mode that none of
+    these has led to. It is refined in further rounds, each row at a rate of its own, until a round gains less than
+    ``tolerance`` and the slope of the row's bound says that little is left; other rows are reported. A row takes it only where
+    it gains beyond doubt. All bounds are measured by the same fresh draws, moved and stretched by the factors, and by
+    their mirror images, so that most of their noise cancels in the differences; half of them choose what the other half
+    reports.
+
+    The evidence is the model's, if it has a ``log_evidence`` and no global latents, or what is given; else the best of the
+    importance-weighted bounds from the best factor, from a mixture of all that was found and the prior and, with
+    ``annealing=``, of :func:`~pyro_avi.ais`. Then the gaps are intervals: see :class:`~pyro_avi.Gaps`.
+
+    Args:
+        model: the model that the guide was made for.
+        guide: any of the three guides. On held-out rows a factorized guide has to be refined first.
+        *args, **kwargs: the arguments of the model for the rows to measure, all rows of a data set: for held-out rows the
+            model must take another number of rows than it was trained on.
+        num_samples: ``S``, the draws that bounds and the importance-weighted bound are measured by, at least 25, rounded up
+            to an even number.
+        num_steps: the steps of one round of refinement.
+        lr: its learning rate, see :func:`~pyro_avi.refine`; halved for a row that gains less than ten tolerances in a round.
+        max_rounds: the rounds after which refinement ends.
+        tolerance: the gain of a round, in nats, below which a row has stopped to gain.
+        starts: further variational parameters ``[N, P]`` or ``[P]`` to start from.
+        richer: a family that contains the guide's, for example :class:`~pyro_avi.MultivariateNormal` or
+            :class:`~pyro_avi.RowFlow`, that splits the approximation gap further: what its best member gains is reported,
+            and serves the evidence. It is refined from the normals with the moments of :math:`q^*_n`, and where that
+            gains nothing :math:`q^*_n` stays.
+        evidence: ``[N]`` exact log evidences, given :math:`\theta`.
+        annealing: ``num_chains``, ``num_temperatures``, ``num_leapfrog`` and ``start`` of :func:`~pyro_avi.ais`.
+        reverse: exact latents of simulated data, for a bound from above with the budget of ``annealing``.
+        theta: what the global latents are held at: ``"mean"`` of the guide's factor in unconstrained coordinates,
+            ``"draw"`` for one from it, or values by site.
+        seed: of all draws.
+        max_memory: in bytes, what the draws that are evaluated at a time may take. A CPU takes fewer at a time where more
+            would not fit its cache. The results themselves are up to eight tables of ``S`` times ``N`` numbers beside.
+
+    Returns:
+        The gaps with their standard errors, by row and in total.
+
+    Raises:
+        ValueError: if a density is no number, or zero at a draw, the rows are not all of a data set, the guide misses a
+            latent, the latents are not in one plate, rows share a factor, or the richer family has weights that rows share.
+        TypeError: if the guide is none of the three.
+
+    References:
+        Cremer, Li and Duvenaud, "Inference suboptimality in variational autoencoders", 2018,
+        https://arxiv.org/abs/1801.03558.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.AmortizedGuide(model).setup(x)
+        >>> gaps = avi.measure_gaps(model, guide, x, num_samples=50, num_steps=20, max_rounds=2)
+        >>> gaps.amortization.rows.shape
+        torch.Size([20])
+    """
+    _check(num_samples, num_steps, max_rounds, annealing, reverse)
+    held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
+    rows = _Rows(held, guide.row_plates, args, kwargs, num_samples, seed, max_memory)
+    own = rows.table_of(guide.family, guide)
+    judge = rows.judge_of(own)
+    weights = judge.weights(own, num_samples=num_samples, seed=seed)
+    exact = exact_evidence(held, args, evidence, weights.local.shape[1])
+    # Rows whose density is no number are named here, before the work.
+    tails = khat(weights)
+    _check_bounded(weights, "the guide")
+    budget = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
+    search = Search(held, judge, args, kwargs, **budget, report={"num_samples": num_samples, "seed": seed})
+    with torch.no_grad():
+        tables = read_tables(own)
+        mean = {name: table.mean(0) for name, table in tables.items()}
+        initial = {
+            name: of.factor.initial(1.0).flatten(0, -2) for name, of in zip(tables, own.row_factors, strict=True)
+        }
+    found = search.improve(own, weights, [tables, mean, initial, *starts])
+    of_best = of_bound = found.weights
+    converged = found.converged
+    if richer is not None:
+        flexible = rows.richer(richer, own)
+        with_richer = search.improve(flexible, of_best, [read_tables(flexible)])
+        of_bound, converged = with_richer.weights, converged & with_richer.converged
+    others = [] if exact is not None else rows.of_mixture(judge, own, found.ends)
+    if annealing is not None:
+        others.append(rows.chains(own, annealing))
+    known = Evidence(exact, of_bound, others)
+    upper = None if reverse is None else rows.chains(own, annealing, reverse)
+    one, two, three = weights.local, of_best.local, of_bound.local
+    approximation = known.above(two)
+    return Gaps(
+        inference=known.above(one),
+        approximation=approximation if found.left is None else short_by(approximation, found.left, weights.scale),
+        amortization=mean_of(two - one, weights.scale),
+        richer=None if richer is None else mean_of(three - two, weights.scale),
+        elbo=mean_of(one, weights.scale),
+        evidence=known.above(torch.zeros_like(one)),
+        slack=known.slack(upper),
+        exact=exact is not None,
+        converged=converged,
+        unreliable=known.unreliable,
+        khat=tails,
+        scale=weights.scale,
+    )
+
+
+class _Rows:
+    """The rows of a call: factors with a table for them, and what the model says of them.
+
+    Args:
+        model: without global latents.
+        plates: of the rows.
+        args, kwargs: of the model.
+        num_samples: the draws by which a factor is measured.
+        seed: of these draws.
+        max_memory: as in :func:`measure_gaps`.
+    """
+
+    def __init__(self, model, plates, args, kwargs, num_samples, seed, max_memory):
+        self._model, self._plates, self._args, self._kwargs = model, plates, args, kwargs
+        self._num_samples, self._seed, self._max_memory = num_samples, seed, max_memory
+
+    def table_of(self, family: Family, like: LocalGuide | None = None) -> FactorizedGuide:
+        """A guide with a table for the rows, and the outputs of another guide of the family in it."""
+        guide = FactorizedGuide(self._model, plate=self._plates, family=family, same_rows=True)
+        guide.setup(*self._args, **self._kwargs)
+        if like is None:
+            return guide
+        with torch.no_grad():
+            check_latents(guide, like)
+            given = like.variational_parameters(*self._args, **self._kwargs)
+            for of, theirs in zip(guide.row_factors, like.row_factors, strict=True):
+                rows = given[of.rows.plates] if isinstance(given, dict) else given
+                table = of.function.table
+                if rows.numel() != table.numel():
+                    raise ValueError(
+                        f"Expected all rows of a data set, got {len(rows)} of {len(table)}.\n"
+                        "Pass them as a data set of their own, without positions."
+                    )
+                of.factor.load_state_dict(theirs.factor.state_dict())
+                table.copy_(rows.reshape(table.shape))
+        return guide
+
+    def judge_of(self, guide: FactorizedGuide) -> Judge:
+        """What weighs the factors of the rows."""
+        with sampling(self._seed):
+            return judge_of(self._model, guide, self._args, self._kwargs, max_memory=self._max_memory)
+
+    def richer(self, family: Family, best: FactorizedGuide) -> FactorizedGuide:
+        """A table of a richer family, with the moments of the best factors; those of discrete latents as they are."""
+        guide = self.table_of(family)
+        if list(guide.row_factors[0].factor.parameters()):
+            raise ValueError(
+                f"Expected richer= to be a family of rows alone, got {type(family).__name__}, whose weights rows share.\n"
+                "Try one of the following fixes:\n"
+                "- a flow whose weights are every row's own: richer=avi.RowFlow()\n"
+                "- train a guide with this family, and measure the gaps of that"
+            )
+        with sampling(self._seed + _MOMENTS), torch.no_grad():
+            for of, theirs in zip(guide.row_factors, best.row_factors, strict=True):
+                table, narrow = of.function.table, theirs.function.table
+                continuous = of.factor.family.initial(*moments(theirs.factor.distribution(narrow)))
+                discrete = narrow[:, narrow.shape[1] - (table.shape[1] - continuous.shape[1]) :]
+                table.copy_(torch.cat([continuous, discrete], 1))
+        return guide
+
+    def of_mixture(self, judge: Judge, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
+        """The weights of draws from the best factors, from where the search has ended elsewhere, and from the prior."""
+        factor = best.row_factors[0].factor
+        # Of rows that are tied, or of several sets, no draw of one stands alone.
+        alone = len(best.row_plates) == len(best.row_factors) == 1 and judge.blocks is None
+        if not alone or all(latent.num_values is not None for latent in factor.latents):
+            return []
+        with sampling(self._seed + _MIXTURE), torch.no_grad():
+            # The discrete latents are summed out.
+            joint = judge.joint if isinstance(judge, JointJudge) else self._joint_of_continuous()
+            if joint is None:
+                return []
+            tables = [best.table, *(table for end in ends for table in end.values())]
+            factors = [factor.distribution(table) for table in tables]
+            count = max(self._num_samples // 4, min(_MIXED, 2 * self._num_samples))
+            return [mixture_weights(joint, factors, num_samples=count, max_memory=self._max_memory)]
+
+    def _joint_of_continuous(self) -> LocalJoint | None:
+        """The joint of the continuous latents; ``None`` where the model cannot be run for all values of the others."""
+        try:
+            model = config_enumerate(self._model, "parallel")
+            return LocalJoint(model, self._args, self._kwargs, plate=self._plates[0])
+        except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
+            return None
+
+    def chains(self, guide: FactorizedGuide, annealing: Mapping[str, Any], reverse=None) -> LogWeights:
+        """The weights of annealed importance sampling that starts from a table's factors."""
+        with sampling(self._seed + _CHAINS):
+            return annealed_weights(
+                LocalJoint(self._model, self._args, self._kwargs, plate=row_plate_of(guide)),
+                posterior_of(guide, self._args, self._kwargs),
+                **annealing,
+                reverse=reverse,
+                max_memory=self._max_memory,
+            )
+
+
+def _check_bounded(weights: LogWeights, whose: str) -> None:
+    """Refuse draws without density: their bound is minus infinity, and differences of bounds are no numbers."""
+    rows = (weights.local == -torch.inf).any(0).nonzero().flatten().tolist()
+    if rows:
+        raise ValueError(
+            f"Expected a density above zero at every draw of {whose}, got zero in rows {rows[:10]} ({len(rows)} of "
+            f"{weights.local.shape[1]}): their ELBO is minus infinity.\n"
+            "State the support of the latents in the model, by a prior with that support."
+        )
+
+
+def _check(num_samples: int, num_steps: int, max_rounds: int, annealing, reverse) -> None:
+    for name, number, least in (
+        ("num_samples", num_samples, 25),
+        ("num_steps", num_steps, 1),
+        ("max_rounds", max_rounds, 1),
+    ):
+        if number < least:
+            raise ValueError(f"Expected {name} of at least {least}, got {number}.")
+    needed = {"num_chains", "num_temperatures", "num_leapfrog"}
+    if annealing is not None and not needed <= set(annealing) <= needed | {"start"}:
+        raise ValueError(f"Expected annealing= with {sorted(needed)} and perhaps start, got {sorted(annealing)}.")
+    if annealing is not None and annealing["num_chains"] < 25:
+        raise ValueError(
+            f"Expected num_chains of at least 25, by which rows are judged, got {annealing['num_chains']}."
+        )
+    if reverse is not None and annealing is None:
+        raise ValueError("Expected annealing= with the budget of the reverse run, got none.")

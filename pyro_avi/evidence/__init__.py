@@ -1,0 +1,1 @@
+"""The evidence of rows, known or estimated."""

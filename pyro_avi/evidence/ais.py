@@ -1,0 +1,193 @@
+"""Annealed importance sampling of a model's evidence, row by row."""
+
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_avi.densities.log_joint import LocalJoint
+from pyro_avi.densities.log_weights import LogWeights
+from pyro_avi.estimators import Estimate, iwelbo
+from pyro_avi.estimators.ais import anneal, pilot, temperatures
+from pyro_avi.evaluation_mode import evaluation_mode
+from pyro_avi.evidence.hold_globals import Theta, hold_globals
+from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.lock import in_turn
+from pyro_avi.param_store import own_parameters
+from pyro_avi.seeds import seeded
+
+__all__ = ["ais", "annealed_weights", "posterior_of", "row_plate_of", "sampling"]
+
+# Chains of the pilot run that a row's step sizes are found by.
+_PILOT_CHAINS = 16
+
+
+@in_turn
+def ais(
+    model: Callable,
+    guide: LocalGuide,
+    *args,
+    num_chains: int,
+    num_temperatures: int,
+    num_leapfrog: int,
+    start: str = "guide",
+    theta: Theta = "mean",
+    reverse: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+    max_memory: int = 2**30,
+    **kwargs,
+) -> Estimate:
+    r"""The log evidence of every row by annealed importance sampling with Hamiltonian transitions.
+
+    .. math:: \log p(x_n \mid \theta) \ge E \log \frac{1}{C} \sum_{c=1}^{C} w_{cn}, \qquad
+              \log w_{cn} = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log \frac{p(x_n, z_{t-1} \mid \theta)}{q_0(z_{t-1})}
+
+    Each of ``C`` chains a row goes through ``T`` temperatures from :math:`q_0`, the guide's factor or the prior, to the
+    posterior, in unconstrained coordinates, along geometric averages of the two. Its Hamiltonian transitions have step sizes
+    for each row and temperature that a pilot run has found; they are frozen before the chains start, without which the
+    bound would be none. The cost is ``C (T - 1) (num_leapfrog + 1)`` gradients of every row's log joint.
+
+    With ``reverse=``, exact draws from the posterior, the chains go back from them, and the result is an **upper** bound
+
+    .. math:: \log p(x_n \mid \theta) \le - E \log \frac{1}{C} \sum_{c=1}^{C} \frac{1}{w_{cn}}.
+
+    There are exact draws for data that the model itself has drawn: the latents that it was drawn with.
+
+    Args:
+        model: any Pyro model whose local latents are continuous.
+        guide: one of the three guides for it.
+        *args, **kwargs: the arguments of both.
+        num_chains: ``C``, chains of each row.
+        num_temperatures: ``T``; with 1 it is importance sampling.
+        num_leapfrog: leapfrog steps of each transition.
+        start: ``"guide"`` or ``"prior"``.
+        theta: what the global latents are held at, as the evidence is that given :math:`\theta`: ``"mean"`` of the guide's
+            factor in unconstrained coordinates, ``"draw"`` for one from it, or values by site. Average several calls
+            over draws with ``seed=``.
+        reverse: exact latents by site, in the site's shape or with ``C`` draws leftmost. From one draw the chains of a
+            row are not independent: the bound holds in expectation, but ``rows_se`` and ``se`` tell nothing of the
+            draw.
+        seed: of all draws.
+        max_memory: in bytes, what the chains that run at a time may take; at least one does.
+
+    Returns:
+        The bounds on the rows' log evidences, their sum (rows of a minibatch stand for ``N / B`` each), standard errors
+        over chains, and the bias estimated as in :func:`~pyro_avi.iwelbo`.
+
+    Raises:
+        ValueError: if a number is not positive, a latent is discrete, or masked, or there is no evidence.
+        TypeError: if the guide is none of the three.
+
+    References:
+        Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008. Wu, Burda, Salakhutdinov and
+        Grosse, "On the quantitative analysis of decoder-based generative models", 2017,
+        https://arxiv.org/abs/1611.04273.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.AmortizedGuide(model).setup(x)
+        >>> bound = avi.ais(model, guide, x, num_chains=8, num_temperatures=5, num_leapfrog=2)
+        >>> bound.rows.shape
+        torch.Size([20])
+    """
+    held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
+    with sampling(seed):
+        weights = annealed_weights(
+            LocalJoint(held, args, kwargs, plate=row_plate_of(guide)),
+            posterior_of(guide, args, kwargs),
+            num_chains=num_chains,
+            num_temperatures=num_temperatures,
+            num_leapfrog=num_leapfrog,
+            start=start,
+            reverse=reverse,
+            max_memory=max_memory,
+        )
+    if reverse is None:
+        return iwelbo(weights)
+    inverse = iwelbo(replace(weights, local=-weights.local))
+    return replace(inverse, value=-inverse.value, rows=-inverse.rows, bias=-inverse.bias, rows_bias=-inverse.rows_bias)
+
+
+def annealed_weights(
+    joint: LocalJoint,
+    posterior,
+    *,
+    num_chains: int,
+    num_temperatures: int,
+    num_leapfrog: int,
+    start: str = "guide",
+    reverse: Mapping[str, Tensor] | None = None,
+    max_memory: int = 2**30,
+) -> LogWeights:
+    """The log weights of the chains of every row, ``local [C, B]``; to be called inside :func:`sampling`.
+
+    Args:
+        joint: of the model.
+        posterior: the guide's factor, batch shape ``[B]``, event shape ``[K]``.
+        num_chains, num_temperatures, num_leapfrog, start, reverse, max_memory: as in :func:`ais`.
+    """
+    numbers = {"num_chains": num_chains, "num_temperatures": num_temperatures, "num_leapfrog": num_leapfrog}
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"Expected {name} of at least 1, got {number}.")
+    if start not in ("guide", "prior"):
+        raise ValueError(f'Expected start= to be "guide" or "prior", got {start!r}.')
+    if start == "guide" and (posterior.batch_shape, posterior.event_shape) != ((joint.num_rows,), (joint.num_latents,)):
+        raise ValueError(
+            f"Expected a guide's factor of {joint.num_rows} rows with {joint.num_latents} latents, got "
+            f"{tuple(posterior.batch_shape)} and {tuple(posterior.event_shape)}.\n"
+            'Pass the rows of a minibatch with their positions, or start="prior".'
+        )
+
+    def path(u: Tensor) -> tuple[Tensor, Tensor]:
+        prior, likelihood = joint(u)
+        return posterior.log_prob(u).double() if start == "guide" else prior, prior + likelihood
+
+    @torch.no_grad()
+    def draws(count: int) -> Tensor:
+        return posterior.rsample((count,)) if start == "guide" else joint.prior_draws(count)
+
+    beta = temperatures(num_temperatures)
+    sizes = joint.chunks(num_chains, max_memory)
+    step_sizes = pilot(path, draws(min(_PILOT_CHAINS, max(4, sizes[0]))), beta=beta, num_leapfrog=num_leapfrog)
+    exact = None if reverse is None else joint.coordinates(reverse, num_chains).split(sizes)
+    local = [
+        anneal(
+            path,
+            draws(count) if exact is None else exact[i],
+            beta=beta,
+            step_sizes=step_sizes,
+            num_leapfrog=num_leapfrog,
+            reverse=exact is not None,
+        )
+        for i, count in enumerate(sizes)
+    ]
+    return joint.weigh(torch.cat(local))
+
+
+def posterior_of(guide: LocalGuide, args: tuple, kwargs: Mapping):
+    """The guide's factor of the rows, without a gradient to its parameters."""
+    with torch.no_grad():
+        return guide.posterior(*args, **kwargs)
+
+
+def row_plate_of(guide: LocalGuide) -> str:
+    """The plate of a guide's rows, if there is one only."""
+    if len(guide.row_plates) > 1:
+        raise ValueError(f"Expected rows of one plate, got those of {guide.row_plates}: rows that cross share data.")
+    return guide.row_plates[0]
+
+
+@contextmanager
+def sampling(seed: int):
+    """Run models beside the program many times: hidden from handlers, unchecked, modules in evaluation mode."""
+    with own_parameters(), seeded(seed), poutine.block(), evaluation_mode(), pyro.validation_enabled(False):
+        yield

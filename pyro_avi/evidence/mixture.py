@@ -1,0 +1,101 @@
+"""Importance sampling from several factors and the prior at once, which finds what no single factor covers."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+
+from pyro_avi.densities.log_joint import LocalJoint
+from pyro_avi.densities.log_weights import LogWeights
+
+__all__ = ["missed_modes", "mixture_weights"]
+
+# By how many nats the factors' density has to fall from the middle of the best one to a draw, for the draw to be another place;
+# and by what part of that the model's density may fall there at most. Of one mode it falls about as much.
+_FAR, _FLATTER = 5.0, 0.1
+
+
+@torch.no_grad()
+def mixture_weights(
+    joint: LocalJoint, factors: Sequence[TorchDistribution], *, num_samples: int, max_memory: int
+) -> LogWeights:
+    r"""Log weights of draws from a mixture of factors and the prior, as many from each.
+
+    .. math:: w = \frac{p(x_n, z)}{\frac 1 C \left( p(z) + \sum_{c=1}^{C-1} q_c(z) \right)}
+
+    A draw is weighed by the density of all of the mixture, whichever part it is from, so that the mean weight is the
+    evidence without bias, and no weight is more than ``C`` times that of any part alone. With the prior among them it is at
+    most ``C`` times the likelihood: a mode of the posterior that no factor covers is met by draws of the prior.
+
+    Args:
+        joint: of the model; a prior that cannot be drawn from is left out.
+        factors: batch shape ``[N]``, event shape ``[K]``, normalized.
+        num_samples: the number of draws, rounded up to a multiple of ``C``.
+        max_memory: in bytes, what the draws that are evaluated at a time may take.
+
+    References:
+        Owen and Zhou, "Safe and effective importance sampling", 2000, https://doi.org/10.1080/01621459.2000.10473909.
+        Veach and Guibas, "Optimally combining sampling techniques for Monte Carlo rendering", 1995,
+        https://doi.org/10.1145/218380.218498.
+    """
+    draws = [lambda count, factor=factor: factor.rsample((count,)) for factor in factors]
+    with_prior = _can_draw_prior(joint)
+    draws += [joint.prior_draws] if with_prior else []
+
+    def weigh(u: Tensor) -> Tensor:
+        prior, likelihood = joint(u)
+        densities = [factor.log_prob(u).double() for factor in factors] + ([prior] if with_prior else [])
+        weight = prior + likelihood - torch.stack(densities).logsumexp(0) + math.log(len(densities))
+        # Where the likelihood is no number there is no weight: what is left out only lowers the mean.
+        return torch.where(weight.isnan(), -torch.inf, weight)
+
+    sizes = joint.chunks(-(-num_samples // len(draws)), max_memory)
+    local = torch.cat([weigh(draw(count)) for count in sizes for draw in draws])
+    return LogWeights(local, local.new_zeros(len(local)), joint.scale, has_globals=False)
+
+
+@torch.no_grad()
+def missed_modes(
+    joint: LocalJoint, factors: Sequence[TorchDistribution], center: Tensor, *, num_samples: int, max_memory: int
+) -> tuple[Tensor, Tensor]:
+    """Where draws of the prior find what no factor covers: the most probable such draw ``[N, K]``, and for which rows.
+
+    Every draw is looked at a second time, twice as far from the prior's mean, where a prior is left that the data contradict.
+
+    Args:
+        joint: of the model.
+        factors: batch shape ``[N]``, event shape ``[K]``.
+        center: ``[N, K]`` the middle of the best of them.
+        num_samples: the number of points.
+        max_memory: in bytes, what the draws that are evaluated at a time may take.
+    """
+
+    def densities(u: Tensor) -> tuple[Tensor, Tensor]:
+        return sum(joint(u)), torch.stack([factor.log_prob(u).double() for factor in factors]).logsumexp(0)
+
+    place, (of_model, of_factors) = center, densities(center.unsqueeze(0))
+    found = torch.zeros_like(of_model[0], dtype=torch.bool)
+    most = torch.full_like(of_model[0], -torch.inf)
+    if not _can_draw_prior(joint):
+        return place, found
+    draws = joint.prior_draws(-(-num_samples // 2))
+    draws = torch.cat([draws, 2 * draws - draws.mean(0)])
+    for u in draws.split(joint.chunks(len(draws), max_memory)):
+        model, covered = densities(u)
+        fall = of_factors - covered
+        alone = (fall > _FAR) & (of_model - model < _FLATTER * fall)
+        top = torch.where(alone, model, -torch.inf).max(0)
+        better = top.values > most
+        point = u.gather(0, top.indices[None, :, None].expand(1, *u.shape[1:]))[0]
+        place = torch.where(better.unsqueeze(-1), point, place)
+        most, found = torch.where(better, top.values, most), found | better
+    return place, found
+
+
+def _can_draw_prior(joint: LocalJoint) -> bool:
+    try:
+        return bool(joint.prior_draws(1).isfinite().all())
+    except NotImplementedError:
+        return False

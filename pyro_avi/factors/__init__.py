@@ -1,0 +1,1 @@
+"""The factors of a guide: where variational parameters become sampled sites."""

@@ -1,0 +1,296 @@
+"""The factor of a set of latents: where variational parameters become sampled sites."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from torch import Tensor, nn
+
+from pyro_avi.factors.conditional_members import Members
+from pyro_avi.factors.discrete import DiscreteFactor
+from pyro_avi.factors.layout import Layout, spread
+from pyro_avi.factors.means import drawn_means, mean_on_support
+from pyro_avi.factors.row_masks import enter, of_coordinates, of_rows
+from pyro_avi.factors.site_distributions import on_support, placed
+from pyro_avi.factors.transformed_delta import Placed
+from pyro_avi.families import DiagonalNormal, Family
+from pyro_avi.families.family import drawn_quantile
+from pyro_avi.inspection.masks import Mask
+from pyro_avi.inspection.structure import Latent
+
+__all__ = ["Factor"]
+
+
+class Factor(nn.Module):
+    r"""Samples latents, site by site and inside their plates, from variational parameters.
+
+    The continuous latents of one row are one vector of ``K`` unconstrained coordinates, in the order of the model's sites,
+    with a distribution of the family. A discrete latent has a categorical factor of its own, and one parameter for each of
+    its values. Plates of a latent other than the rows' are event dimensions of that row.
+
+    .. math:: q(y_n, z_n) = q(y_n) \, q(z_n), \qquad \text{or} \quad q(y_n) \, q(z_n; \lambda_{n y_n})
+
+    with a conditional family, which has a member of its own for each of the ``C`` values of a row's discrete latents.
+
+    Args:
+        name: of the auxiliary site that a joint family is sampled at.
+        latents: the latents of the factor.
+        frames: the plates of the rows, the one with the leftmost dimension first; none for a factor without rows.
+        family: the set that a row's factor is taken from, not yet prepared.
+
+    Raises:
+        ValueError: if a conditional family cannot be, as in :class:`~pyro_avi.factors.conditional_members.Members`.
+    """
+
+    def __init__(
+        self, name: str, latents: Sequence[Latent], frames: Sequence[CondIndepStackFrame], family: Family | None = None
+    ):
+        super().__init__()
+        self.name, self.latents, self.frames = name, tuple(latents), tuple(frames)
+        self._layouts = {latent.name: Layout(latent, self.frames) for latent in self.latents}
+        self._continuous = [latent for latent in self.latents if latent.num_values is None]
+        self._discrete = [
+            DiscreteFactor(latent, self._layouts[latent.name])
+            for latent in self.latents
+            if latent.num_values is not None
+        ]
+        self._sizes = [self._layouts[latent.name].size for latent in self._continuous]
+        self.family = family or DiagonalNormal()
+        self.num_latents = sum(self._sizes)
+        # Where a row has several members of the family, by the values of its discrete latents.
+        conditional = self.family.conditional and self._continuous and self._discrete
+        self._members = Members(self.family, self._discrete) if conditional else None
+        of_family = 0
+        if self._continuous:
+            self.family.prepare(self.num_latents)
+            of_family = self.family.num_parameters(self.num_latents) * self._num_members
+        self._split = [of_family, *(of.num_parameters for of in self._discrete)]
+        self.num_parameters = sum(self._split)
+
+    @property
+    def _num_members(self) -> int:
+        return 1 if self._members is None else self._members.count
+
+    @property
+    def plates(self) -> tuple[str, ...]:
+        """The names of the plates of the rows."""
+        return tuple(frame.name for frame in self.frames)
+
+    def initial(self, scale: float) -> Tensor:
+        """Parameters ``[*B, P]`` at the latents' initial values with standard deviation ``scale``."""
+        parts = []
+        if self._continuous:
+            locs = [self._layouts[latent.name].to_rows(latent.initial) for latent in self._continuous]
+            member = self.family.initial(torch.cat(locs, -1), scale)
+            parts.append(member.repeat(*(1,) * (member.dim() - 1), self._num_members))
+        for of in self._discrete:
+            # Every value alike: what one draw was is no information.
+            rows = self._layouts[of.latent.name].to_rows(of.latent.initial)
+            # Values may be whole numbers.
+            parts.append(rows.new_zeros(*rows.shape[:-1], of.num_parameters, dtype=of.latent.dtype))
+        return torch.cat([part.to(parts[0]) for part in parts], -1)
+
+    def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
+        """The distribution of the continuous latents' coordinates: batch shape ``[*B]``, event shape ``[K]``.
+
+        With a conditional family it is the mixture over the values of the discrete latents.
+        """
+        if not self._continuous:
+            raise ValueError(
+                f"Expected a continuous latent in plate {' x '.join(self.plates)}, found discrete ones only.\n"
+                "Draw from the guide itself, or ask it for its median."
+            )
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        if self._members is None:
+            return self.family.distribution(of_family)
+        return self._members.mixture(of_family, of_discrete)
+
+    def statements(
+        self,
+        parameters: Tensor,
+        plates: Mapping[str, pyro.plate],
+        masks: Mapping[str, Mask],
+        scales: Mapping[str, Tensor | float],
+        given: Mapping[str, Tensor],
+    ) -> dict[str, Callable[[], Tensor]]:
+        """The sample statements by site, to be run in the order of the model.
+
+        What others depend on is sampled at once: joint families, and the discrete latents of conditional ones.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+            plates: the plates of the sites, by name.
+            masks: what masks the model's sites, by site; those of single elements of an event leave out the same
+                coordinates here.
+            scales: the factor by which the model's sites count beyond their plates, by site.
+            given: the values of latents that the call observes, by site: they have no statement.
+        """
+
+        def sample(latent: Latent, fn: dist.TorchDistribution) -> Tensor:
+            mask = masks.get(latent.name)
+            if mask is not None and mask.event_dim:
+                # A share of a joint draw has left them out already.
+                mask, fn = None, fn if isinstance(fn, Placed) else mask.inside(fn)
+            with ExitStack() as stack:
+                for frame in latent.frames:
+                    stack.enter_context(plates[frame.name])
+                enter(stack, mask, scales.get(latent.name))
+                return pyro.sample(latent.name, fn)
+
+        of_family, *of_discrete = parameters.split(self._split, -1) if self._discrete else [parameters]
+        sites = {
+            of.latent.name: partial(sample, of.latent, of.distribution(x))
+            for of, x in zip(self._discrete, of_discrete, strict=True)
+            if of.latent.name not in given
+        }
+        observed = [latent.name for latent in self._continuous if latent.name in given]
+        if len(observed) == len(self._continuous):
+            return sites
+        is_spread = self._members is not None
+        if is_spread:
+            values = {name: statement() for name, statement in sites.items()}
+            sites.update((name, partial(values.get, name)) for name in values)
+            depth = max(-frame.dim for frame in self.frames)
+            of_family = self._members.at(spread(of_family, self.frames, depth), {**given, **values})
+        if self.family.independent:
+            normals = self.family.coordinates(of_family)
+            fns = [(latent, on_support(latent, x)) for latent, x in self._placed(normals, is_spread=is_spread)]
+        else:
+            self._check_whole(observed)
+            joint = self._sample_joint(of_family, plates, masks, scales, is_spread=is_spread).split(self._sizes, -1)
+            fns = [
+                (latent, placed(latent, self._layouts[latent.name].from_spread(x), masks.get(latent.name)))
+                for latent, x in zip(self._continuous, joint, strict=True)
+            ]
+        return sites | {latent.name: partial(sample, latent, fn) for latent, fn in fns if latent.name not in given}
+
+    def _check_whole(self, observed: Sequence[str]) -> None:
+        if observed:
+            raise ValueError(
+                f"Expected a call that observes all of the latents {[latent.name for latent in self._continuous]} or none with "
+                f"the joint family {type(self.family).__name__}, got values of {observed}.\n"
+                "A joint factor has no density of the others given some. Use family=DiagonalNormal()."
+            )
+
+    def known(self, parameters: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+        """The parameters ``[*B, P]`` with factors that are sure of the discrete latents that a call observes.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+            given: the values of latents that the call observes, by site.
+        """
+        if not any(of.latent.name in given for of in self._discrete):
+            return parameters
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        parts = [
+            of.known(given[of.latent.name]).to(x) if of.latent.name in given else x
+            for of, x in zip(self._discrete, of_discrete, strict=True)
+        ]
+        return torch.cat([of_family, *parts], -1)
+
+    def _sample_joint(self, parameters, plates, masks, scales, *, is_spread: bool) -> Tensor:
+        """One draw of all continuous latents of every row, at an auxiliary site."""
+        depth = max(-frame.dim for frame in self.frames)
+        parameters = parameters if is_spread else spread(parameters, self.frames, depth)
+        fn, names = self.family.distribution(parameters), [latent.name for latent in self._continuous]
+        mask = None
+        if self.family.sequential and any(name in masks for name in names):
+            sizes = parameters.shape[:-1][-depth:]
+            fn = fn.mask_elements(of_coordinates(masks, self._continuous, self._layouts, self.frames, sizes))
+        else:
+            mask = of_rows(masks, "mask", names, self.frames, self.family)
+        scale = of_rows(scales, "scale", names, self.frames, self.family)
+        with ExitStack() as stack:
+            for frame in self.frames:
+                stack.enter_context(plates[frame.name])
+            enter(stack, mask, scale)
+            return pyro.sample(self.name, fn, infer={"is_auxiliary": True})
+
+    def draw(self, parameters: Tensor, count: int) -> dict[str, Tensor]:
+        """Independent draws of every site, ``count`` leftmost: ``(count,) + shape of the site``; no sample statements.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+            count: the number of draws.
+        """
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        result = {
+            of.latent.name: of.distribution(x).sample((count,))
+            for of, x in zip(self._discrete, of_discrete, strict=True)
+        }
+        if self._members is not None:
+            depth = max(-frame.dim for frame in self.frames)
+            members = self._members.at(spread(of_family, self.frames, depth), result)
+            of_family = members.reshape(count, *parameters.shape[:-1], -1)
+        if self._continuous:
+            fn = self.family.distribution(of_family)
+            result |= self._on_sites(fn.sample(() if self._members is not None else (count,)))
+        return {latent.name: result[latent.name] for latent in self.latents}
+
+    def _on_sites(self, coordinates: Tensor) -> dict[str, Tensor]:
+        """The continuous sites' values of coordinates ``[..., *B, K]``."""
+        return {
+            latent.name: latent.to_support(self._layouts[latent.name].from_rows(rows))
+            for latent, rows in zip(self._continuous, coordinates.split(self._sizes, -1), strict=True)
+        }
+
+    def mean(self, parameters: Tensor) -> dict[str, Tensor]:
+        """The mean of every site, where no formula has it the average of 1,000 draws under a fixed seed.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+        """
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        result = {of.latent.name: of.mean(x) for of, x in zip(self._discrete, of_discrete, strict=True)}
+        result |= self._known_means(of_family, of_discrete) if self._continuous else {}
+        drawn = [latent.name for latent in self._continuous if latent.name not in result]
+        if drawn:
+            result |= drawn_means(partial(self.draw, parameters), drawn, parameters.numel())
+        return {latent.name: result[latent.name] for latent in self.latents}
+
+    def _known_means(self, of_family: Tensor, of_discrete: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The means of those continuous sites that have a formula, over all members of a row."""
+        if self._members is None:
+            members, shares = of_family.unsqueeze(0), of_family.new_ones(1, *of_family.shape[:-1])
+        else:
+            members, shares = self._members.apart(of_family, of_discrete)
+        normals, result = self.family.marginals(members), {}
+        for latent, normal in () if normals is None else self._placed(normals, is_spread=False):
+            means = mean_on_support(latent, normal.loc, normal.scale)
+            if means is not None:
+                layout = self._layouts[latent.name]
+                weights = layout.from_rows(shares.unsqueeze(-1).expand(*shares.shape, layout.size))
+                result[latent.name] = (weights * means).sum(0)
+        return result
+
+    def row_shape(self, name: str) -> list[int]:
+        """The shape of a latent's unconstrained coordinates in one row: other plates, then event dimensions."""
+        return self._layouts[name].row_shape
+
+    def row_dims(self, name: str) -> tuple[int, ...]:
+        """The dimensions of a site's value that hold the rows, one a plate, from the right."""
+        latent = next(latent for latent in self.latents if latent.name == name)
+        return tuple(frame.dim - latent.event_dim for frame in self.frames)
+
+    def quantile(self, parameters: Tensor, q: Tensor) -> dict[str, Tensor]:
+        """The ``q``-quantiles of every coordinate, mapped to the supports: ``q.shape + shape of the site``."""
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        result = {of.latent.name: of.quantile(x, q) for of, x in zip(self._discrete, of_discrete, strict=True)}
+        if self._members is not None:
+            result |= self._on_sites(drawn_quantile(self.distribution, parameters, q))
+        elif self._continuous:
+            result |= self._on_sites(self.family.quantile(of_family, q))
+        return {latent.name: result[latent.name] for latent in self.latents}
+
+    def _placed(self, normals: dist.Normal, *, is_spread: bool):
+        """The normals ``[..., *B, K]`` of all coordinates, by latent and in the shape of its site."""
+        alone = len(self._sizes) == 1
+        locs, scales = ([x] if alone else x.split(self._sizes, -1) for x in (normals.loc, normals.scale))
+        for latent, loc, scale in zip(self._continuous, locs, scales, strict=True):
+            layout = self._layouts[latent.name]
+            place = layout.from_spread if is_spread else layout.from_rows
+            yield latent, dist.Normal(place(loc), place(scale))

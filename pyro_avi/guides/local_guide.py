@@ -1,0 +1,297 @@
+"""What the three guides share: everything but the inference function."""
+
+import copy
+import itertools
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
+from typing import Any
+
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.infer.autoguide.guides import AutoCallable
+from pyro.infer.autoguide.initialization import init_to_feasible
+from pyro.poutine.trace_struct import Trace
+from torch import Tensor, nn
+
+from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.families import DiagonalNormal, Family
+from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
+from pyro_avi.guides.site_answers import Summaries
+from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.sites import row_plate
+from pyro_avi.inspection.structure import Structure, inspect_model
+
+__all__ = ["LocalGuide", "check_local_guide", "qualified_name"]
+
+
+class _Hide:
+    """A model without some of its sites. What ``poutine.block`` makes of a module cannot be pickled."""
+
+    def __init__(self, model: Callable, names: Sequence[str]):
+        self.model, self.names = model, names
+
+    def __call__(self, *args, **kwargs):
+        with poutine.block(hide=self.names):
+            return self.model(*args, **kwargs)
+
+
+class LocalGuide(Summaries):
+    r"""A guide with a factor of its own for every row of a plate.
+
+    .. math:: q(\theta, z_{1:N}) = q_0(\theta) \prod_n q(z_n; f(n, x_n))
+
+    Subclasses are final and give the inference function :math:`f`: :class:`~pyro_avi.ConstantGuide`,
+    :class:`~pyro_avi.AmortizedGuide`, :class:`~pyro_avi.FactorizedGuide`.
+
+    Latents in several of the chosen plates get one factor for every combination of their rows; latents of different plates
+    belong to different *row sets*, each with a family and an inference function of its own. A latent's other plates count
+    as dimensions of its row. A model without a plate of rows has global latents only, and a warning says so.
+
+    Args:
+        model: any Pyro callable.
+        plate: the name of the plate whose rows get factors of their own, or several names; by default the one that holds
+            both a latent and an observation.
+        family: the set that each factor is taken from; by default :class:`~pyro_avi.DiagonalNormal`.
+        global_guide: the factor :math:`q_0` of the latents outside the plate: a Pyro guide that is a module, or a function
+            from the model with the local latents hidden to one. By default :class:`~pyro_avi.MeanFieldNormal`.
+        init_loc_fn: the latents' initial locations, as in :mod:`pyro.infer.autoguide.initialization`.
+        init_scale: the initial standard deviation in unconstrained coordinates.
+        create_plates: a function of the model's arguments that returns the plates to use, as in Pyro's automatic guides.
+    """
+
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        plate: str | Sequence[str] | None = None,
+        family: Family | None = None,
+        global_guide: nn.Module | Callable[[Callable], nn.Module] | None = None,
+        init_loc_fn: Callable = init_to_feasible,
+        init_scale: float = 0.1,
+        create_plates: Callable | None = None,
+    ):
+        super().__init__(model, create_plates=create_plates)
+        check_init_scale(init_scale)
+        names = plate if isinstance(plate, Sequence) and not isinstance(plate, str) else (plate,)
+        if plate is not None and not (names and all(isinstance(name, str) for name in names)):
+            raise TypeError(f"Expected plate= to be the name of a plate or several names, got {plate!r}.")
+        if family is not None and not isinstance(family, Family):
+            raise TypeError(f"Expected family= to be a Family such as DiagonalNormal(), got {family!r}.")
+        self._plates_asked = None if plate is None else tuple(names)
+        # Hidden from the module: what is trained are the copies, one for each set of rows.
+        self._given_family = (family or DiagonalNormal(),)
+        self._given_global_guide = global_guide
+        self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
+        self._expected: dict[str, Any] | None = None
+
+    @abstractmethod
+    def _create_function(
+        self, of: RowFactor, initial: Tensor, found: Found, args: tuple, kwargs: Mapping[str, Any]
+    ) -> nn.Module:
+        """The inference function of a set of rows; ``initial [*B, P]`` are to be its values at the rows found."""
+
+    def _find_sources(self, structure: Structure) -> Sources | None:
+        """What finds the rows of a call and what else the inference functions need to know; ``None``: the caller does."""
+        unobserved = not structure.observations
+        return Sources(self.model, tuple(structure.frames), latents=_names(structure), unobserved=unobserved)
+
+    def _default_plates(self, trace: Trace) -> Sequence[str]:
+        """The plates whose rows get factors of their own where none were asked for."""
+        plate = row_plate(trace)
+        return () if plate is None else (plate,)
+
+    def setup(self, *args, **kwargs) -> "LocalGuide":
+        """Look at the model and create all parameters, if that has not been done; return the guide.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+
+        Raises:
+            ValueError: if the model lacks a plate that was asked for, several could be meant, or it has no latent.
+        """
+        if self._structure is not None:
+            return self
+        plates = self._default_plates if self._plates_asked is None else self._plates_asked
+        structure = inspect_model(self.model, args, kwargs, plates=plates, init_loc_fn=self._init_loc_fn)
+        self._check_rows(structure)
+        self._structure = structure
+        self._depth = max((-frame.dim for frame in self._frames()), default=0)
+        try:
+            self._sources = self._find_sources(structure)
+            with quiet():
+                self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
+                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
+                for of in self.row_factors:
+                    initial = of.factor.initial(self._init_scale)
+                    of.factor.to(initial)
+                    of.function = self._create_function(of, initial, found, args, kwargs)
+                self.global_guide = self._create_global_guide(structure)
+                if self.global_guide is not None:
+                    self.plates = self._plates(self._frames(), {}, structure.without_size)
+                    self.global_guide(*args, **kwargs)
+                self._check_expected()
+                self._take_pending()
+        except BaseException:
+            # A call that failed leaves no half-made guide behind.
+            self._structure = self._sources = self.global_guide = None
+            self.row_factors = nn.ModuleList()
+            raise
+        return self
+
+    @property
+    def _is_set_up(self) -> bool:
+        return self._structure is not None
+
+    def describe(self) -> dict[str, Any]:
+        """What kind of guide this is, as plain data: all that its parameters do not say.
+
+        Raises:
+            ValueError: if the guide has not been set up.
+        """
+        self._require_setup()
+        structure, given = self._structure, self._given_global_guide
+        return {
+            "class": type(self).__name__,
+            "plate": None if self._plates_asked is None else list(self._plates_asked),
+            "family": self.family.describe(),
+            "init_scale": self._init_scale,
+            "dtype": str(self._like.dtype).removeprefix("torch."),
+            "global_guide": None if given is None else qualified_name(self.global_guide),
+            "global_latents": {latent.name: list(latent.initial.shape) for latent in structure.global_latents},
+            "row_sets": [
+                {
+                    "plates": list(of.rows.plates),
+                    "latents": {latent.name: of.factor.row_shape(latent.name) for latent in of.rows.latents},
+                }
+                for of in self.row_factors
+            ],
+        }
+
+    def expect(self, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+        """Take these parameters when the guide is set up, and refuse a model of another description.
+
+        Args:
+            description: what :meth:`describe` said of the guide that the parameters are of.
+            state: its ``state_dict``.
+        """
+        self._expected = dict(description)
+        self.load_state_dict(state)
+
+    def _check_expected(self) -> None:
+        if self._expected is None:
+            return
+        expected = self._expected
+        self.to(getattr(torch, expected["dtype"]))
+        mine = self.describe()
+        for part in mine:
+            if mine[part] != expected[part]:
+                raise ValueError(
+                    f"Expected a model for which the guide has {part} = {expected[part]}, got {mine[part]}.\n"
+                    "Pass the model, and arguments of the kind, that the guide was made with; for other rows of a "
+                    "FactorizedGuide load it with its own and use avi.refine(model, guide, x_new, num_steps=...)."
+                )
+
+    def _check_rows(self, structure: Structure) -> None:
+        for plate in self._plates_asked or ():
+            if plate not in structure.frames:
+                raise ValueError(f"Expected a latent in plate={plate!r}, found none.")
+        if structure.row_sets:
+            return
+        check_latents(structure)
+        in_plates = sorted({frame.name for latent in structure.global_latents for frame in latent.frames})
+        choice = f" The latents' plates are {in_plates}: choose by plate=..." if in_plates else ""
+        why = "has no plate that holds both a latent and an observation"
+        if not structure.observations:
+            why = "observes nothing in this call (pass it the data that the plate of the rows is recognized by)"
+        warnings.warn(
+            f"The model {why}: every latent is global, and the guide is that of the globals.{choice}", stacklevel=3
+        )
+
+    def _create_global_guide(self, structure: Structure) -> AutoGuide | None:
+        given = self._given_global_guide
+        if not structure.global_latents:
+            if given is not None:
+                raise ValueError("Expected global_guide=None for a model without latents outside the plate, got one.")
+            return None
+        hidden = _Hide(self.model, [latent.name for latent in structure.local_latents])
+        if given is None:
+            return MeanFieldNormal(hidden, init_loc_fn=self._init_loc_fn, init_scale=self._init_scale)
+        guide = given if isinstance(given, nn.Module) else given(hidden)
+        return guide if isinstance(guide, AutoGuide) else AutoCallable(hidden, guide)
+
+    def forward(self, *args, **kwargs) -> dict[str, Tensor]:
+        """Sample every latent of the model; return the values by site."""
+        self.setup(*args, **kwargs)
+        given = self._given_plates(args, kwargs)
+        found, plates = self._find(args, kwargs, given, draw=True)
+        self.plates = self._plates(self._frames(), {**given, **plates}, self._structure.without_size)
+        result, statements = {}, {}
+        if self._given_global_guide is None and self.global_guide is not None:
+            # Its masks and scales were found along with the others.
+            statements.update(self.global_guide.statements(self.plates, found))
+        elif self.global_guide is not None:
+            result.update(self.global_guide(*args, **kwargs))
+        for of in self.row_factors:
+            parameters = self._infer(of, found, args, kwargs)
+            statements.update(of.factor.statements(parameters, self.plates, found.masks, found.scales, found.given))
+        result.update((name, statements[name]()) for name in self._structure.order if name in statements)
+        return result
+
+    @property
+    def row_plates(self) -> tuple[str, ...]:
+        """The names of the plates whose rows have factors of their own."""
+        self._require_setup()
+        return tuple(self._structure.frames)
+
+    @property
+    def global_latents(self) -> tuple[str, ...]:
+        """The names of the latents outside these plates."""
+        self._require_setup()
+        return tuple(latent.name for latent in self._structure.global_latents)
+
+    @property
+    def family(self) -> Family:
+        """The set that each factor is taken from."""
+        return self._given_family[0]
+
+    @property
+    def _device(self) -> torch.device:
+        # Asked at every call, and a walk through all modules takes longer than a draw.
+        for of in self.row_factors:
+            if of.function is not None:
+                return next(of.function.parameters()).device
+        return self._like.device
+
+    @property
+    def _like(self) -> Tensor:
+        """A tensor of the dtype and device of the guide, which may have been moved since it was set up."""
+        initials = [latent.initial for latent in self._structure.local_latents + self._structure.global_latents]
+        own = (tensor for tensor in itertools.chain(self.parameters(), initials) if tensor.is_floating_point())
+        return next(own, torch.zeros((), device=initials[0].device))
+
+    def local_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the inference functions; all others of the guide belong to the global latents."""
+        return list(self.row_factors.parameters())
+
+
+def check_local_guide(guide: Any) -> None:
+    """Refuse a guide that is none of the three, for what asks more of it than draws."""
+    if not isinstance(guide, LocalGuide):
+        raise TypeError(
+            f"Expected a ConstantGuide, AmortizedGuide or FactorizedGuide, got {type(guide).__name__}.\n"
+            "Of other guides avi.log_weights gives the weights, and avi.iwelbo and avi.khat what these say."
+        )
+
+
+def _names(structure: Structure) -> list[str]:
+    return [latent.name for latent in structure.global_latents + structure.local_latents]
+
+
+def qualified_name(value: Any) -> str:
+    """Of a function or of an object's class."""
+    named = value if isinstance(value, FunctionType | type) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"

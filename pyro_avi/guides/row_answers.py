@@ -1,0 +1,163 @@
+"""What a guide says about the rows of a call."""
+
+import inspect
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.guides.row_finder import RowFinder
+from pyro_avi.inspection.call_data import Found
+from pyro_avi.rows.merge import Merged
+from pyro_avi.rows.positions import Rows
+
+__all__ = ["Answers"]
+
+
+class Answers(RowFinder):
+    """A guide that answers for the rows of a call: their parameters and factors, and draws or means batch by batch.
+
+    Args:
+        model, create_plates: as for :class:`~pyro_avi.guides.row_finder.RowFinder`.
+    """
+
+    def __init__(self, model: Callable, *, create_plates: Callable | None = None):
+        super().__init__(model, create_plates=create_plates)
+        self.global_guide: nn.Module | None = None
+        self.row_factors = nn.ModuleList()
+
+    @abstractmethod
+    def setup(self, *args, **kwargs) -> "Answers":
+        """Look at the model and create all parameters, if that has not been done; return the guide."""
+
+    @abstractmethod
+    def _infer(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows found."""
+
+    def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
+        """Something of the row set where there is one, by plates where there are several."""
+        self._require_setup()
+        if len(self.row_factors) == 1:
+            return get(self.row_factors[0])
+        return {of.rows.plates: get(of) for of in self.row_factors}
+
+    def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
+        """What the inference function gives for the rows of a call: ``[B, P]``.
+
+        Several plates of one row set have a dimension each; several row sets give a dictionary by the names of their plates,
+        and a guide whose latents are all global an empty one.
+
+        Args:
+            *args, **kwargs: the arguments of the model. Where it draws its rows itself, the answer is for all ``N``.
+        """
+        self.setup(*args, **kwargs)
+        with poutine.block():
+            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            return self._by_rows(lambda of: self._infer(of, found, args, kwargs))
+
+    def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
+        """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
+
+        Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary, and a guide
+        whose latents are all global an empty one.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+        """
+        self.setup(*args, **kwargs)
+        with poutine.block():
+            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            return self._by_rows(lambda of: of.factor.distribution(self._known(of, found, args, kwargs)))
+
+    def _known(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows found, sure of the discrete latents that the call observes."""
+        return of.factor.known(self._infer(of, found, args, kwargs), found.given)
+
+    @torch.no_grad()
+    def posterior_by_row(
+        self, batches: Iterable[tuple], *, sites: Sequence[str] | None = None, num_samples: int | None = None
+    ) -> dict[str, Tensor]:
+        """Draws or means of local latents for all batches of a loader, put together by their rows, in main memory.
+
+        Beyond the answer itself no more is held than one batch needs.
+
+        Args:
+            batches: tuples of the model's arguments. Batches that give the positions of their rows fill these rows, until
+                every row of the plate has been seen; others follow one another, until they end.
+            sites: the latents asked for; by default all local ones.
+            num_samples: the number of independent draws, leftmost in the answer; by default the means, those of
+                :meth:`~pyro_avi.guides.site_answers.Summaries.mean`.
+
+        Returns:
+            By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
+            ``num_samples``.
+
+        Raises:
+            ValueError: if a site is no local latent, or a row of a plate is in no batch.
+
+        Example::
+
+            >>> import torch
+            >>> import pyro_avi as avi
+            >>> x = torch.rand(20, 1, 8, 8)
+            >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+            >>> guide = avi.AmortizedGuide(model).setup(x)
+            >>> guide.posterior_by_row(avi.minibatches(x, batch_size=6), num_samples=3)["z"].shape
+            torch.Size([3, 20, 2])
+        """
+        merged: dict[tuple[str, ...], Merged] = {}
+        for batch in batches:
+            # Loaders give lists, or single tensors.
+            call = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+            self.setup(*call)
+            asked = self._sites_by_rows(sites)
+            merged = merged or {
+                of.rows.plates: Merged(of.rows.plates, {name: of.factor.row_dims(name) for name in names})
+                for of, names in asked
+            }
+            with poutine.block():
+                found, _ = self._find(call, {}, self._given_plates(call, {}))
+                for of, names in asked:
+                    values = self._summarize(of, found, call, num_samples)
+                    merged[of.rows.plates].add(found.rows, {name: values[name] for name in names})
+            if all(each.complete for each in merged.values()):
+                break
+        if not merged:
+            raise ValueError("Expected at least one batch, got none.")
+        return {name: value for each in merged.values() for name, value in each.result().items()}
+
+    def _summarize(self, of: RowFactor, found: Found, call: tuple, num_samples: int | None) -> dict[str, Tensor]:
+        """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
+        parameters = self._known(of, found, call, {})
+        values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
+        values.update((name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values)
+        return values
+
+    def _sites_by_rows(self, sites: Sequence[str] | None) -> list[tuple[RowFactor, list[str]]]:
+        """The sites asked for, by the set of rows that they belong to."""
+        known = [latent.name for latent in self._structure.local_latents]
+        asked = known if sites is None else list(sites)
+        if not asked or not set(asked) <= set(known):
+            raise ValueError(f"Expected sites= among the local latents {known}, got {asked}.")
+        found = [(of, [latent.name for latent in of.rows.latents if latent.name in asked]) for of in self.row_factors]
+        return [(of, names) for of, names in found if names]
+
+    def _all_rows(self) -> Found | None:
+        """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""
+        if not _needs_arguments(self.model):
+            return None
+        sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}
+        return Found({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
+
+
+def _needs_arguments(model: Callable) -> bool:
+    try:
+        inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind()
+    except TypeError:
+        return True
+    return False

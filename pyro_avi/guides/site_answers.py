@@ -1,0 +1,163 @@
+"""What a guide says about each latent of a call."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyro_avi.factors.means import drawn_means
+from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.guides.mean_field import MeanFieldNormal, check_num_samples
+from pyro_avi.guides.row_answers import Answers
+
+__all__ = ["Summaries"]
+
+
+class Summaries(Answers):
+    """A guide that answers for every latent, local and global, by site: draws, means, medians and quantiles.
+
+    Args:
+        model, create_plates: as for :class:`~pyro_avi.guides.row_finder.RowFinder`.
+    """
+
+    @torch.no_grad()
+    def sample(self, *args, num_samples: int, **kwargs) -> dict[str, Tensor]:
+        """Independent draws of every latent, by site: ``[S]`` in front of the shape that the site has in the model.
+
+        The same as calling the guide ``S`` times, or ``Predictive(guide, num_samples=S)``, in one go: an encoder is run once.
+        Each draw is of all latents together, global and local. They are those of the surrounding program's random state.
+
+        Args:
+            *args, **kwargs: the arguments of the model. Where it draws its rows itself, the draws are of all ``N``; without
+                arguments, constant and factorized guides answer for all rows that they were set up with.
+            num_samples: ``S``.
+
+        Returns:
+            The draws. Latents that the model enumerates, or that this call observes, are not among them.
+
+        Raises:
+            ValueError: if ``num_samples`` is not positive.
+
+        Example::
+
+            >>> import torch
+            >>> import pyro_avi as avi
+            >>> x = torch.rand(20, 1, 8, 8)
+            >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+            >>> guide = avi.AmortizedGuide(model).setup(x)
+            >>> guide.sample(torch.rand(7, 1, 8, 8), num_samples=100)["z"].shape
+            torch.Size([100, 7, 2])
+        """
+        check_num_samples(num_samples)
+        self.setup(*args, **kwargs)
+
+        def of_globals(guide: nn.Module, names: Sequence[str]) -> Mapping[str, Tensor]:
+            if isinstance(guide, MeanFieldNormal):
+                return guide.sample(*args, num_samples=num_samples, **kwargs)
+            return _drawn(guide, args, kwargs, names, num_samples)
+
+        return self._answer(args, kwargs, of_globals, lambda of, parameters: of.factor.draw(parameters, num_samples))
+
+    @torch.no_grad()
+    def mean(self, *args, **kwargs) -> dict[str, Tensor]:
+        r"""The posterior mean of each latent, by site, in the coordinates of the model: of a rate, not of its logarithm.
+
+        Families of normals have those of real latents and of latents bounded from one side in closed form,
+        :math:`E[e^u] = e^{m + s^2 / 2}`, and those of latents bounded from both sides by quadrature. All others (flows,
+        supports such as the simplex, a ``global_guide`` of your own) are the average of 1,000 draws under a fixed seed, whose
+        standard error is 3 % of the latent's standard deviation. A Bernoulli latent has its probability, a one-hot one those
+        of its positions; the mean of a Categorical is that of the numbers of its values, which says little where they
+        are names. A mean need not lie in the support.
+
+        Args:
+            *args, **kwargs: the arguments of the model, as for :meth:`sample`.
+
+        Example::
+
+            >>> import pyro, pyro.distributions as dist, torch
+            >>> import pyro_avi as avi
+            >>> def model(x):
+            ...     with pyro.plate("data", len(x)):
+            ...         rate = pyro.sample("rate", dist.LogNormal(0.0, 1.0))
+            ...         pyro.sample("x", dist.Poisson(rate), obs=x)
+            >>> x = torch.tensor([0.0, 3.0])
+            >>> guide = avi.FactorizedGuide(model, init_scale=1.0).setup(x)
+            >>> guide.mean(x)["rate"] / guide.median(x)["rate"]
+            tensor([1.6487, 1.6487])
+        """
+        self.setup(*args, **kwargs)
+
+        def of_globals(guide: nn.Module, names: Sequence[str]) -> Mapping[str, Tensor]:
+            if isinstance(guide, MeanFieldNormal):
+                return guide.mean(*args, **kwargs)
+            return drawn_means(lambda count: _drawn(guide, args, kwargs, names, count), names, 1)
+
+        return self._answer(args, kwargs, of_globals, lambda of, parameters: of.factor.mean(parameters))
+
+    @torch.no_grad()
+    def median(self, *args, **kwargs) -> dict[str, Tensor]:
+        """The posterior median of each latent, by site.
+
+        Args:
+            *args, **kwargs: the arguments of the model. Without them, constant and factorized guides answer for all rows
+                that they were set up with.
+        """
+        self.setup(*args, **kwargs)
+        return self._quantiles(0.5, args, kwargs, lambda guide, names: guide.median(*args, **kwargs))
+
+    @torch.no_grad()
+    def quantiles(self, quantiles, *args, **kwargs) -> dict[str, Tensor]:
+        """Posterior quantiles of each latent, by site, ``quantiles`` leftmost.
+
+        Args:
+            quantiles: numbers between 0 and 1.
+            *args, **kwargs: the arguments of the model, as for :meth:`median`.
+        """
+        self.setup(*args, **kwargs)
+        return self._quantiles(
+            quantiles, args, kwargs, lambda guide, names: guide.quantiles(quantiles, *args, **kwargs)
+        )
+
+    def _quantiles(self, quantiles, args: tuple, kwargs: Mapping[str, Any], of_globals) -> dict[str, Tensor]:
+        def of_rows(of: RowFactor, parameters: Tensor) -> Mapping[str, Tensor]:
+            return of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters))
+
+        return self._answer(args, kwargs, of_globals, of_rows)
+
+    def _answer(
+        self,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        of_globals: Callable[[nn.Module, Sequence[str]], Mapping[str, Tensor]],
+        of_rows: Callable[[RowFactor, Tensor], Mapping[str, Tensor]],
+    ) -> dict[str, Tensor]:
+        """An answer for all latents, in the order of the model.
+
+        Args:
+            args, kwargs: of the call; without any, the answer may be for all rows.
+            of_globals: from the factor of the global latents, and the names of these.
+            of_rows: from the factor of a set of rows and their parameters ``[*B, P]``.
+        """
+        result: dict[str, Tensor] = {}
+        with poutine.block():
+            found = None if args or kwargs else self._all_rows()
+            if found is None:
+                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            names = [name for name in self.global_latents if name not in found.given]
+            if names:
+                result.update(of_globals(self.global_guide, names))
+            for of in self.row_factors:
+                result.update(of_rows(of, self._known(of, found, args, kwargs)))
+        # What a call observes is no latent of it.
+        order = dict.fromkeys([*self._structure.order, *result])
+        return {name: result[name] for name in order if name in result and name not in found.given}
+
+
+def _drawn(
+    guide: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: Sequence[str], count: int
+) -> dict[str, Tensor]:
+    """Draws of some latents ``[count, ...]`` from a guide of any kind."""
+    traces = [poutine.trace(guide).get_trace(*args, **kwargs).nodes for _ in range(count)]
+    return {name: torch.stack([nodes[name]["value"] for nodes in traces]) for name in names}

@@ -1,0 +1,1 @@
+"""What a model consists of, and where the data of a call come from."""

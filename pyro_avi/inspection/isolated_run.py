@@ -1,0 +1,33 @@
+"""Runs of a model or guide beside the program, which leave no trace in it."""
+
+from contextlib import contextmanager
+
+import torch
+from pyro import poutine
+
+from pyro_avi.evaluation_mode import evaluation_mode
+from pyro_avi.param_store import own_parameters
+from pyro_avi.seeds import seeded
+
+__all__ = ["quiet", "untraced"]
+
+
+@contextmanager
+def untraced():
+    """Run something that ``torch.jit.trace`` is not to see, with sizes that are numbers and not tensors."""
+    state = torch._C._get_tracing_state()
+    torch._C._set_tracing_state(None)
+    try:
+        yield
+    finally:
+        torch._C._set_tracing_state(state)
+
+
+@contextmanager
+def quiet(seed: int | None = None):
+    """Run a model or guide beside the program: hidden from handlers, without gradients, modules in evaluation mode.
+
+    The random state is given back.
+    """
+    with own_parameters(), seeded(seed), torch.no_grad(), poutine.block(), evaluation_mode():
+        yield

@@ -1,0 +1,209 @@
+"""One run of a model beside the program: the rows that it works on, what it observes there, masks and scales."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.trace_struct import Trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_avi.inspection.data_errors import data_explained
+from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.masks import Mask, site_mask
+from pyro_avi.inspection.replay import Recorder
+from pyro_avi.inspection.sites import check_data, is_observation, is_scaled, plate_scale, sizes_by_shape
+from pyro_avi.rows.positions import Rows, check_positions
+
+__all__ = ["Found", "Run", "Wanted", "run_once"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one call of the model works on.
+
+    Attributes:
+        rows: the rows of the call, by plate.
+        values: the observed values, by site.
+        masks: what masks a site, by site; only sites that are masked.
+        scales: the factor by which a site's log density counts beyond its plates' ``N / B``, by site; only those scaled.
+        given: the values of latents that this call observes, by site.
+    """
+
+    rows: dict[str, Rows]
+    values: dict[str, Tensor]
+    masks: dict[str, Mask]
+    scales: dict[str, Tensor | float]
+    given: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be found.
+
+    Attributes:
+        plates: the names of the plates whose rows are to be known.
+        sites: the observed sites to read.
+        latents: the latent sites whose masks and scales are to be known, and whether the call observes them.
+        optional: whether the observed sites are only to recognize a call by.
+        unobserved: whether the model is to observe nothing in the plates of its latents.
+        inputs: whether the caller can be told what to read.
+    """
+
+    plates: tuple[str, ...]
+    sites: tuple[str, ...] = ()
+    latents: tuple[str, ...] = ()
+    optional: bool = False
+    unobserved: bool = False
+    inputs: bool = False
+
+    def __str__(self) -> str:
+        if not self.plates:
+            return f"latents {list(self.latents)}"
+        return f"plate{'s' if len(self.plates) > 1 else ''} {', '.join(map(repr, self.plates))}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the model.
+
+    Attributes:
+        found: what it worked on; of scales all of a site's, that of its plates included.
+        drawn: ``(N, B)`` of each plate of which not the model's arguments decide which ``B`` of ``N`` rows it takes.
+        rows: the rows that were drawn there.
+        trace: of the model.
+    """
+
+    found: Found
+    drawn: dict[str, tuple[int, int]]
+    rows: dict[str, Tensor]
+    trace: Trace
+
+    @property
+    def plain_scales(self) -> dict[str, float]:
+        """By scaled site what its plates alone account for."""
+        return {name: plate_scale(self.trace.nodes[name]["cond_indep_stack"]) for name in self.found.scales}
+
+    @property
+    def latent_values(self) -> list[Tensor]:
+        """The values of all sites that are not observed."""
+        return [
+            site["value"]
+            for site in self.trace.nodes.values()
+            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site)
+        ]
+
+    def observes_in(self, plate: str) -> bool:
+        """Whether there is an observation in a plate."""
+        return any(
+            is_observation(site) and any(frame.name == plate for frame in site["cond_indep_stack"])
+            for site in self.trace.nodes.values()
+        )
+
+
+class _GiveRows(Messenger):
+    """Provide the rows that plates would otherwise draw, and note how they got their rows.
+
+    Args:
+        plates: the names of the plates to look at.
+        rows: by plate the rows to provide; where some are missing, they are drawn.
+        counts: by plate the number of rows that somebody else takes of it, where the model would take all.
+    """
+
+    def __init__(self, plates: Sequence[str], rows: Mapping[str, Tensor], counts: Mapping[str, int]):
+        super().__init__()
+        self.plates, self.rows, self.counts = plates, dict(rows), counts
+        self.found: dict[str, Rows] = {}
+        self.given: dict[str, Rows] = {}
+        self.drawn: dict[str, tuple[int, int]] = {}
+
+    def _pyro_sample(self, msg):
+        name = msg["name"]
+        if not site_is_subsample(msg):
+            return
+        size, count, index = msg["fn"].size, msg["fn"].subsample_size, None
+        if msg["value"] is not None:
+            index = torch.as_tensor(msg["value"])
+            self.given[name] = Rows(size, index)
+        elif name in self.plates and (count is not None and count < size or name in self.counts):
+            count = self.counts.get(name, count)
+            self.drawn[name] = (size, count)
+            if name not in self.rows:
+                self.rows[name] = torch.randperm(size, device=msg["fn"].device)[:count]
+            index = msg["value"] = self.rows[name]
+        if name in self.plates:
+            self.found[name] = Rows(size, index)
+
+
+def run_once(
+    model: Callable,
+    wanted: Wanted,
+    args: tuple,
+    kwargs: Mapping,
+    *,
+    rows: Mapping[str, Tensor],
+    counts: Mapping[str, int],
+    seed: int,
+    recorder: Recorder | None = None,
+) -> Run:
+    """Run the model beside the program.
+
+    Args:
+        model, args, kwargs: the model and the call's arguments.
+        wanted: what is to be found.
+        rows: by plate the rows ``[B]`` to take where the model would draw its rows itself.
+        counts: by plate the number of rows ``B`` that somebody else takes of it.
+        seed: of all that the model draws.
+        recorder: what records the run's tensor operations.
+
+    Raises:
+        ValueError: if a plate, or the observed value of a site, is missing, or positions of rows are none.
+    """
+    given = _GiveRows(wanted.plates, rows, counts)
+    # Validation would read data (`valid.all()`), which is no part of the model.
+    with quiet(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
+        with data_explained(args, kwargs):
+            trace = poutine.trace(model).get_trace(*args, **kwargs)
+            check_data(trace)
+        values, masks, scales = {}, {}, {}
+        for name in wanted.sites:
+            site = trace.nodes.get(name)
+            if site is not None and site["is_observed"]:
+                values[name] = site["value"]
+            elif not wanted.optional:
+                raise ValueError(
+                    f"Expected an observed value at site {name!r}, got none in this call.\n"
+                    "An amortized guide reads the observations. Try one of the following fixes:\n"
+                    "- pass them to the call\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
+                )
+        # Of sites that only recognize a call, nothing more is asked.
+        read = [] if wanted.optional else [*values]
+        for name in [*read, *(name for name in wanted.latents if name in trace.nodes)]:
+            site = trace.nodes[name]
+            mask = site_mask(site)
+            if mask is not None:
+                masks[name] = mask
+            if is_scaled(site):
+                scales[name] = site["scale"]
+    for name, of in given.given.items():
+        check_positions(name, of.size, of.index, wait=recorder is not None)
+    latents = {name: trace.nodes[name] for name in wanted.latents if name in trace.nodes}
+    known = {name: site["value"] for name, site in latents.items() if site["is_observed"]}
+    found = Found(_all_plates(wanted, given.found, trace), values, masks, scales, known)
+    return Run(found, given.drawn, given.rows, trace)
+
+
+def _all_plates(wanted: Wanted, found: dict[str, Rows], trace: Trace) -> dict[str, Rows]:
+    """The rows of all plates, in their order; those of a plate without a size are the ones that its sites have."""
+    by_shape = sizes_by_shape(trace)
+    rows = {name: Rows(by_shape[name], None) if name in by_shape else found.get(name) for name in wanted.plates}
+    missing = [name for name, of in rows.items() if of is None]
+    if missing:
+        raise ValueError(
+            f"Expected the plates {list(wanted.plates)} in every call of the model, got none of {missing}."
+        )
+    return rows

@@ -1,0 +1,157 @@
+"""What an ELBO makes of a model and a guide: the latents that they share, what can be trained, the loss and its gradient."""
+
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, TraceTailAdaptive_ELBO
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from pyro_avi.param_store import buffers_given_back
+from pyro_avi.seeds import seeded
+
+__all__ = ["HasDifferentiableLoss", "check_elbo", "find_parameters", "gives_loss", "keeps_one_graph"]
+
+# Averages that TraceGraph_ELBO keeps in the store and moves itself, at every evaluation.
+_AVERAGES = "__baseline_avg_downstream_cost_"
+
+
+@runtime_checkable
+class HasDifferentiableLoss(Protocol):
+    """An ELBO that gives its loss as a tensor; some of Pyro's take their gradients themselves."""
+
+    def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
+        """The loss of one step."""
+        ...
+
+
+def check_elbo(elbo: Any) -> None:
+    """Refuse what cannot be trained by.
+
+    Raises:
+        TypeError: if it is no ELBO, or one without a loss.
+    """
+    if not isinstance(elbo, ELBO | HasDifferentiableLoss):
+        raise TypeError(f"Expected one of Pyro's ELBOs, as pyro.infer.Trace_ELBO(), got {elbo!r}.")
+    if isinstance(elbo, TraceTailAdaptive_ELBO):
+        raise TypeError(
+            "Expected an ELBO that computes its loss, got TraceTailAdaptive_ELBO, which gives inf at every step.\n"
+            "Try one of the following fixes:\n"
+            "- another bound of several particles: elbo=pyro.infer.RenyiELBO(num_particles=...)\n"
+            "- train with it by pyro.infer.SVI"
+        )
+
+
+def gives_loss(elbo: ELBO) -> bool:
+    """Whether an ELBO gives its loss as a tensor, and leaves the gradient to the caller."""
+    return isinstance(elbo, HasDifferentiableLoss)
+
+
+def keeps_one_graph(elbo: ELBO) -> bool:
+    """Whether an ELBO is one of those that ``torch.jit`` traces at the first call, with the tables' rows of that call."""
+    return type(elbo).__name__.startswith("Jit") and type(elbo).__module__.startswith("pyro.infer")
+
+
+@dataclass
+class _Latents:
+    """The latents of the last runs of a model and of a guide, as an ELBO runs them."""
+
+    model: dict[str, Mapping] = field(default_factory=dict)
+    guide: dict[str, Mapping] = field(default_factory=dict)
+
+    def recorded(self, of: str, function: Callable) -> Callable:
+        def run(*args, **kwargs):
+            with poutine.trace() as capture:
+                result = function(*args, **kwargs)
+            sites = {name: site for name, site in capture.trace.nodes.items() if site["type"] == "sample"}
+            setattr(self, of, {name: site for name, site in sites.items() if not site_is_subsample(site)})
+            return result
+
+        return run
+
+    def check(self) -> None:
+        """Refuse a model and a guide with different latents."""
+        # What is summed out has a dimension of its own.
+        needed = {
+            name
+            for name, site in self.model.items()
+            if not site["is_observed"] and site["infer"].get("_enumerate_dim") is None
+        }
+        given = {name for name, site in self.guide.items() if not site["infer"].get("is_auxiliary")}
+        drawn = {name for name in given if not self.guide[name]["is_observed"]}
+        missing = sorted(needed - set(self.guide))
+        latents = {name for name, site in self.model.items() if not site["is_observed"]}
+        needless = sorted(drawn - latents)
+        if not missing and not needless:
+            return
+        parts = [f"none for {missing}"] if missing else []
+        parts += [f"one for {needless}, which the model does not draw"] if needless else []
+        raise ValueError(
+            f"Expected a guide for the latents of the model, got {' and '.join(parts)}.\n"
+            "Try one of the following fixes:\n"
+            "- pass the model that the guide was made for\n"
+            '- to sum discrete latents out: infer={"enumerate": "parallel"} at their sites, and '
+            "elbo=pyro.infer.TraceEnum_ELBO(max_plate_nesting=...)\n"
+            '- for draws of a guide that are no latents: infer={"is_auxiliary": True}'
+        )
+
+
+def find_parameters(
+    elbo: ELBO, model: Callable, guide: Callable, call: tuple, kwargs: Mapping[str, Any]
+) -> tuple[list[Tensor], torch.device]:
+    """What a loss depends on and can be trained, and the device of the arithmetic, which is not that of every table.
+
+    Args:
+        elbo: the loss.
+        model, guide: whose loss it is.
+        call, kwargs: the arguments of both.
+
+    Raises:
+        ValueError: if model and guide have different latents, or nothing can be trained.
+    """
+    latents = _Latents()
+    pair = (model, guide)
+    if not keeps_one_graph(elbo):
+        pair = latents.recorded("model", model), latents.recorded("guide", guide)
+    evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
+    with seeded(None), _averages_given_back(), buffers_given_back(model), warnings.catch_warnings():
+        # Said below as an error.
+        warnings.filterwarnings("ignore", "Found (vars in model but not guide|non-auxiliary vars in guide)")
+        try:
+            with poutine.trace(param_only=True) as capture:
+                value = evaluate(*pair, *call, **kwargs)
+        except Exception:
+            if latents.model:
+                latents.check()
+            raise
+    latents.check()
+    sites = {name: site["value"] for name, site in capture.trace.nodes.items() if not name.startswith(_AVERAGES)}
+    found = [value.unconstrained() for value in sites.values()]
+    parameters = list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
+    if not parameters:
+        raise ValueError("Expected a model or a guide with parameters to train, found none.")
+    if not gives_loss(elbo):
+        for parameter in parameters:
+            parameter.grad = None
+    return parameters, value.device if isinstance(value, Tensor) else parameters[0].device
+
+
+@contextmanager
+def _averages_given_back():
+    """Leave the averages of baselines as they are: what runs inside is no step."""
+    store = pyro.get_param_store()
+    before = {name: value.detach().clone() for name, value in store.items() if name.startswith(_AVERAGES)}
+    try:
+        yield
+    finally:
+        for name in [name for name in store if name.startswith(_AVERAGES)]:
+            if name in before:
+                store[name] = before[name]
+            else:
+                del store[name]

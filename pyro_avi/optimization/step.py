@@ -1,0 +1,220 @@
+"""How a training step moves parameters: gradient, clipping, Adam; eagerly, or as one compiled graph."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from pyro.infer import ELBO
+from torch import Tensor, nn
+
+from pyro_avi.compilation.cost import count_flops, pays
+from pyro_avi.compilation.fallback import log_graph
+from pyro_avi.compilation.inductor import NO_COMPILER, has_compiler
+from pyro_avi.optimization.adam import Adam
+from pyro_avi.optimization.compiled_step import CompiledStep, Update
+from pyro_avi.optimization.gradient import Gradient, Slope, TakenGradient, clipped
+from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
+from pyro_avi.optimization.traced_step import can_be_compiled
+from pyro_avi.param_store import buffers_given_back
+from pyro_avi.seeds import seeded
+
+__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
+
+LearningRate = float | Callable[[int], float]
+
+# Seconds that it takes to compile a step, and that handlers and dispatch take of an eager one; roughly those of one core.
+_COST_OF_COMPILING, _HANDLERS = 25.0, 8e-3
+
+
+@runtime_checkable
+class HasLocalParameters(Protocol):
+    """A guide that tells the parameters of its inference function from those of the global latents."""
+
+    def local_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the inference function."""
+        ...
+
+
+@runtime_checkable
+class HasRowTables(Protocol):
+    """A guide with parameters for each row, which move only when their row is in the batch."""
+
+    def row_tables(self) -> Mapping[str, nn.Parameter]:
+        """The tables ``[N, P]`` by name."""
+        ...
+
+    def check_rows(self, *args, **kwargs) -> None:
+        """Refuse a call that is about other rows than those of the tables."""
+        ...
+
+    @property
+    def rows_on(self) -> str | None:
+        """``None`` for tables on the device of the model, which a compiled step can hold."""
+        ...
+
+    def gather_rows(self, *args, **kwargs) -> Any:
+        """The rows that a call reads, for a compiled step that cannot hold the tables; they are moved outside of it."""
+        ...
+
+    def touched_rows(self, gathered: Any = None) -> Any:
+        """A context that gives a list, filled by every call of the guide with ``(name, index, rows)``.
+
+        ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table of that name, ``None`` for
+        all in order. ``gathered`` are the rows of these calls, where they have been gathered before.
+        """
+        ...
+
+
+class Trained:
+    """The parameters of one training and how a step moves them.
+
+    Args:
+        model, guide, elbo: what is trained, and by which loss.
+        optimizer: makes the optimizer of all parameters; by default Adam, row by row for tables.
+        lr: the learning rate, or one for each part.
+        clip_norm: the largest norm of the gradient of all parameters together, ``None`` for any.
+        precision: of matrix products.
+        compile: whether a step is one graph; ``"auto"`` where that pays.
+        num_steps: the number of steps to go.
+        call, kwargs: the arguments of the first step.
+
+    Attributes:
+        parameters: all that the loss depends on and can be trained.
+        device: of the arithmetic.
+        gradient: the eager gradient.
+        compiled: the step as one graph, if it is one.
+        optimizer_is_given: whether :attr:`optimizer` is the user's.
+    """
+
+    def __init__(
+        self, model, guide, elbo: ELBO, *, optimizer, lr, clip_norm, precision, compile, num_steps, call, kwargs
+    ):
+        def loss(*args, **kwargs):
+            return evaluate(model, guide, *args, **kwargs)
+
+        evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
+        by_row = optimizer is None and isinstance(guide, HasRowTables)
+        if by_row and keeps_one_graph(elbo):
+            raise ValueError(
+                f"Expected an ELBO that runs the guide at every step, for one with a table, got {type(elbo).__name__}."
+                f"\nPass {type(elbo).__name__.removeprefix('Jit')}(...), and compile=True for one graph a step."
+            )
+        self.parameters, self.device = find_parameters(elbo, model, guide, call, kwargs)
+        self._clip_norm = clip_norm
+        groups = _split(self.parameters, guide, lr)
+        self._rates = [rate for _, rate in groups]
+        tables = guide.row_tables() if by_row else {}
+        trained = {id(p): (p, group) for group, (members, _) in enumerate(groups) for p in members}
+        self._tables = {
+            name: Update(Adam(table, rows=True), trained.pop(id(table))[1])
+            for name, table in tables.items()
+            if id(table) in trained
+        }
+        self._parameters = [parameter for parameter, _ in trained.values()]
+        self.check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
+        touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
+        kind = Gradient if gives_loss(elbo) else partial(TakenGradient, found=self.parameters)
+        self.gradient = gradient = kind(loss, self._parameters, touched_rows, precision)
+        self.compiled: CompiledStep | None = None
+        self._take: Callable[..., Slope] = gradient
+        self._updates, self._optimizer, self.optimizer_is_given = None, None, optimizer is not None
+        if compile == "auto":
+            can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
+            with buffers_given_back(model):
+                compile = can and _pays(gradient, call, kwargs, num_steps)
+            if compile and self.device.type == "cpu" and not has_compiler():
+                compile = False
+                log_graph("The training step", NO_COMPILER)
+        if compile and optimizer is None:
+            self._updates = [Update(Adam(parameter), group) for parameter, group in trained.values()]
+        elif self._parameters:
+            make = partial(torch.optim.Adam, fused=True) if optimizer is None else optimizer
+            members = [[p for p, of in trained.values() if of == group] for group in range(len(groups))]
+            self._groups = [group for group, of in enumerate(members) if of]
+            self._optimizer = make(
+                [{"params": members[group], "lr": _at(self._rates[group], 0)} for group in self._groups],
+                lr=_at(self._rates[self._groups[0]], 0),
+            )
+        if compile:
+            apart = bool(self._tables) and guide.rows_on is not None
+            inside, gather = ({}, guide.gather_rows) if apart else (self._tables, None)
+            self.compiled = CompiledStep(gradient, model, guide, elbo, self._updates, inside, clip_norm, gather)
+            self._take = self.compiled
+
+    def rates(self, step: int) -> list[float]:
+        """The learning rate of each group."""
+        return [_at(rate, step) for rate in self._rates]
+
+    def step(self, step: int, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """Move the parameters; return the loss before."""
+        self.check_rows(*call, **kwargs)
+        rates = self.rates(step)
+        if self.compiled is not None:
+            self.compiled.set_rates(rates)
+        slope = self._take(call, kwargs)
+        # What is not finite moves nothing, so that it can be told what it came from; a graph sees to that itself.
+        if self.device.type != "cpu" or math.isfinite(slope.loss.item()):
+            # A graph has moved the parameters itself, by a clipped gradient.
+            moved = slope.grads is None
+            self._move(slope if moved else clipped(slope, self._clip_norm), rates)
+        return slope.loss
+
+    @property
+    def adams(self) -> list[Adam]:
+        """The own optimizer of each parameter that has one."""
+        return [update.adam for update in (*self._tables.values(), *(self._updates or ()))]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """The torch optimizer of all others."""
+        return self._optimizer
+
+    def _move(self, slope: Slope, rates: Sequence[float]) -> None:
+        if slope.grads is not None:
+            self._move_parameters(slope.grads, rates)
+        for name, index, grad in slope.rows:
+            if grad is not None:
+                self._tables[name].adam.step(index, grad, rates[self._tables[name].group])
+
+    def _move_parameters(self, grads: Sequence[Tensor | None], rates: Sequence[float]) -> None:
+        if self._optimizer is not None:
+            for group, of in zip(self._optimizer.param_groups, self._groups, strict=True):
+                group["lr"] = rates[of]
+            for parameter, grad in zip(self._parameters, grads, strict=True):
+                parameter.grad = grad
+            self._optimizer.step()
+            for parameter in self._parameters:
+                parameter.grad = None
+        for update, grad in zip(self._updates or (), grads, strict=self._updates is not None):
+            if grad is not None:
+                update.adam.step(None, grad, rates[update.group])
+
+
+def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
+    with seeded(None):
+        flops = count_flops(gradient, call, kwargs)
+        return pays(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING)
+
+
+def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:
+    if not isinstance(lr, Mapping):
+        return [(parameters, lr)]
+    if not lr or set(lr) - {"local", "global"}:
+        raise ValueError(f'Expected learning rates for "local", "global" or both, got {sorted(lr)}.')
+    if not isinstance(guide, HasLocalParameters):
+        raise ValueError(
+            f"Expected one learning rate for a {type(guide).__name__}, which does not tell local from global parameters, "
+            f"got {sorted(lr)}."
+        )
+    local = {id(parameter) for parameter in guide.local_parameters()}
+    groups = [([p for p in parameters if (id(p) in local) is (name == "local")], rate) for name, rate in lr.items()]
+    if not any(group for group, _ in groups):
+        raise ValueError(f"Expected parameters for the learning rates {sorted(lr)}, found none.")
+    return groups
+
+
+def _at(rate: LearningRate, step: int) -> float:
+    return rate(step) if callable(rate) else rate

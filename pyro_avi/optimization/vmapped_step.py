@@ -1,0 +1,221 @@
+"""The training steps of several replicas as one graph, vectorized over them."""
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from pyro_avi.compilation.call_signature import take_apart
+from pyro_avi.compilation.cuda_graph import launched_together, warn_of_launches
+from pyro_avi.compilation.fallback import CannotCompile, log_graph
+from pyro_avi.compilation.inductor import compile_graph
+from pyro_avi.optimization.compiled_step import CompiledStep
+from pyro_avi.optimization.gradient import Slope
+from pyro_avi.optimization.precision import with_kernels_in
+from pyro_avi.optimization.step import Trained
+from pyro_avi.seeds import Stream, seeded
+
+__all__ = ["CANNOT", "ManySteps", "OneByOne"]
+
+# What a step that cannot be vectorized or compiled ends in.
+CANNOT = (CannotCompile, RuntimeError, NotImplementedError, OSError)
+
+
+_Graph = Callable[[Sequence[tuple[Tensor, ...]], Sequence[Stream]], Tensor]
+
+
+class ManySteps:
+    """Takes one step of every replica at once.
+
+    The graph of the first replica's step is vectorized over what the replicas own, over their arguments and their draws.
+    It is compared with the eager step of every replica before it is used.
+
+    Args:
+        replicas: what is trained, of one structure and with no parameter in common, each with a compiled step.
+        seeds: of the draws of each.
+        calls, kwargs: the arguments of the first step, see :meth:`step`.
+
+    Attributes:
+        seconds: the time spent in compiling.
+
+    Raises:
+        CannotCompile: if they are not of one structure; others of :data:`CANNOT` if their step cannot be compiled.
+    """
+
+    def __init__(
+        self, replicas: Sequence[Trained], seeds: Sequence[int], calls: Sequence[tuple], kwargs: Mapping[str, Any]
+    ):
+        self._replicas = replicas
+        self._steps = [replica.compiled for replica in replicas]
+        self._streams = [Stream(seed) for seed in seeds]
+        self._graphs: dict[tuple, _Graph] = {}
+        self.seconds = 0.0
+        self._set_rates(0)
+        if any(step.gathers for step in self._steps):
+            raise CannotCompile("tables are in host memory")
+        shapes = [[x.shape for x in step.own] for step in self._steps]
+        for position, of in enumerate(shapes):
+            if of != shapes[0]:
+                raise CannotCompile(f"replica {position} has parameters of other shapes than replica 0")
+        self._own = [torch.stack(of) for of in zip(*(step.own for step in self._steps), strict=True)]
+        for position, step in enumerate(self._steps):
+            step.move_to([x[position] for x in self._own])
+        try:
+            self._find_graph(calls, kwargs)
+        except CANNOT:
+            self.release()
+            raise
+
+    def step(self, step: int, calls: Sequence[tuple], kwargs: Mapping[str, Any]) -> Tensor:
+        """Move the parameters of all; return the losses ``[R]`` before.
+
+        Args:
+            step: the number of steps taken before.
+            calls: the positional arguments of each replica.
+            kwargs: those that they share.
+        """
+        for replica, call in zip(self._replicas, calls, strict=True):
+            replica.check_rows(*call, **kwargs)
+        self._set_rates(step)
+        graph, tensors = self._find_graph(calls, kwargs)
+        return graph(tensors, self._streams)
+
+    def _set_rates(self, step: int) -> None:
+        for replica in self._replicas:
+            replica.compiled.set_rates(replica.rates(step))
+
+    def _find_graph(self, calls, kwargs) -> tuple[_Graph, list[tuple[Tensor, ...]]]:
+        """The graph for these arguments, and their tensors by replica."""
+        apart = [take_apart(call, kwargs) for call in calls]
+        tensors = [of for of in zip(*(leaves for leaves, _, _ in apart), strict=True) if isinstance(of[0], Tensor)]
+        shared = tuple(all(x is of[0] for x in of) for of in tensors)
+        signature = (apart[0][2], shared)
+        if signature not in self._graphs:
+            if any(each != apart[0][2] for _, _, each in apart):
+                raise CannotCompile("their arguments are of different shapes")
+            if len(self._graphs) == self._steps[0].max_graphs:
+                raise CannotCompile(f"their arguments come in more than {len(self._graphs)} shapes")
+            started = time.perf_counter()
+            self._graphs[signature] = self._compile(apart[0], tensors, shared, calls, kwargs)
+            self.seconds += time.perf_counter() - started
+        return self._graphs[signature], tensors
+
+    def release(self) -> None:
+        """Give every replica memory of its own again."""
+        for position, step in enumerate(self._steps):
+            step.move_to([x[position].clone() for x in self._own])
+
+    def _compile(self, apart, tensors, shared, calls, kwargs) -> _Graph:
+        slopes = []
+        for replica, call in zip(self._replicas, calls, strict=True):
+            # Modules of one class have the same names in the store.
+            with seeded(0), pyro.get_param_store().scope():
+                slopes.append(replica.gradient(call, kwargs))
+        with seeded(0), warnings.catch_warnings():
+            # What inductor deprecates of itself is nothing a caller could mend.
+            warnings.simplefilter("ignore")
+            with self._given_back(slopes):
+                graph, launched_apart = self._graph(apart, tensors, shared)
+            expected = [step.expected(slope) for step, slope in zip(self._steps, slopes, strict=True)]
+            with self._given_back(slopes):
+                losses = graph(tensors, [Stream(0) for _ in self._steps])
+                for step, of, slope, loss in zip(self._steps, expected, slopes, losses, strict=True):
+                    step.check(of, slope, Slope(loss, None, []))
+        log_graph("The training step of all replicas")
+        warn_of_launches(launched_apart)
+        return graph
+
+    @contextmanager
+    def _given_back(self, slopes: Sequence[Slope]):
+        with ExitStack() as stack:
+            for step, slope in zip(self._steps, slopes, strict=True):
+                stack.enter_context(step.given_back(slope))
+            yield
+
+    def _graph(self, apart, tensors, shared) -> tuple[_Graph, str | None]:
+        """The graph, and why its kernels are launched apart on a CUDA device."""
+        traced = self._steps[0].trace(*apart[:2], [of[0] for of in tensors])
+        if not traced.drawn:
+            raise CannotCompile("a step draws numbers that depend on others")
+        # What else models and guides hold is that of the first one; the comparison tells if it differs.
+        held = [_of_each(x, self._steps) for x in traced.own[len(self._own) :]]
+        own = [*self._own, *(x for x, _ in held)]
+
+        def given(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> list[Tensor]:
+            of_calls = [of[0] if same else torch.stack(of) for of, same in zip(tensors, shared, strict=True)]
+            return [*of_calls, *_draw(traced.draws, streams)]
+
+        examples = given(tensors, [Stream(0) for _ in self._steps])
+        dims = [0] * len(self._own) + [dim for _, dim in held] + [None if same else 0 for same in shared]
+        dims += [0] * (len(own) + len(examples) - len(dims))
+        of_all = torch.func.vmap(lambda *inputs: traced.graph(*inputs)[0], in_dims=tuple(dims))
+        with torch.no_grad():
+            graph = make_fx(lambda *inputs: [of_all(*inputs)])(*own, *examples)
+            compiled = compile_graph(graph, [*own, *examples], with_draws=False)
+        compiled = with_kernels_in(self._replicas[0].gradient.precision, compiled)
+
+        def step(*tensors: Tensor) -> Sequence[Tensor]:
+            return compiled(*own, *tensors)
+
+        with torch.no_grad():
+            step, launched_apart = launched_together(step, own, examples)
+
+        @torch.no_grad()
+        def losses(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> Tensor:
+            return step(*given(tensors, streams))[0]
+
+        return losses, launched_apart
+
+
+def _of_each(held: Tensor, steps: Sequence[CompiledStep]) -> tuple[Tensor, int | None]:
+    """A tensor that the first step holds; where it is a buffer that others have with other values, those of all, stacked."""
+    buffers = [step.buffers for step in steps]
+    for name, buffer in buffers[0].items():
+        if buffer.shape == held.shape and buffer.data_ptr() == held.data_ptr():
+            each = [of[name] for of in buffers if name in of and of[name].shape == held.shape]
+            if len(each) == len(steps) and not all(torch.equal(one, held) for one in each):
+                return torch.stack(each), 0
+    return held, None
+
+
+class OneByOne:
+    """Takes one step of every replica after the other, each as it would alone.
+
+    Args:
+        replicas, seeds: as for :class:`ManySteps`.
+    """
+
+    def __init__(self, replicas: Sequence[Trained], seeds: Sequence[int]):
+        self._replicas, self._streams = replicas, [Stream(seed) for seed in seeds]
+
+    @property
+    def seconds(self) -> float:
+        """The time spent in compiling."""
+        return sum(replica.compiled.seconds for replica in self._replicas)
+
+    def step(self, step: int, calls: Sequence[tuple], kwargs: Mapping[str, Any]) -> Tensor:
+        """As :meth:`ManySteps.step`."""
+        losses = []
+        for replica, stream, call in zip(self._replicas, self._streams, calls, strict=True):
+            with stream, pyro.get_param_store().scope():
+                losses.append(replica.step(step, call, kwargs))
+        return torch.stack(losses)
+
+    def release(self) -> None:
+        """There is nothing to give back."""
+
+
+def _draw(program: Callable[[], list[Tensor]], streams: Sequence[Stream]) -> list[Tensor]:
+    """What the program draws from each stream, stacked."""
+    drawn = []
+    for stream in streams:
+        with stream:
+            # The program draws into the same memory every time.
+            drawn.append([x.clone() for x in program()])
+    return [torch.stack(of) for of in zip(*drawn, strict=True)]

@@ -1,0 +1,61 @@
+"""Every module trains its own tensors, whatever else the global parameter store holds."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pyro
+from torch import nn
+
+from pyro_avi.lock import turn
+
+__all__ = ["buffers_given_back", "own_parameters"]
+
+
+@contextmanager
+def own_parameters() -> Iterator[None]:
+    """Run models and guides without the global store's memory of other modules.
+
+    Pyro's store knows parameters by name, and two models of one class have the same names: the second would be evaluated
+    or trained with the first one's tensors. Inside this context modules start unregistered. What a model keeps by bare
+    ``pyro.param`` statements has no other home than the store, so it is brought along and given back. As the store, the
+    context belongs to one thread at a time.
+    """
+    store = pyro.get_param_store()
+    with turn():
+        # Reading the store's state takes these references off its parameters; a step around this one still needs them.
+        references = [(x, x.unconstrained) for _, x in store.named_parameters() if "unconstrained" in vars(x)]
+        state = _bare(store.get_state())
+        try:
+            with store.scope(state=state):
+                try:
+                    yield
+                finally:
+                    state.update(store.get_state())
+        finally:
+            # Also after an interruption: what was trained so far is kept.
+            store.set_state(_bare(state))
+            for parameter, reference in references:
+                parameter.unconstrained = reference
+
+
+@contextmanager
+def buffers_given_back(model: Callable) -> Iterator[None]:
+    """Leave the buffers of a model as they are, as running means: what runs inside is no step."""
+    root = getattr(model, "__self__", model)
+    modules = root.modules() if isinstance(root, nn.Module) else ()
+    held = [
+        (module, name, buffer, buffer.clone())
+        for module in modules
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
+    try:
+        yield
+    finally:
+        for module, name, buffer, value in held:
+            buffer.copy_(value)
+            module._buffers[name] = buffer
+
+
+def _bare(state):
+    names = [name for name, value in state["params"].items() if not isinstance(value, nn.Parameter)]
+    return {kind: {name: entries[name] for name in names} for kind, entries in state.items()}

@@ -1,0 +1,1 @@
+"""Trainings: batches, the loop, its result, checkpoints."""

@@ -1,0 +1,174 @@
+"""Training one model and guide."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from os import PathLike
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO
+
+from pyro_avi.optimization.step import LearningRate
+from pyro_avi.param_store import own_parameters
+from pyro_avi.seeds import seeded
+from pyro_avi.training.checkpoint import steps_in
+from pyro_avi.training.loaders import RowsOfLoader, calls_from
+from pyro_avi.training.loop import DivergedError, Fit, run
+from pyro_avi.training.options import check_keywords, check_optimizer, check_options
+from pyro_avi.training.training import Training
+
+__all__ = ["DivergedError", "Fit", "LearningRate", "calls_of", "fit", "next_call"]
+
+
+def fit(
+    model: Callable,
+    guide: Callable,
+    *args,
+    num_steps: int,
+    batches: Iterable | None = None,
+    lr: LearningRate | Mapping[str, LearningRate] = 1e-3,
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None,
+    elbo: ELBO | None = None,
+    seed: int = 0,
+    clip_norm: float | None = None,
+    precision: str = "float32",
+    compile: str | bool = "auto",
+    progress: bool = True,
+    callbacks: Sequence[Callable[[Fit], Any]] = (),
+    keep: bool = True,
+    resume: str | PathLike | None = None,
+    **kwargs,
+) -> Fit:
+    r"""Minimise the negative ELBO of a model and a guide.
+
+    .. math:: \mathrm{loss} = - E_{q(\theta, z)} \left[ \log p(\theta)
+              + \frac{N}{B} \sum_{n \in \mathrm{batch}} \log \frac{p(x_n, z_n \mid \theta)}{q(z_n)} - \log q(\theta) \right]
+
+    Every step draws from the guide once and moves the parameters of model and guide, as ``pyro.infer.SVI`` does.
+    Unlike there, modules train their own tensors whatever the global parameter store holds, and the rows of a
+    factorized guide's table move only when they are in the batch; the gradients of a row that is there several times are
+    added up. Pyro's validation, where it is on, sees the first step. Trainings in several threads wait for each other: Pyro
+    has one stack of handlers and torch one random state.
+
+    Args:
+        model: any Pyro callable.
+        guide: any Pyro guide.
+        *args, **kwargs: the arguments of both, the same at every step, where ``batches`` is not given.
+        num_steps: the number of steps.
+        batches: the positional arguments of each step, for example :func:`~pyro_avi.minibatches` or a
+            ``torch.utils.data.DataLoader``. An iterator is taken until it ends; a loader, a list of tuples and whatever else
+            can be iterated over again is, without end. Of a loader a batch may also be a list, one tensor, or a dictionary of
+            arguments by name; it shuffles by ``seed``, also where it has a generator of its own, which is given back. A
+            :class:`~pyro_avi.FactorizedGuide` needs the positions of the rows in a batch: ``(x, index)``.
+        lr: the learning rate, a number or a function of the step from 0. With ``{"local": ..., "global": ...}`` the
+            inference function (encoder, table or vector) has one and everything else (factor of the global latents,
+            parameters of the model) has the other; what is left out is not trained.
+        optimizer: makes a ``torch.optim.Optimizer`` for all parameters from parameter groups and ``lr=``, for example
+            ``torch.optim.AdamW``. By default Adam, row by row for tables.
+        elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``. Of one with several losses, as ``ReweightedWakeSleep``, the
+            sum is recorded. Networks that serve as baselines of ``TraceGraph_ELBO`` are trained where they are registered,
+            as submodules of model or guide or by ``pyro.module``.
+        seed: of the draws, ``None`` for those of the surrounding program. The global random state is left as it was.
+        clip_norm: the largest norm of the gradient of all parameters together; by default it is not clipped.
+        precision: of matrix products and convolutions: ``"float32"``, that of the tensors given; ``"bfloat16"`` rounds
+            their factors to 8 significant bits and leaves sums, activations, densities and parameters as they are;
+            ``"tf32"`` rounds to 11 bits, on CUDA only.
+        compile: ``True`` to take every step as one compiled graph for each shape of the arguments: loss, gradient and Adam.
+            It takes about half the time of eager steps, after some ten seconds to a minute of compiling. It needs a C++
+            compiler, parameters that belong to modules, and one of ``Trace_ELBO`` and ``TraceMeanField_ELBO``; what cannot
+            be traced, or gives another gradient than the eager step, is taken eagerly, with a warning that says why.
+            ``"auto"`` compiles where that is possible and the steps to go, by a count of their operations, save more time
+            than it takes. ``False``: steps are taken eagerly. Sums are rounded differently.
+        progress: whether to show a progress bar.
+        callbacks: called after every step with the :class:`Fit` so far, off the clock; ``True`` ends the training. See
+            :class:`~pyro_avi.Validation`.
+        keep: whether to keep a copy of the last finite state, to be given back when the training diverges: it takes the
+            memory of parameters and optimizer once more, beside them, and at most 1 % of the time, for which it is older
+            where they are large.
+        resume: a file written by :meth:`Fit.save`, to go on from: ``num_steps`` then counts from the beginning, and the
+            batches start there too, for those that were taken are passed over. With the arguments of the training that was
+            saved, other than ``num_steps``, it comes to what it had come to without a stop; eagerly to the last bit.
+
+    Returns:
+        The course of the training. Model and guide are trained in place, also when interrupted.
+
+    Raises:
+        ValueError, TypeError: if an argument is not one of the above, model and guide have other latents, or batches run out.
+        DivergedError: if the loss is no longer finite; it says what went first, and the state of model and guide that it
+            leaves.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> guide = avi.AmortizedGuide(model, encoder=(32,))
+        >>> result = avi.fit(model, guide, batches=avi.minibatches(x, batch_size=5), num_steps=8, progress=False)
+        >>> result.losses.shape
+        torch.Size([8])
+    """
+    elbo = Trace_ELBO() if elbo is None else elbo
+    check_options(num_steps, elbo, lr, clip_norm, precision, compile)
+    check_optimizer(optimizer)
+    check_keywords(model, kwargs)
+    start = 0 if resume is None else steps_in(resume)
+    if start >= num_steps:
+        raise ValueError(
+            f"Expected num_steps of more than the {start} taken by the training at {resume}, got {num_steps}."
+        )
+    calls = calls_of(args, batches, model, seed)
+    if batches is not None:
+        for step in range(start):
+            next_call(calls, step, num_steps)
+    rows = RowsOfLoader(batches, guide, kwargs, start=start)
+    # Before any work.
+    first = next_call(calls, start, num_steps)
+    calls = itertools.chain([first], map(rows.check, _rest(calls, start + 1, num_steps)))
+    with own_parameters(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
+        # What Pyro warns of at every step, DivergedError says once.
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        options = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm, "precision": precision, "compile": compile}
+        training = Training(model, guide, elbo, calls, kwargs, start=start, num_steps=num_steps, keep=keep, **options)
+        # By now the guide is set up.
+        rows.check(first)
+        before = None if resume is None else training.go_on(resume, draws=seed is not None)
+        training.checked(start)
+        given = {"count": None, "device": training.device, "progress": progress, "callbacks": callbacks}
+        try:
+            course = run(training.take, num_steps, checked=training.checked, save=training.save, before=before, **given)
+        except DivergedError as error:
+            raise training.diverged(error) from None
+        training.leave(course)
+        return course
+
+
+def _rest(calls: Iterator[tuple], start: int, num_steps: int) -> Iterator[tuple]:
+    for step in itertools.count(start):
+        yield next_call(calls, step, num_steps)
+
+
+def calls_of(args: tuple, batches: Iterable | None, model: Callable, seed: int | None) -> Iterator[tuple]:
+    """The arguments of every step, those for all or one batch after another."""
+    if batches is None:
+        return itertools.repeat(args)
+    if args:
+        raise ValueError("Expected the arguments of the model either for all steps or as batches=, got both.")
+    return calls_from(batches, model, seed)
+
+
+def next_call(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
+    """The arguments of the next step, of ``num_steps``."""
+    call = next(calls, None)
+    if call is None:
+        raise ValueError(
+            f"Expected batches for {num_steps} steps, got {step}.\nPass what has no end, as avi.minibatches(...), or can be "
+            "iterated over again, as a list or a DataLoader."
+        )
+    if not isinstance(call, tuple):
+        raise TypeError(
+            f"Expected every batch to be a tuple of the model's positional arguments, got {type(call).__name__}."
+        )
+    return call

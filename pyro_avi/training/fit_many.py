@@ -1,0 +1,148 @@
+"""Training several models and guides at once."""
+
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import pyro
+from pyro.infer import ELBO, Trace_ELBO
+from torch import Tensor
+
+from pyro_avi.compilation.fallback import log_graph, reason_of
+from pyro_avi.compilation.module_slots import in_modules
+from pyro_avi.optimization.step import Trained
+from pyro_avi.optimization.vmapped_step import CANNOT, ManySteps, OneByOne
+from pyro_avi.param_store import own_parameters
+from pyro_avi.seeds import seeded
+from pyro_avi.training.fit import LearningRate, calls_of, next_call
+from pyro_avi.training.loaders import RowsOfLoader, each_its_own
+from pyro_avi.training.loop import Fit, run
+from pyro_avi.training.options import check_keywords, check_options
+
+__all__ = ["fit_many"]
+
+
+def fit_many(
+    replicas: Sequence[tuple[Callable, Callable]],
+    *args,
+    num_steps: int,
+    batches: Sequence[Iterable] | Iterable | None = None,
+    lr: LearningRate | Mapping[str, LearningRate] | Sequence = 1e-3,
+    elbo: ELBO | None = None,
+    seed: int | Sequence[int] = 0,
+    clip_norm: float | None = None,
+    precision: str = "float32",
+    progress: bool = True,
+    callbacks: Sequence[Callable[[list[Fit]], Any]] = (),
+    **kwargs,
+) -> list[Fit]:
+    r"""Train several models and guides of one structure at once: seeds, learning rates, data sets of one size.
+
+    .. math:: (\lambda_r, \theta_r) \leftarrow \mathrm{step}(\lambda_r, \theta_r; x_r, \epsilon_r), \qquad r = 1, \dots, R
+
+    One compiled graph takes the step of all replicas, vectorized over them. Each has the draws of its own seed, so that
+    it comes to what :func:`~pyro_avi.fit` alone comes to, but for rounding. It pays where a step is small: then calling its
+    operations takes longer than their arithmetic, and is done once for all.
+
+    Args:
+        replicas: pairs of a model and a guide that differ in their numbers alone, and share no parameter.
+        *args, **kwargs: the arguments of all, the same at every step, where ``batches`` is not given.
+        num_steps: the number of steps.
+        batches: as for :func:`~pyro_avi.fit`, a list with an iterable for each replica, of the same shapes for all, or one
+            ``DataLoader``, which each goes through by its own seed. A tensor that all have is not copied.
+        lr: the learning rate as for :func:`~pyro_avi.fit`, one for all or a list with one for each.
+        elbo: ``Trace_ELBO`` (by default), ``TraceMeanField_ELBO`` or :class:`~pyro_avi.StickingTheLandingELBO`.
+        seed: of the draws, one for all or a list with one for each.
+        clip_norm: the largest norm of the gradient of a replica.
+        precision: of matrix products, as for :func:`~pyro_avi.fit`.
+        progress: whether to show a progress bar.
+        callbacks: called after every step with the list of the fits so far, off the clock; ``True`` ends the training.
+
+    Returns:
+        The course of every replica's training; ``seconds`` are those of all together. A replica whose loss is no longer
+        finite does not stop the others: its :attr:`Fit.diverged_at` says where. Replicas that cannot be trained in one
+        graph take their steps one after another, with a warning that says why.
+
+    Raises:
+        ValueError: if replicas share a parameter, have parameters outside of modules, or the numbers of replicas,
+            learning rates, seeds and batches differ.
+        DivergedError: if no replica's loss is finite any more.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> models = [avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20) for _ in range(2)]
+        >>> replicas = [(model, avi.AmortizedGuide(model)) for model in models]
+        >>> fits = avi.fit_many(replicas, x, num_steps=3, seed=[0, 1], progress=False)
+        >>> [fit.losses.shape for fit in fits]
+        [torch.Size([3]), torch.Size([3])]
+    """
+    elbo = Trace_ELBO() if elbo is None else elbo
+    count = len(replicas)
+    rates, seeds = _for_each("lr", lr, count), _for_each("seed", seed, count)
+    for (model, _), rate in zip(replicas, rates, strict=True):
+        check_options(num_steps, elbo, rate, clip_norm, precision, True)
+        check_keywords(model, kwargs)
+    batches = _for_each("batches", batches, count)
+    each_its_own(batches)
+    calls = [calls_of(args, of, model, s) for (model, _), of, s in zip(replicas, batches, seeds, strict=True)]
+    rows = [RowsOfLoader(of, guide, kwargs) for (_, guide), of in zip(replicas, batches, strict=True)]
+    first = [next_call(of, 0, num_steps) for of in calls]
+    with own_parameters(), warnings.catch_warnings(), seeded(None):
+        # What Pyro warns of at every step, diverged_at says once.
+        warnings.filterwarnings("ignore", "Encountered NaN")
+        trained = []
+        for (model, guide), rate, of, call in zip(replicas, rates, seeds, first, strict=True):
+            # Modules of one class have the same names in the store. What is created at first is that of a fit alone.
+            with pyro.get_param_store().scope(), seeded(of):
+                given = {"lr": rate, "clip_norm": clip_norm, "precision": precision, "num_steps": num_steps}
+                given |= {"optimizer": None, "compile": True, "call": call, "kwargs": kwargs}
+                trained.append(Trained(model, guide, elbo, **given))
+        _check_parameters(trained, replicas)
+        for of, call in zip(rows, first, strict=True):
+            of.check(call)
+        try:
+            steps: ManySteps | OneByOne = ManySteps(trained, seeds, first, kwargs)
+        except CANNOT as reason:
+            warnings.warn(f"The replicas take their steps one after another: {reason_of(reason)}.", stacklevel=2)
+            log_graph("The training step of all replicas", reason_of(reason))
+            steps = OneByOne(trained, seeds)
+
+        def take(step: int) -> tuple[Tensor, float]:
+            now = first
+            if step > 0:
+                now = [of.check(next_call(each, step, num_steps)) for of, each in zip(rows, calls, strict=True)]
+            return steps.step(step, now, kwargs), steps.seconds
+
+        options = {"device": trained[0].device, "progress": progress, "callbacks": callbacks}
+        try:
+            return run(take, num_steps, count=count, **options)
+        finally:
+            steps.release()
+
+
+def _for_each(name: str, given: Any, count: int) -> Sequence:
+    """One for each replica, of one for all."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        given = [given] * count
+    if count < 1 or len(given) != count:
+        raise ValueError(f"Expected at least one replica and one {name} for each, got {count} and {len(given)}.")
+    return given
+
+
+def _check_parameters(trained: Sequence[Trained], replicas: Sequence[tuple[Callable, Callable]]) -> None:
+    for position, (replica, pair) in enumerate(zip(trained, replicas, strict=True)):
+        if not in_modules(replica.parameters, pair):
+            raise ValueError(
+                f"Expected parameters that belong to modules, got others in replica {position}.\n"
+                "Use pyro.nn.PyroModule for what pyro.param holds now, or train the replicas by avi.fit."
+            )
+    for (one, first), (two, second) in itertools.combinations(enumerate(trained), 2):
+        if {id(p) for p in first.parameters} & {id(p) for p in second.parameters}:
+            raise ValueError(
+                f"Expected replicas with parameters of their own, got some that replicas {one} and {two} share.\n"
+                "Make a model and a guide for each, or copy.deepcopy both together."
+            )

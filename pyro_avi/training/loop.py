@@ -1,0 +1,305 @@
+"""The course of a training, and the loop that runs it."""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_avi.display.formatting import counted, with_error
+from pyro_avi.training.loss_figure import plot_courses
+
+__all__ = ["DivergedError", "Fit", "run"]
+
+# How often losses are read from the device to be checked, and the time is taken.
+_CHECK_EVERY = 100
+
+
+class DivergedError(ArithmeticError):
+    """The loss is no longer a finite number.
+
+    Attributes:
+        step: the first step whose loss is not finite.
+        loss: that loss.
+        reason: what is not finite, in a sentence; ``None`` where it is not known.
+        kept: the number of steps after which model, guide and optimizer stand now; ``None`` where they are as the last step
+            left them.
+    """
+
+    def __init__(self, step: int, loss: float, reason: str | None = None, kept: int | None = None):
+        lines = [f"Expected finite losses, got {loss} at step {step}.", reason]
+        if kept is not None:
+            lines.append(
+                f"Model, guide and optimizer are as they were after {kept} steps, the last state kept as finite."
+            )
+        lines.append(
+            "Try data of unit scale without nan, a smaller learning rate, or a likelihood whose scale cannot reach zero."
+        )
+        super().__init__("\n".join(line for line in lines if line))
+        self.step, self.loss, self.reason, self.kept = step, loss, reason, kept
+
+    def __reduce__(self):
+        return type(self), (self.step, self.loss, self.reason, self.kept)
+
+
+class _Clock:
+    """Adds up seconds between starts and stops; those of a CUDA device by its own marks, for which nobody waits.
+
+    Args:
+        device: what does the work.
+    """
+
+    # Of the marks that are kept until they are read.
+    _most = 1000
+
+    def __init__(self, device: torch.device):
+        self._device, self._seconds = device, 0.0
+        self._began: Any = None
+        # Of starts and stops, and between them the numbers of steps taken until then.
+        self._spans: list[tuple[Any, Any] | int] = []
+        self._laps: list[tuple[int, float]] = []
+
+    def start(self) -> None:
+        """Count from here."""
+        self._began = self._mark()
+
+    def stop(self) -> None:
+        """Count to here."""
+        self._spans.append((self._began, self._mark()))
+        self._began = None
+        if len(self._spans) == self._most:
+            self.read()
+
+    def lap(self, steps: int) -> None:
+        """Note that so many steps have been taken by now."""
+        runs = self._began is not None
+        if runs:
+            self.stop()
+        self._spans.append(steps)
+        if runs:
+            self.start()
+
+    @property
+    def laps(self) -> list[tuple[int, float]]:
+        """Numbers of steps and the seconds that these took together; to read it waits for the device."""
+        self.read()
+        return self._laps
+
+    def read(self) -> float:
+        """The seconds so far, when the device has come to the last stop."""
+        for span in self._spans:
+            if isinstance(span, int):
+                self._laps.append((span, self._seconds))
+                continue
+            began, ended = span
+            if isinstance(ended, torch.cuda.Event):
+                ended.synchronize()
+                self._seconds += began.elapsed_time(ended) / 1000
+            else:
+                self._seconds += ended - began
+        self._spans.clear()
+        return self._seconds
+
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+
+@dataclass
+class Fit:
+    """The course of a training.
+
+    Attributes:
+        steps: the number of steps taken.
+        compile_seconds: the part of :attr:`seconds` in which steps were compiled.
+
+    Example::
+
+        >>> import torch
+        >>> import pyro_avi as avi
+        >>> x = torch.rand(20, 1, 8, 8)
+        >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+        >>> avi.fit(model, avi.AmortizedGuide(model), x, num_steps=40, progress=False)  # doctest: +ELLIPSIS
+        Fit(40 steps, mean loss ... ± ... nats in the last 4, ... s)
+    """
+
+    steps: int
+    _clock: _Clock
+    _buffer: Tensor
+    compile_seconds: float = 0.0
+    _save: Callable[[str | PathLike, "Fit"], None] | None = None
+
+    def __repr__(self) -> str:
+        if not self.steps:
+            return "Fit(no step yet)"
+        count = max(1, self.steps // 10)
+        # Read from the device at once, and no more than is shown.
+        recent = self._buffer[self.steps - count : self.steps].cpu()
+        if not recent.isfinite().all():
+            return f"Fit({counted(self.steps, 'step')}, diverged at step {self.diverged_at:,}, {self.seconds:.3g} s)"
+        loss = f"last loss {recent[-1].item():,.6g} nats"
+        if count > 1:
+            error = recent.std().item() / count**0.5
+            loss = f"mean loss {with_error(recent.mean().item(), error)} nats in the last {count:,}"
+        return f"Fit({counted(self.steps, 'step')}, {loss}, {self.seconds:.3g} s)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What saves it holds the model and the guide.
+        return {**self.__dict__, "_save": None}
+
+    def save(self, path: str | PathLike) -> None:
+        """Write all that the training goes on from to a file, for ``resume=`` of :func:`~pyro_avi.fit`.
+
+        The file holds the parameters and buffers of model and guide as they are now, the state of the optimizer, the number
+        of steps, losses and random state; in the safetensors format and JSON, so that reading it runs no code. To be called
+        at the end of a training, or in a callback.
+
+        Args:
+            path: the file, replaced where it exists, at once or not at all.
+
+        Raises:
+            ValueError: if it is the course of one of several trainings at once, or a copy.
+            TypeError: if the state of the optimizer is not of tensors and numbers.
+        """
+        if self._save is None:
+            raise ValueError(
+                "Expected the course that avi.fit returned, to be saved, got one of avi.fit_many or a copy.\n"
+                "Save guides by avi.save and models by their state_dict."
+            )
+        self._save(path, self)
+
+    @property
+    def num_steps(self) -> int:
+        """The number of steps that were asked for, in all."""
+        return len(self._buffer)
+
+    @property
+    def seconds(self) -> float:
+        """The time that the steps took, callbacks excluded; to read it waits for the device."""
+        return self._clock.read()
+
+    @property
+    def times(self) -> Tensor:
+        """``[steps]`` the :attr:`seconds` at the end of every step; ``nan`` for those that a training went on from.
+
+        The clock is read every 100 steps, and at the first ones after 1, 2, 4, ... Steps between are taken to be as long as
+        one another.
+        """
+        taken, (start, *steps), (_, *seconds) = np.arange(1, self.steps + 1), *zip(*self._clock.laps, strict=True)
+        now = np.interp(taken, [start, *steps, self.steps], [0.0, *seconds, self.seconds])
+        return torch.from_numpy(np.where(taken > start, now, np.nan))
+
+    def plot(self, others: Mapping[str, "Fit"] | None = None, *, name: str = "training"):
+        """Draw the loss by step and by second: dots, and the median of sixtieths of the steps.
+
+        The axis leaves out the losses of the first steps where they are far from all others.
+
+        Args:
+            others: the courses of other trainings, by name.
+            name: of this training.
+
+        Returns:
+            A :class:`matplotlib.figure.Figure`.
+
+        Raises:
+            ValueError: if a training has taken no step yet.
+        """
+        return plot_courses({name: self, **(others or {})})
+
+    @property
+    def losses(self) -> Tensor:
+        """``[steps]`` the loss of every step, an estimate of the negative ELBO in nats for the whole data set."""
+        return self._buffer[: self.steps].cpu()
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first step whose loss is not finite, ``None`` where all are."""
+        infinite = ~self.losses.isfinite()
+        return int(infinite.nonzero()[0]) if infinite.any() else None
+
+
+def run(
+    take: Callable[[int], tuple[Tensor, float]],
+    num_steps: int,
+    *,
+    count: int | None,
+    device: torch.device,
+    progress: bool,
+    callbacks: Sequence[Callable[[Any], Any]],
+    checked: Callable[[int], None] = lambda steps: None,
+    save: Callable[[str | PathLike, Fit], None] | None = None,
+    before: Tensor | None = None,
+) -> Any:
+    """Take the steps of a training.
+
+    Args:
+        take: takes one step, counted from 0; returns the loss before, or the losses ``[R]`` of several trainings, and the
+            seconds spent in compiling so far.
+        num_steps: the number of steps.
+        count: ``R``, or ``None`` for one training.
+        device: of the losses.
+        progress: whether to show a progress bar.
+        callbacks: called after every step with what is returned, off the clock; ``True`` ends the training.
+        checked: called with the number of steps whenever all losses up to there are known to be finite.
+        save: writes what the training goes on from to a file.
+        before: ``[steps]`` the losses of the steps taken before, of ``num_steps`` in all.
+
+    Returns:
+        The course of the training, or the list of those of several.
+
+    Raises:
+        DivergedError: if no training's loss is finite any more.
+    """
+    shape = (num_steps,) if count is None else (count, num_steps)
+    buffer = torch.empty(shape, device=device, dtype=torch.float64)
+    clock = _Clock(device)
+    courses = [Fit(0, clock, losses, _save=save) for losses in buffer.view(-1, num_steps)]
+    start = 0 if before is None else len(before)
+    if before is not None:
+        buffer[..., :start] = before
+    told = courses[0] if count is None else courses
+    # Where nobody waits for a device to read a loss, the first one that is not finite ends the training at once.
+    numbers = buffer.numpy() if count is None and device.type == "cpu" else None
+    with tqdm(total=num_steps, initial=start, disable=not progress, unit="step") as bar:
+        clock.lap(start)
+        clock.start()
+        for step in range(start, num_steps):
+            buffer[..., step], compiling = take(step)
+            last = step + 1 == num_steps
+            if callbacks or last:
+                clock.stop()
+            for course in courses:
+                course.steps, course.compile_seconds = step + 1, compiling
+            if (step + 1) % _CHECK_EVERY == 0 or last or (step < _CHECK_EVERY and not step & (step + 1)):
+                clock.lap(step + 1)
+            if numbers is not None and not math.isfinite(numbers[step]):
+                _check_finite(courses)
+            if (step + 1) % _CHECK_EVERY == 0 or last:
+                _check_finite(courses)
+                checked(step + 1)
+                bar.set_postfix(loss=f"{buffer[..., step].mean().item():.4g}", refresh=False)
+                bar.update(step + 1 - bar.n)
+            if callbacks:
+                if any([callback(told) is True for callback in callbacks]):
+                    _check_finite(courses)
+                    checked(step + 1)
+                    break
+                clock.start()
+    clock.read()
+    return told
+
+
+def _check_finite(courses: Sequence[Fit]) -> None:
+    diverged = [course.diverged_at for course in courses]
+    if None not in diverged:
+        last = max(range(len(courses)), key=diverged.__getitem__)
+        raise DivergedError(diverged[last], courses[last].losses[diverged[last]].item())

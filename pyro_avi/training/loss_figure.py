@@ -1,0 +1,101 @@
+"""The figure of trainings: the loss by step and by second."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pyro_avi.display.figures import new_figure
+
+__all__ = ["plot_courses"]
+
+_COLORS = ["#4477aa", "#ee6677", "#117733", "#ddaa33", "#332288", "#44aa99"]
+# How many losses are drawn one by one, and of how many medians a line is made.
+_DOTS, _MEDIANS = 2000, 60
+# The share of the steps, and how many times the range of all later losses, that the axis has no room for beyond.
+_FIRST, _FAR = 0.1, 3.0
+
+
+def plot_courses(courses: Mapping):
+    """Draw losses by step and by second.
+
+    The axis of the losses has room for all of them where those of the first steps are not far from the rest. Elsewhere it
+    has room for the medians behind the first tenth of the steps, and for most of their noise.
+
+    Args:
+        courses: :class:`~pyro_avi.Fit` by name.
+
+    Returns:
+        A :class:`matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if a training has taken no step yet.
+    """
+    for name, course in courses.items():
+        if not course.steps:
+            raise ValueError(f"Expected trainings with at least one step, got none of {name!r}.")
+    figure = new_figure(figsize=(10, 4), layout="constrained")
+    by_step, by_second = figure.subplots(1, 2, sharey=True)
+    ranges = []
+    for color, (name, course) in zip(_COLORS * len(courses), courses.items(), strict=False):
+        losses = course.losses.numpy()
+        steps = np.arange(1, len(losses) + 1)
+        window = max(1, len(losses) // _MEDIANS)
+        medians = _medians(losses, window)
+        for axes, places in ((by_step, steps), (by_second, course.times.numpy())):
+            _draw(axes, places, losses, medians, window, color, name)
+        ranges.append(_range(losses, medians))
+    low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
+    margin = 0.05 * (high - low) or 1.0
+    by_step.set_ylim(low - margin, high + margin)
+    by_step.set_ylabel("loss, nats")
+    by_step.ticklabel_format(axis="y", useOffset=False)
+    _label(by_step, courses, "step")
+    _label(by_second, courses, "second")
+    return figure
+
+
+def _medians(losses: np.ndarray, window: int) -> np.ndarray:
+    """``[M]`` of steps that follow one another, ``window`` at a time; the last of them may be more, by a part of that."""
+    parts = np.array_split(losses, max(1, len(losses) // window))
+    return np.array([np.median(part) for part in parts])
+
+
+def _draw(axes, places, losses, medians, window: int, color: str, name: str) -> None:
+    some = slice(None, None, -(-len(losses) // _DOTS))
+    if window == 1:
+        axes.plot(places, losses, "." * (len(losses) == 1) + "-", color=color, label=name)
+        return
+    axes.plot(places[some], losses[some], ".", color=color, markersize=2, alpha=0.35, linewidth=0)
+    middles = [part.mean() for part in np.array_split(places, len(medians))]
+    axes.plot(middles, medians, color=color, label=name)
+
+
+def _range(losses: np.ndarray, medians: np.ndarray) -> tuple[float, float]:
+    """Of losses those that are to be seen."""
+    late = losses[int(_FIRST * len(losses)) :]
+    late, medians = late[np.isfinite(late)], medians[int(np.ceil(_FIRST * len(medians))) :]
+    medians = medians[np.isfinite(medians)]
+    if not len(late):
+        return 0.0, 1.0
+    # Of noise with a few very large values most: these too are no reason to hide what the others do.
+    low, high = np.quantile(late, [0.01, 0.95])
+    low, high = min([low, *medians]), max([high, *medians])
+    every = losses[np.isfinite(losses)]
+    is_near = np.ptp(every) <= _FAR * (high - low)
+    return (every.min(), every.max()) if is_near else (low, high)
+
+
+def _label(axes, courses: Mapping, by: str) -> None:
+    low, high = axes.get_ylim()
+    axes.set_title(f"Loss by {by}")
+    axes.set_xlabel(f"{by}s")
+    if by == "second":
+        compiling = [f"{of.compile_seconds:.3g}" for of in courses.values() if of.compile_seconds]
+        if compiling:
+            axes.set_xlabel(f"seconds ({', '.join(compiling)} of them compiling)")
+        return
+    if any((of.losses > high).any() or (of.losses < low).any() for of in courses.values()):
+        first = ", ".join(f"{of.losses[0].item():.3g}" for of in courses.values())
+        axes.text(0.98, 0.97, f"first loss {first}", ha="right", va="top", transform=axes.transAxes, fontsize="small")
+    if len(courses) > 1:
+        axes.legend(frameon=False, fontsize="small", loc="upper center")

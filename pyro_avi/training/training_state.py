@@ -1,0 +1,183 @@
+"""All that a training is going on from: parameters, buffers, the state of its optimizer."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+from pyro_avi.optimization.step import Trained
+
+__all__ = ["Kept", "TrainingState", "are_finite"]
+
+# The share of a training's time that copies may take.
+_SHARE = 0.01
+
+
+class TrainingState:
+    """Names the tensors of a training.
+
+    Args:
+        trained: the training.
+        model, guide: whose parameters and buffers they are.
+
+    Attributes:
+        names: of the parameters, by their ids: ``model.`` or ``guide.`` and the name in the module, ``param.`` and that of
+            a ``pyro.param`` statement.
+    """
+
+    def __init__(self, trained: Trained, model: Callable, guide: Callable):
+        self._trained = trained
+        roots = {kind: getattr(of, "__self__", of) for kind, of in (("model", model), ("guide", guide))}
+        modules = {kind: root for kind, root in roots.items() if isinstance(root, nn.Module)}
+        self.names: dict[int, str] = {}
+        for kind, root in modules.items():
+            for name, parameter in root.named_parameters():
+                self.names.setdefault(id(parameter), f"{kind}.{name}")
+        for name, parameter in pyro.get_param_store().named_parameters():
+            self.names.setdefault(id(parameter), f"param.{name}")
+        self._buffers = [
+            (f"{kind}.{prefix}{'.' if prefix else ''}{name}", module, name)
+            for kind, root in modules.items()
+            for prefix, module in root.named_modules()
+            for name, buffer in module.named_buffers(recurse=False)
+            if buffer.numel()
+        ]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """The parameters by name."""
+        return {self.names[id(parameter)]: parameter.detach() for parameter in self._trained.parameters}
+
+    def values(self) -> dict[str, Tensor]:
+        """The parameters by name, and the buffers."""
+        return self.parameters() | {name: module._buffers[own] for name, module, own in self._buffers}
+
+    def moments(self) -> dict[str, Tensor]:
+        """The moments and visits of Adam by name, of all parameters that an optimizer of the user's does not move.
+
+        What torch's Adam holds is brought into the form of our own, so that either goes on where the other ended.
+        """
+        moments = {}
+        for adam in self._trained.adams:
+            moments |= self._named(adam.parameter, adam.states[1:])
+        for parameter in self._of_torch_adam():
+            like = torch.atleast_1d(parameter.detach())
+            held = self._trained.optimizer.state.get(parameter)
+            if held:
+                states = [
+                    held["exp_avg"].view_as(like),
+                    held["exp_avg_sq"].view_as(like),
+                    held["step"].reshape(1).to(like),
+                ]
+            else:
+                states = [torch.zeros_like(like), torch.zeros_like(like), like.new_zeros(1)]
+            moments |= self._named(parameter, states)
+        return moments
+
+    def optimizer_state(self) -> dict[str, Any] | None:
+        """The state of the optimizer that the user gave."""
+        given = self._trained.optimizer_is_given
+        return self._trained.optimizer.state_dict() if given and self._trained.optimizer is not None else None
+
+    def optimizer_class(self) -> str | None:
+        """The name of its class."""
+        optimizer = self._trained.optimizer
+        if optimizer is None or not self._trained.optimizer_is_given:
+            return None
+        return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+    @torch.no_grad()
+    def take(self, values: dict[str, Tensor], moments: dict[str, Tensor], optimizer: dict[str, Any] | None) -> None:
+        """Go on from what :meth:`values`, :meth:`moments` and :meth:`optimizer_state` gave.
+
+        Args:
+            values, moments: of the same names and shapes, on any device.
+            optimizer: that of an optimizer of the same class.
+        """
+        for name, tensor in self.values().items():
+            tensor.copy_(values[name])
+        for adam in self._trained.adams:
+            for name, state in self._named(adam.parameter, adam.states[1:]).items():
+                state.copy_(moments[name])
+        for parameter in self._of_torch_adam():
+            first, second, visits = (moments[f"{self.names[id(parameter)]}:{kind}"] for kind in _MOMENTS)
+            held = self._trained.optimizer.state
+            held.pop(parameter, None)
+            if visits > 0:
+                held[parameter] = {
+                    "step": visits.reshape(()).to(parameter.device, torch.float32, copy=True),
+                    "exp_avg": first.view_as(parameter).to(parameter.device, copy=True),
+                    "exp_avg_sq": second.view_as(parameter).to(parameter.device, copy=True),
+                }
+        if optimizer is not None:
+            self._trained.optimizer.load_state_dict(optimizer)
+
+    def _of_torch_adam(self) -> list[Tensor]:
+        optimizer = self._trained.optimizer
+        if optimizer is None or self._trained.optimizer_is_given:
+            return []
+        return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def _named(self, parameter: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
+        name = self.names[id(parameter)]
+        return {f"{name}:{kind}": state for kind, state in zip(_MOMENTS, states, strict=True)}
+
+
+_MOMENTS = ("first", "second", "visits")
+
+
+class Kept:
+    """A copy of the last state of a training that was checked to be finite, beside it on the same devices.
+
+    Args:
+        state: the state.
+
+    Attributes:
+        step: the number of steps that the copy has taken, ``None`` where there is no copy.
+    """
+
+    def __init__(self, state: TrainingState):
+        self._state, self.step = state, None
+        self._tensors: dict[str, Tensor] = {}
+        self._optimizer: dict[str, Any] | None = None
+        self._began, self._spent = time.perf_counter(), 0.0
+
+    def keep(self, step: int) -> None:
+        """Copy the state if it is finite, unless copies have taken their share of the time already.
+
+        Args:
+            step: the number of steps that it has taken.
+        """
+        started = time.perf_counter()
+        if self.step is not None and self._spent > _SHARE * (started - self._began):
+            return
+        moments = self._state.moments()
+        # A buffer may hold infinity, as a mask that is added.
+        if are_finite(self._state.parameters() | moments):
+            tensors = self._state.values() | moments
+            with torch.no_grad():
+                if self._tensors.keys() == tensors.keys():
+                    for name, tensor in tensors.items():
+                        self._tensors[name].copy_(tensor)
+                else:
+                    self._tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+            self._optimizer = copy.deepcopy(self._state.optimizer_state())
+            self.step = step
+        self._spent += time.perf_counter() - started
+
+    def give_back(self) -> None:
+        """Bring the training to the state that was kept."""
+        self._state.take(self._tensors, self._tensors, self._optimizer)
+
+
+def are_finite(tensors: dict[str, Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite."""
+    groups: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point() and tensor.numel():
+            groups.setdefault(tensor.device, []).append(tensor)
+    return all(bool(get_total_norm(of, torch.inf).isfinite()) for of in groups.values())
