@@ -20,6 +20,7 @@ from torch.distributions import biject_to, kl_divergence
 import pyro_avi as avi
 from pyro_avi.families import Family
 from tests.all_guides import SMALL_GUIDES as GUIDES
+from tests.marks import number_of
 from tests.structures import ELBOS, NEW_ROWS, ROWS, STRUCTURES
 
 FAMILIES = {
@@ -40,25 +41,26 @@ OF_ELEMENTS = [name for name, family in FAMILIES.items() if family().independent
 
 
 def structures(wanted=lambda structure: True, *, every=(), kinds=tuple(GUIDES), one_kind=False):
-    """Run a test for structures with families in turn, every second time the default; in slow runs for all of them.
+    """Run a test for structures each with a family by its name, about every second time the default; slow runs take all.
 
-    A conditional family has its turn where there is something to condition on, a sequential one where elements are masked.
+    It is a conditional family where there is something to condition on, and may be a sequential one where elements are masked.
 
     Args:
         wanted: chooses structures.
         every: families that are never left to slow runs.
         kinds: the guides.
-        one_kind: whether to take the guides in turn as well.
+        one_kind: whether a structure's name decides on the guide as well.
     """
     cases = []
-    for i, (name, structure) in enumerate(STRUCTURES.items()):
+    for name, structure in STRUCTURES.items():
+        number = number_of(name)
         families = list(FAMILIES) if structure.joint else OF_ELEMENTS
-        family_in_turn = JOINT[i // 2 % len(JOINT)] if structure.joint and i % 2 == 0 else "DiagonalNormal"
+        family_in_turn = JOINT[number // 2 % len(JOINT)] if structure.joint and number % 2 == 0 else "DiagonalNormal"
         if structure.discrete:
             family_in_turn = "Conditional"
-        elif not structure.joint and i % 2:
+        elif not structure.joint and number % 2:
             family_in_turn = "MarkovNormal"
-        kind_in_turn = kinds[(i + i // 6) % len(kinds)]
+        kind_in_turn = kinds[number // (2 * len(JOINT)) % len(kinds)]
         for kind, family in itertools.product(kinds, families if wanted(structure) else ()):
             now = family in {family_in_turn, *every} and (kind == kind_in_turn or not one_kind)
             marks = () if now else pytest.mark.slow

@@ -9,6 +9,7 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_value
 
 import pyro_avi as avi
+from tests.marks import number_of
 from tests.measured.brute_force import laplace
 from tests.measured_structures import GUIDES, STRUCTURES
 
@@ -23,17 +24,18 @@ def cases(measurement, wanted=lambda structure: True, *, kinds=GUIDES, fast=1, o
     Args:
         measurement: its name.
         wanted: chooses structures.
-        kinds: the guides, of which one in turn is taken in default runs, all in slow ones.
-        fast: of how many structures one is taken in default runs.
-        one_kind: whether the guide in turn is all.
+        kinds: the guides, of which the structure's name decides on one for default runs; slow ones take all.
+        fast: of how many structures about one is taken in default runs, by its name.
+        one_kind: whether this guide is all.
     """
     found = []
-    for i, (name, structure) in enumerate(STRUCTURES.items()):
+    for name, structure in STRUCTURES.items():
+        number, is_fast = number_of(name) // fast, number_of(name) % fast == 0
         for kind in kinds if wanted(structure) else ():
-            in_turn = kind == kinds[(i // fast if i % fast == 0 else i) % len(kinds)]
+            in_turn = kind == kinds[number % len(kinds)]
             if one_kind and not in_turn:
                 continue
-            now = i % fast == 0 and in_turn
+            now = is_fast and in_turn
             if measurement in structure.applies and structure.refusal(kind, measurement) is None:
                 found.append(pytest.param(kind, name, marks=() if now else pytest.mark.slow, id=f"{kind}, {name}"))
     return pytest.mark.parametrize("kind, name", found)
