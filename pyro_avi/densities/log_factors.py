@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.infer import infer_discrete
 from pyro.ops import packed
 from pyro.ops.contract import contract_tensor_tree
 from pyro.poutine.enum_messenger import EnumMessenger
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pyro_avi.inspection.sites import give_sizes, is_latent
 
-__all__ = ["LogFactor", "enumeration_depth", "is_enumerated", "log_factors", "trace_at"]
+__all__ = ["LogFactor", "complete", "enumeration_depth", "is_enumerated", "log_factors", "trace_at"]
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,21 @@ def trace_at(model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Tra
     if depth is not None:
         model = EnumMessenger(first_available_dim=-1 - depth)(model)
     return poutine.trace(poutine.replay(model, trace=given)).get_trace(*args, **kwargs)
+
+
+def complete(model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Trace, *, depth: int) -> Trace:
+    """A trace of the model with the values of another trace, and draws from the posterior of its enumerated latents.
+
+    Args:
+        model, args, kwargs: the call.
+        given: the values of all other latents.
+        depth: as for :func:`trace_at`.
+    """
+    # `infer_discrete` enumerates outside of the replay, where replayed sites are not told on which enumerated dimensions they
+    # depend. They share their `infer` with the given trace: this run tells them.
+    trace_at(model, args, kwargs, given, depth=depth)
+    model = infer_discrete(poutine.replay(model, trace=given), first_available_dim=-1 - depth)
+    return poutine.trace(model).get_trace(*args, **kwargs)
 
 
 def log_factors(trace: Trace, *, but: Collection[str] = ()) -> list[LogFactor]:

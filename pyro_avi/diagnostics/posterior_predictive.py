@@ -7,12 +7,11 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import infer_discrete
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_avi.densities.log_factors import enumeration_depth
+from pyro_avi.densities.log_factors import complete, enumeration_depth
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.sites import is_observation
 from pyro_avi.lock import in_turn
@@ -157,12 +156,11 @@ class Predictor:
 
     def _latents(self, of_guide: Trace) -> Trace:
         """The latents of a draw, with draws from the posterior of those that the model enumerates."""
-        model = poutine.replay(self._model, trace=of_guide)
-        if self._enumeration is not None:
-            model = infer_discrete(model, first_available_dim=-1 - self._enumeration)
-            of_guide = self._trace(model)
-            self._check_rows(of_guide)
-        return of_guide
+        if self._enumeration is None:
+            return of_guide
+        trace = complete(self._model, self._args, self._kwargs, of_guide, depth=self._enumeration)
+        self._check_rows(trace)
+        return trace
 
     def _unobserved(self, latents: Trace) -> Trace:
         """A trace of the model with given latents, in which nothing is observed that can be drawn."""

@@ -138,6 +138,26 @@ def test_enumerated_latents_are_drawn_from_their_posterior():
     assert ((draws.mean(0) - 2 * 0.3).abs() / error).max() > 10
 
 
+def test_a_latent_that_depends_on_an_enumerated_one_stands_in_its_draws():
+    def clusters(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Categorical(X.new_tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(X.new_tensor([-2.0, 1.0])[k], 1.0))
+            pyro.sample("x", dist.Normal(z + k, 0.1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(X))
+
+    draws = avi.posterior_predictive(clusters, guide, X + 0.5, num_samples=400)["x"] - X
+    # The label given z and x, a half from both: by its density of z alone.
+    logits = X.new_tensor([0.3, 0.7]).log() + dist.Normal(X.new_tensor([-2.0, 1.0]), 1.0).log_prob(X[:, None])
+    error = (draws.var(0) / len(draws)).sqrt()
+    assert ((draws.mean(0) - logits.softmax(-1)[:, 1]).abs() / error).max() < 5
+    # The twin: from the prior.
+    assert ((draws.mean(0) - 0.7).abs() / error).max() > 10
+
+
 def test_rows_of_a_minibatch_are_its_own():
     index = torch.tensor([4, 1])
     guide = avi.FactorizedGuide(normals).setup(X)
