@@ -2,7 +2,7 @@
 
 import os
 
-from experiments.run import usable_cores
+from experiments.runner.run_cell import usable_cores
 
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if _workers > 1:

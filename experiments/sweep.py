@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from experiments import engines, sweeps
-from experiments.cell import Cell
-from experiments.engines import Engine
-from experiments.progress import Display
-from experiments.run import Context, one_thread, usable_cores
-from experiments.store import Store, StoreError
-from experiments.work import Work
+from experiments.runner import engines, registry
+from experiments.runner.cell import Cell
+from experiments.runner.engines import Engine
+from experiments.runner.progress import Display
+from experiments.runner.run_cell import Context, one_thread, usable_cores
+from experiments.runner.scheduler import Scheduler
+from experiments.runner.store import Store, StoreError
 
 __all__ = ["main"]
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     by signal N (130 after Ctrl-C).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    work = None
+    scheduler = None
     try:
         # Before torch is imported: what is loaded first takes its number of threads from the environment.
         with _stoppable(), one_thread():
@@ -49,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options = _parse(argv)
                 if options.list:
                     return _list()
-                work = Work(sweeps.find(options.name), options, Store(options.out))
-                cells = work.planned()
+                scheduler = Scheduler(registry.find(options.name), options, Store(options.out))
+                cells = scheduler.planned()
                 device = _device(options.device)
                 jobs = options.jobs or (1 if device == "cuda" else usable_cores())
                 context = Context(device, options.data_dir, options.download, command=_command(argv))
@@ -61,15 +61,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 return 2
             if options.dry_run:
-                return _dry_run(work, cells, device=device, jobs=jobs)
-            return _run(work, engine)
+                return _dry_run(scheduler, cells, device=device, jobs=jobs)
+            return _run(scheduler, engine)
     except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except _Stopped as stop:
-        done = "Nothing was run." if work is None else f"{work.finished()} of {work.total} cells are finished and kept:"
-        again = "" if work is None else " the same command resumes."
-        print(f"Stopped by {signal.Signals(stop.number).name}. {done}{again}", file=sys.stderr)
+        done = "Nothing was run."
+        if scheduler is not None:
+            finished = f"{scheduler.finished()} of {scheduler.total} cells are finished and kept"
+            done = f"{finished}: the same command resumes."
+        print(f"Stopped by {signal.Signals(stop.number).name}. {done}", file=sys.stderr)
         return 128 + stop.number
 
 
@@ -77,7 +79,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     # The name decides which options there are, so it is looked for before they are known: in the first place only,
     # for later it cannot be told from the value of an option.
     name = argv[0] if argv and not argv[0].startswith("-") else _DEFAULT
-    module = sweeps.find(name)
+    module = registry.find(name)
     parser = argparse.ArgumentParser(
         prog=_PROG,
         description=f"Run the cells of a sweep that the store lacks, then draw the report. {name}: {module.summary}.",
@@ -138,62 +140,61 @@ def _command(argv: list[str]) -> str:
 
 
 def _list() -> int:
-    names = sweeps.names()
+    names = registry.names()
     for name in names:
-        print(f"{name:{max(map(len, names))}}  {sweeps.find(name).summary}")
+        print(f"{name:{max(map(len, names))}}  {registry.find(name).summary}")
     return 0
 
 
-def _dry_run(work: Work, cells: list[Cell], *, device: str, jobs: int) -> int:
-    seconds = {cell: work.module.estimate(cell, device=device) for cell in cells}
-    missing = [cell for cell in cells if cell.key not in work.records]
+def _dry_run(scheduler: Scheduler, cells: list[Cell], *, device: str, jobs: int) -> int:
+    seconds = {cell: scheduler.module.estimate(cell, device=device) for cell in cells}
+    missing = [cell for cell in cells if cell.key not in scheduler.records]
     for cell in cells:
         state = f"~{seconds[cell]:.0f} s" if cell in missing else "finished"
-        print(f"{cell.key}  {state:>9}  {work.module.describe(cell)}")
-    later = max(0, work.total - len(cells))
+        print(f"{cell.key}  {state:>9}  {scheduler.module.describe(cell)}")
+    later = max(0, scheduler.total - len(cells))
     if later:
         print(f"and {later} cells that are named when these are finished")
     # Cells that cannot be named yet are taken to cost what those that can do on average.
     left = sum(seconds[cell] for cell in missing) + later * sum(seconds.values()) / max(1, len(seconds))
     todo = len(missing) + later
-    print(f"{work.total} cells, {len(cells) - len(missing)} finished, {todo} to run.")
+    print(f"{scheduler.total} cells, {len(cells) - len(missing)} finished, {todo} to run.")
     print(f"Estimate: {_duration(left / max(1, min(jobs, todo)))} on {device}, jobs: {jobs}.")
     return 0
 
 
-def _run(work: Work, engine: Engine) -> int:
-    work.store.prepare(work.name)
+def _run(scheduler: Scheduler, engine: Engine) -> int:
+    scheduler.store.prepare(scheduler.name)
     begin = time.monotonic()
+    describe, finished = scheduler.module.describe, scheduler.finished()
     try:
-        with (
-            engine,
-            Display(work.name, total=work.total, finished=work.finished(), describe=work.module.describe) as display,
-        ):
-            work.run(engine, display)
+        with engine, Display(scheduler.name, total=scheduler.total, finished=finished, describe=describe) as display:
+            scheduler.run(engine, display)
     finally:
-        for cell, failure in work.failures.items():
-            print(f"\nfailed: {work.module.describe(cell)} ({cell.key})\n{failure}", file=sys.stderr)
-    drawn = _report(work) if work.finished() else 0
-    if eager := work.not_compiled():
+        for cell, failure in scheduler.failures.items():
+            print(f"\nfailed: {describe(cell)} ({cell.key})\n{failure}", file=sys.stderr)
+    drawn = _report(scheduler) if scheduler.finished() else 0
+    if eager := scheduler.not_compiled():
+        files = " ".join(f"{cell.key}.json" for cell in eager)
         print(
             f"{len(eager)} of the cells were to be compiled and were not: their records and the report say why. To run them "
-            f"again, move these files of {work.store.folder(work.name)} away: {' '.join(f'{c.key}.json' for c in eager)}"
+            f"again, move these files of {scheduler.store.folder(scheduler.name)} away: {files}"
         )
-    ran, reused = len(work.ran), work.finished() - len(work.ran)
+    ran, reused = len(scheduler.ran), scheduler.finished() - len(scheduler.ran)
     took = _duration(time.monotonic() - begin)
-    print(f"{work.total} cells: {ran} run, {reused} reused, {len(work.failures)} failed, {took}.")
-    return 1 if work.failures else drawn
+    print(f"{scheduler.total} cells: {ran} run, {reused} reused, {len(scheduler.failures)} failed, {took}.")
+    return 1 if scheduler.failures else drawn
 
 
-def _report(work: Work) -> int:
+def _report(scheduler: Scheduler) -> int:
     # Drawing needs libraries that running does not.
     report = importlib.import_module("experiments.report")
-    if work.name not in report.names():
-        print(f"The sweep {work.name} has no report. Its records: {work.store.folder(work.name)}")
+    if not report.has_report(scheduler.name):
+        print(f"The sweep {scheduler.name} has no report. Its records: {scheduler.store.folder(scheduler.name)}")
         return 0
     try:
-        page = report.write(work.name, work.store.out)
-        print(report.table_text(work.name, work.store.out))
+        page = report.write(scheduler.name, scheduler.store.out)
+        print(report.table_text(scheduler.name, scheduler.store.out))
     except report.ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -4,15 +4,20 @@ A module here whose name does not start with an underscore is a data set. It has
 ``read(root, *, download) -> Pixels``; nothing is registered anywhere else.
 """
 
+from __future__ import annotations
+
 import os
 import pkgutil
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ._images import DatasetError, ImageData, draw_rows
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["DatasetError", "ImageData", "load", "names"]
 
@@ -73,4 +78,6 @@ def load(
 
 
 def _scaled(rows: np.ndarray, maximum: int) -> torch.Tensor:
+    import torch
+
     return torch.from_numpy(np.divide(rows, maximum, dtype=np.float32, order="C"))

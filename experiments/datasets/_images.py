@@ -1,10 +1,15 @@
 """What a data set is: its pixels as read, and its images as the experiments use them."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    # Imported where it is used: naming a data set, planning and reporting need none of its seconds.
+    import torch
 
 
 class DatasetError(ValueError):
@@ -32,6 +37,7 @@ class ImageData:
     Raises:
         DatasetError: if an array is empty, has another shape or type, or holds a pixel that is not a number in [0, 1].
 
+    >>> import torch
     >>> ImageData("dots", train=torch.rand(6, 1, 2, 2), test=torch.rand(3, 1, 2, 2)).train.shape
     torch.Size([6, 1, 2, 2])
     """
@@ -51,6 +57,8 @@ class ImageData:
 
 
 def _check(where: str, images: torch.Tensor) -> None:
+    import torch
+
     if not isinstance(images, torch.Tensor):
         raise DatasetError(f"{where}: expected a torch.Tensor, got {type(images).__name__}. Use torch.as_tensor.")
     if images.dtype != torch.float32:
@@ -75,5 +83,7 @@ def _check(where: str, images: torch.Tensor) -> None:
 
 def draw_rows(size: int, count: int, seed: int) -> np.ndarray:
     """The positions of ``count`` of ``size`` rows, drawn without replacement by ``seed`` alone, ascending."""
+    import torch
+
     generator = torch.Generator("cpu").manual_seed(seed)
     return np.sort(torch.randperm(size, generator=generator, device="cpu")[:count].numpy())

@@ -1,9 +1,8 @@
-"""One experiment a file: the module path is the registry.
+"""The sweeps: one experiment a folder. The path is the registry.
 
-A sweep is a module of this package, or a file in a folder that the environment variable `PYRO_AVI_SWEEPS` names
-(several folders are separated as in `PATH`), so that an experiment of one's own needs no change of the checkout. Its
-report, if it has one, is the file of the same name in the folder `reports` of that folder (see `experiments.report`).
-A sweep offers
+A sweep NAME is the module `experiments.sweeps.NAME`: a folder of this package, or a folder or a single file in a folder
+that the environment variable `PYRO_AVI_SWEEPS` names (several are separated as in `PATH`), so that an experiment of one's
+own needs no change of the checkout. Names that begin with an underscore are helpers. A sweep offers
 
     summary: str                                    one line for `--list`
     add_arguments(parser)                           its own options
@@ -12,42 +11,18 @@ A sweep offers
     describe(cell) -> str                           a short label
     estimate(cell, *, device) -> float              seconds, roughly
     run(settings, context) -> dict                  the result, as JSON: None in place of a number that is not finite
+    document(records) -> Document                   the report of these records, by key; a sweep without it has none
 
 `plan` is asked again whenever the cells it named are finished (cells that tune a learning rate come first, then those
 that use it) and while other processes run some of them, so it is quick. A sweep is finished when `plan` names no cell
 that the store lacks. `plan` and `count` raise ValueError, with a message for the user, for options that are bad or
-contradict one another.
+contradict one another. `document` raises ReportError where records lack what it needs.
+
+The sweeps of this package are laid out alike: `__init__` is what is listed above, `cells` names the cells, `report` draws
+them, and further files do the work of a cell. `run` and `document` import what they need when they are called: planning
+needs no torch, and running draws nothing.
 """
 
-import importlib
 import os
-import pkgutil
-from types import ModuleType
 
-__all__ = ["find", "folders", "names"]
-
-
-def folders() -> list[str]:
-    """The folders of sweeps of one's own."""
-    return [folder for folder in os.environ.get("PYRO_AVI_SWEEPS", "").split(os.pathsep) if folder]
-
-
-__path__ = [*__path__, *folders()]
-
-
-def names() -> list[str]:
-    """The names of all sweeps, sorted. Modules whose name begins with an underscore are helpers, and `reports` are those."""
-    found = {module.name for module in pkgutil.iter_modules(__path__)}
-    return sorted(name for name in found if not name.startswith("_") and name != "reports")
-
-
-def find(name: str) -> ModuleType:
-    """The module of the sweep `name`.
-
-    Raises:
-        ValueError: there is no sweep of that name.
-    """
-    known = names()
-    if name not in known:
-        raise ValueError(f'Unknown sweep "{name}". Expected one of: {", ".join(known)}.')
-    return importlib.import_module(f"{__name__}.{name}")
+__path__ = [*__path__, *filter(None, os.environ.get("PYRO_AVI_SWEEPS", "").split(os.pathsep))]

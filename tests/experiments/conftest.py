@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SWEEPS = Path(__file__).parent / "sweeps"
+SWEEPS = Path(__file__).parent / "own_sweeps"
 PATIENCE = 60.0  # seconds for what takes one on an idle machine
 
 
@@ -103,8 +103,9 @@ def bench(tmp_path):
 def tiny(monkeypatch):
     """The sweep `tiny` is among the sweeps of this process and of the workers it starts."""
     from experiments import sweeps
+    from experiments.runner import registry
 
     monkeypatch.setenv("PYRO_AVI_SWEEPS", str(SWEEPS))
     monkeypatch.setattr(sweeps, "__path__", [*sweeps.__path__, str(SWEEPS)])
-    yield sweeps.find("tiny")
+    yield registry.find("tiny")
     sys.modules.pop("experiments.sweeps.tiny")

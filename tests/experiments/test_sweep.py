@@ -63,7 +63,7 @@ def test_records_keep_the_command_without_paths(here, bench):
 
 def test_the_report_is_drawn_at_the_end(here, bench, monkeypatch):
     drawn = types.SimpleNamespace(
-        names=lambda: ["tiny"],
+        has_report=lambda name: name == "tiny",
         write=lambda name, out: out / name / "report.html",
         table_text=lambda name, out: f"table of {name}: {len(list((out / name / 'cells').glob('*.json')))}",
     )
@@ -310,33 +310,71 @@ def test_a_disk_that_fills_up_keeps_what_is_finished(here, bench, monkeypatch):
     assert code == 0 and "2 run, 1 reused" in out
 
 
-def test_a_sweep_of_ones_own_brings_its_own_report(tmp_path):
-    sweeps = tmp_path / "sweeps"
-    (sweeps / "reports").mkdir(parents=True)
-    (sweeps / "squares.py").write_text(
-        "from experiments.cell import Cell\n"
-        "summary = 'squares'\n"
-        "def add_arguments(parser): pass\n"
-        "def plan(options, records): return [Cell('squares', {'n': n}) for n in range(3)]\n"
-        "def count(options): return 3\n"
-        "def describe(cell): return str(cell.settings['n'])\n"
-        "def estimate(cell, *, device): return 1.0\n"
-        "def run(settings, context): return {'value': settings['n'] ** 2}\n"
+def test_finding_the_sweeps_loads_nothing_that_trains_or_draws():
+    code = (
+        "import sys\n"
+        "from experiments.runner import registry\n"
+        "assert len([registry.find(name) for name in registry.names()]) >= 4\n"
+        "sys.exit(', '.join({'torch', 'pyro', 'matplotlib'} & set(sys.modules)) or None)"
     )
-    (sweeps / "reports" / "squares.py").write_text(
-        "from experiments.document import Document, Section, Table, made_by\n"
-        "def document(records):\n"
-        "    rows = sorted([str(r['settings']['n']), str(r['result']['value'])] for r in records.values())\n"
-        "    table = Table('Squares', ['n', 'square'], rows)\n"
-        "    section = Section('all', 'All', '', tables=[table])\n"
-        "    return Document('Squares', '', [], table, [section], [], made_by(records), {})\n"
-    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+SQUARES = """
+from experiments.runner.cell import Cell
+
+summary = "squares"
+
+def add_arguments(parser):
+    pass
+
+def plan(options, records):
+    return [Cell("squares", {"n": n}) for n in range(3)]
+
+def count(options):
+    return 3
+
+def describe(cell):
+    return str(cell.settings["n"])
+
+def estimate(cell, *, device):
+    return 1.0
+
+def run(settings, context):
+    return {"value": settings["n"] ** 2}
+"""
+REPORT_OF_SQUARES = """
+def document(records):
+    from experiments.reporting.document import Document, Section, Table, made_by
+
+    rows = sorted([str(r["settings"]["n"]), str(r["result"]["value"])] for r in records.values())
+    table = Table("Squares", ["n", "square"], rows)
+    section = Section("all", "All", "", tables=[table])
+    return Document("Squares", "", [], table, [section], [], made_by(records), {})
+"""
+IMPORTED = "from experiments.sweeps.squares.report import document\n"
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"squares.py": SQUARES + REPORT_OF_SQUARES},
+        {"squares/__init__.py": SQUARES + IMPORTED, "squares/report.py": REPORT_OF_SQUARES},
+    ],
+    ids=["a file", "a folder"],
+)
+def test_a_sweep_of_ones_own_brings_its_own_report(tmp_path, files):
+    own = tmp_path / "own"
+    for name, text in files.items():
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text(text)
 
     def run(*line):
         return subprocess.run(
             [sys.executable, "-m", *line, "--out", str(tmp_path / "results")],
             cwd=REPOSITORY,
-            env={**os.environ, "PYRO_AVI_SWEEPS": str(sweeps)},
+            env={**os.environ, "PYRO_AVI_SWEEPS": str(own)},
             capture_output=True,
             text=True,
             check=False,
@@ -350,7 +388,4 @@ def test_a_sweep_of_ones_own_brings_its_own_report(tmp_path):
     page.unlink()
     again = run("experiments.report", "squares")
     assert again.returncode == 0 and page.exists(), again.stderr
-    # The folder of reports is no sweep.
-    (sweeps / "reports" / "__init__.py").touch()
-    listed = run("experiments.sweep", "--list").stdout
-    assert "squares" in listed and "reports" not in listed
+    assert "squares" in run("experiments.sweep", "--list").stdout

@@ -1,0 +1,1 @@
+"""What any report is made of: its parts, statistics, figures, pages."""

@@ -1,0 +1,103 @@
+"""Engines run cells: one a file, one interface. The module path is the registry.
+
+The engine `NAME` is the class `Name` of `experiments/engines/NAME.py`: a further one is one more file. It runs cells that
+overlap in time in processes of their own, never in threads of one: torch's random state, its number of threads, and Pyro's
+store of parameters and stack of handlers are the process's.
+"""
+
+import importlib
+import pkgutil
+import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from types import TracebackType
+
+from experiments.runner.cell import Cell
+from experiments.runner.run_cell import Context, run_cell
+from experiments.runner.store import Record
+
+__all__ = ["Engine", "Outcome", "Watch", "attempt", "create", "names"]
+
+Watch = Callable[[Cell, int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: its record, or None and the text of the failure."""
+
+    cell: Cell
+    record: Record | None
+    failure: str = ""
+
+
+class Engine(ABC):
+    """Runs cells, `jobs` at a time; a context manager that stops at once what still runs when it is left.
+
+    Args:
+        jobs: cells that run at a time, at least 1.
+        context: what every cell is run with; the engine sets its `progress`.
+    """
+
+    def __init__(self, *, jobs: int, context: Context) -> None:
+        self.jobs = jobs
+        self.context = context
+
+    @abstractmethod
+    def run(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Outcome]:
+        """Run the cells and yield what became of each, in the order they end.
+
+        A cell is taken from `cells` only when it can start at once, for taking it claims it. A cell that fails does not
+        stop the others. One cell at a time is in a process.
+
+        Args:
+            cells: taken lazily.
+            watch: told (cell, steps done, steps in all, note), once with 0 of 0 steps when the cell starts.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Stop at once what still runs."""
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def names() -> list[str]:
+    """The names of all engines, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def create(name: str, *, jobs: int, context: Context) -> Engine:
+    """The engine of that name.
+
+    Raises:
+        ValueError: the engine is unknown or cannot run that many jobs.
+    """
+    if name not in names():
+        raise ValueError(f'Unknown engine "{name}". Expected one of: {", ".join(names())}.')
+    module = importlib.import_module(f"{__name__}.{name}")
+    return getattr(module, name.capitalize())(jobs=jobs, context=context)
+
+
+def attempt(cell: Cell, context: Context) -> Outcome:
+    """Run the cell in this process; a failure becomes the outcome's text, an interrupt passes."""
+    record = None
+    with _Kept() as kept:
+        record = run_cell(cell, context)
+    return Outcome(cell, record, kept.failure)
+
+
+class _Kept(AbstractContextManager):
+    """Keeps the traceback of a block that fails, whatever the error: a sweep's code is not ours."""
+
+    failure = ""
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if isinstance(error, Exception):
+            self.failure = "".join(traceback.format_exception(error))
+        return isinstance(error, Exception)

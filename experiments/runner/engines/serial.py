@@ -1,0 +1,32 @@
+"""One cell after another, in this process."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+
+from experiments.runner.cell import Cell
+from experiments.runner.engines import Engine, Outcome, Watch, attempt
+from experiments.runner.run_cell import Context
+
+__all__ = ["Serial"]
+
+
+class Serial(Engine):
+    """Runs the cells in this process, one after another.
+
+    Raises:
+        ValueError: `jobs` is not 1.
+    """
+
+    def __init__(self, *, jobs: int, context: Context) -> None:
+        if jobs != 1:
+            raise ValueError(f"The engine serial runs one cell at a time, got {jobs} jobs. Use the engine processes.")
+        super().__init__(jobs=jobs, context=context)
+
+    def run(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Outcome]:
+        for cell in cells:
+            watch(cell, 0, 0, "")
+            yield attempt(cell, replace(self.context, progress=partial(watch, cell)))
+
+    def close(self) -> None:
+        """Nothing runs when nothing is asked of it."""

@@ -1,0 +1,279 @@
+"""One cell, run in this process: its result, what it cost, and what it was run with."""
+
+import copy
+import functools
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from experiments.runner import registry
+from experiments.runner.cell import JSON, Cell
+from experiments.runner.store import FORMAT, Record
+
+__all__ = ["Context", "Progress", "keep_compiled", "one_thread", "run_cell", "usable_cores"]
+
+Progress = Callable[[int, int, str], None]
+
+# Held while a cell runs.
+_RUNNING = threading.Lock()
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_PACKAGES = ("torch", "pyro-ppl", "pyro_avi", "numpy")
+
+
+def _unwatched(done: int, total: int, note: str) -> None:
+    """The progress of a cell that nobody watches."""
+
+
+@dataclass
+class Context:
+    """What a cell is run with that does not decide its result.
+
+    Args:
+        device: "cpu" or "cuda".
+        data_dir: folder of the data sets, None for the default places.
+        download: whether missing data may be downloaded.
+        progress: called by the cell with the steps done, the steps in all and a short note.
+        command: the command line, without paths, kept in the record.
+    """
+
+    device: str
+    data_dir: str | None
+    download: bool
+    progress: Progress = _unwatched
+    command: str = ""
+
+
+def run_cell(cell: Cell, context: Context) -> Record:
+    """Run the cell on one thread, whatever the caller has, and return its record. Seeds are the sweep's matter.
+
+    `peak_memory_bytes` is the memory that torch allocated on CUDA; elsewhere the resident memory of the whole process,
+    the interpreter and the libraries included: its peak since the cell began where the system can tell (Linux), else
+    since the process began. `compiled` is what one graph evaluated, `fallbacks` what was to be one and was evaluated
+    eagerly, and why: sums are rounded differently, so the last digits of such a cell may be no other machine's.
+
+    Raises:
+        RuntimeError: another cell is running in this process: they would draw each other's numbers.
+        ValueError: the sweep is unknown, or its result is no JSON (a sweep gives None for a number that is not finite).
+    """
+    with _alone():
+        return _run_cell(cell, context)
+
+
+def _run_cell(cell: Cell, context: Context) -> Record:
+    keep_compiled()
+    sweep = registry.find(cell.sweep)
+    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    _reset_peak_memory(context.device)
+    begin = time.perf_counter()
+    with one_thread(), _graphs() as graphs:
+        result = _as_json(sweep.run(copy.deepcopy(cell.settings), context), cell)
+        threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
+    seconds = time.perf_counter() - begin
+    return {
+        "format": FORMAT,
+        "sweep": cell.sweep,
+        "key": cell.key,
+        "settings": cell.settings,
+        "result": result,
+        "provenance": {
+            "started": started,
+            "seconds": seconds,
+            "command": context.command,
+            **_source(),
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+            "machine": {
+                "system": f"{platform.system()} {platform.machine()}",
+                "processor": _processor(),
+                "cores": usable_cores(),
+            },
+            "threads": threads,
+            "compiled": sorted({graph.what for graph in graphs if graph.fallback is None}),
+            "fallbacks": sorted({_without_paths(graph.getMessage()) for graph in graphs if graph.fallback is not None}),
+            "device": context.device,
+            "device_name": _device_name(context.device),
+            "peak_memory_bytes": _peak_memory(context.device),
+        },
+    }
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    if not _RUNNING.acquire(blocking=False):
+        raise RuntimeError(
+            "Expected one cell at a time in a process, got a second one while the first is running.\n"
+            "An engine runs cells that overlap in processes of their own: see experiments.runner.engines."
+        )
+    try:
+        yield
+    finally:
+        _RUNNING.release()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block this process, and those it starts, are held to one thread of arithmetic.
+
+    Cells run side by side; with more threads than cores a step was measured to take ten times as long, and the order of
+    a sum, hence its last digits, would depend on the machine.
+    """
+    # The environment decides for libraries that are yet to be loaded. torch takes seconds to import and not every
+    # process needs it, so it is told only where it is loaded; where the block loads it, it keeps one thread.
+    environment = {name: os.environ.get(name) for name in _THREADS}
+    torch = sys.modules.get("torch")
+    threads = torch and torch.get_num_threads()
+    os.environ.update(dict.fromkeys(_THREADS, "1"))
+    if torch:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        for name, value in environment.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        if torch:
+            torch.set_num_threads(threads)
+
+
+def keep_compiled() -> None:
+    """Keep compiled steps in the user's cache, where the next cell or process of the same shapes finds them.
+
+    torch's own folder for them is a temporary one, which is left where nothing can be written to the user's.
+    `TORCHINDUCTOR_CACHE_DIR` names another.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_avi"
+    with suppress(OSError):
+        kept.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=kept):
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
+
+
+@contextmanager
+def _graphs() -> Iterator[list[logging.LogRecord]]:
+    """What the library says of its compiled graphs within the block, and of what it evaluates eagerly in their place."""
+    told: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = told.append
+    logger = logging.getLogger("pyro_avi")
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield told
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def _without_paths(text: str) -> str:
+    """Names of files without their folders: a record says nothing of the place.
+
+    >>> _without_paths("Read-only file system: '/home/ada/.cache/pyro_avi/x.cpp', 1/2")
+    "Read-only file system: 'x.cpp', 1/2"
+    """
+    return re.sub(r"(?<!\w)/(?:[^\s/'\":,]+/)+", "", text)
+
+
+def usable_cores() -> int:
+    """The cores this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def _as_json(result: JSON, cell: Cell) -> dict[str, JSON]:
+    # Through text, so that a fresh record equals the one read back.
+    try:
+        result = json.loads(json.dumps(result, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"Expected the result of a cell of sweep {cell.sweep} as JSON, got a value that JSON lacks ({error}). "
+            "Give plain numbers, and None for a number that is not finite."
+        ) from error
+    if not isinstance(result, dict):
+        raise ValueError(f"Expected the result of a cell of sweep {cell.sweep} as a dict, got {type(result).__name__}.")
+    return result
+
+
+def _reset_peak_memory(device: str) -> None:
+    if device == "cuda":
+        import torch
+
+        # There are no statistics to reset before the first use of the device.
+        torch.cuda.init()
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        # 5 resets the high-water mark of resident memory. Where a container forbids it, the mark is the process's.
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_memory(device: str) -> int:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "linux":
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device_name(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    return _processor()
+
+
+@functools.cache
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+@functools.cache
+def _version(name: str) -> str | None:
+    with suppress(importlib.metadata.PackageNotFoundError):
+        return importlib.metadata.version(name)
+    return None
+
+
+@functools.cache
+def _source() -> dict[str, JSON]:
+    """The commit of this checkout, and whether the code differs from it; None where git cannot tell."""
+    root = Path(__file__).parents[2]
+    head = _git(root, "rev-parse", "--show-prefix", "HEAD")
+    # A prefix means that the code lies within another project's repository, whose commit says nothing about it.
+    if head is None or head[0]:
+        return {"commit": None, "dirty": None}
+    changes = _git(root, "status", "--porcelain", "--", "pyro_avi", "experiments")
+    return {"commit": head[1], "dirty": None if changes is None else bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> list[str] | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.splitlines()

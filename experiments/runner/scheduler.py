@@ -1,0 +1,101 @@
+"""Schedules the cells of one sweep on one store: plan, claim, run, save, until nothing is missing."""
+
+import argparse
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import ModuleType
+
+from experiments.runner.cell import Cell
+from experiments.runner.engines import Engine, Outcome
+from experiments.runner.progress import Display
+from experiments.runner.store import Record, Store
+
+__all__ = ["Scheduler"]
+
+_POLL = 0.5  # seconds between looks at cells that other processes run
+
+
+class Scheduler:
+    """What a sweep with these options has done and has to do on a store.
+
+    Args:
+        module: the sweep, a module as `experiments.sweeps` describes.
+        options: its options.
+        store: where its records are.
+
+    Raises:
+        StoreError: a record is corrupt.
+        ValueError: the options are bad.
+    """
+
+    def __init__(self, module: ModuleType, options: argparse.Namespace, store: Store) -> None:
+        self.module = module
+        self.name = module.__name__.rpartition(".")[2]
+        self.options = options
+        self.store = store
+        self.records: dict[str, Record] = store.records(self.name)
+        self.total: int = module.count(options)
+        self.ran: set[Cell] = set()
+        self.failures: dict[Cell, str] = {}
+        self._claims: dict[Cell, ExitStack] = {}
+
+    def planned(self) -> list[Cell]:
+        """All cells that can be named now, each once."""
+        return list(dict.fromkeys(self.module.plan(self.options, self.records)))
+
+    def finished(self) -> int:
+        """How many of the planned cells have a record."""
+        return sum(cell.key in self.records for cell in self.planned())
+
+    def not_compiled(self) -> list[Cell]:
+        """The finished cells with numbers that were evaluated eagerly though they were to be compiled."""
+        finished = [cell for cell in self.planned() if cell.key in self.records]
+        return [cell for cell in finished if self.records[cell.key]["provenance"].get("fallbacks")]
+
+    def run(self, engine: Engine, display: Display) -> None:
+        """Run what is missing, save each record as it comes, and wait for the cells that other processes run.
+
+        Raises:
+            StoreError: a record cannot be written or read.
+        """
+        try:
+            while missing := self._missing():
+                known = len(self.records) + len(self.failures)
+                for outcome in engine.run(self._claimed(missing, display), display.watch):
+                    self._keep(outcome, display)
+                if len(self.records) + len(self.failures) == known:
+                    time.sleep(_POLL)
+        finally:
+            for claim in self._claims.values():
+                claim.close()
+
+    def _missing(self) -> list[Cell]:
+        return [cell for cell in self.planned() if cell.key not in self.records and cell not in self.failures]
+
+    def _claimed(self, cells: list[Cell], display: Display) -> Iterator[Cell]:
+        """Of these cells those to be run here: nobody else is at them, and nobody has finished them."""
+        for cell in cells:
+            with ExitStack() as stack:
+                if not stack.enter_context(self.store.claim(cell)):
+                    continue
+                # Looked up under the claim: whoever ran it saved it before giving the claim back.
+                record = self.store.load(cell)
+                if record is None:
+                    self._claims[cell] = stack.pop_all()
+                    yield cell
+                else:
+                    self.records[cell.key] = record
+                    display.end(cell)
+
+    def _keep(self, outcome: Outcome, display: Display) -> None:
+        cell = outcome.cell
+        if outcome.record is None:
+            self.failures[cell] = outcome.failure
+            display.end(cell, failed=outcome.failure.rstrip().rpartition("\n")[2])
+        else:
+            self.store.save(outcome.record)
+            self.records[cell.key] = outcome.record
+            self.ran.add(cell)
+            display.end(cell, fallbacks=outcome.record["provenance"]["fallbacks"])
+        self._claims.pop(cell).close()

@@ -1,0 +1,121 @@
+"""A tuning cell of the sweep `images`: the trials of one guide, one for each pair of learning rates of the grid."""
+
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from pyro.infer import TraceMeanField_ELBO
+from torch import Tensor
+
+import pyro_avi as avi
+from experiments.runner.run_cell import Context
+from experiments.sweeps.images.cells import best_of
+from experiments.sweeps.images.evaluation import CURVE_DRAWS, all_finite, bound, draws_of_its_own
+from experiments.sweeps.images.model import build, load, optimization
+from experiments.sweeps.images.rounds import Rounds
+
+__all__ = ["next_pair", "tune_cell"]
+
+
+def tune_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Train a guide at every pair of learning rates; return the training bound of each, and what all cost.
+
+    The pairs are those of the grid, smaller rates where one of them diverges, and while the best of all that were tried lies
+    on an edge of them, the next one beyond that edge. Each is trained as if it were the only one, never all by one graph
+    (`pyro_avi.fit_many`): sums are rounded differently there, and whether that is faster depends on the machine, of which
+    a cell's numbers are to know nothing.
+    """
+    train, _ = load(settings, context)
+    steps, pairs = settings["steps"], [tuple(pair) for pair in settings["grid"]]
+    outcomes, train_seconds, evaluation_seconds = [], 0.0, 0.0
+    while len(outcomes) < len(pairs):
+        place, started = len(outcomes), time.perf_counter()
+        trial = {**settings, "lr_local": pairs[place][0], "lr_global": pairs[place][1]}
+        model, guide = build(trial, train)
+        diverged_at = _train(model, guide, trial, train, partial(_tell, context, place * steps, len(pairs) * steps))
+        trained = time.perf_counter()
+        outcomes.append(_outcome(model, guide, trial, train, diverged_at))
+        train_seconds += trained - started
+        evaluation_seconds += time.perf_counter() - trained
+        if len(outcomes) == len(pairs):
+            pairs += next_pair(outcomes, settings["grid"], settings["ladder"])
+    return {"trials": outcomes, "train_seconds": train_seconds, "evaluation_seconds": evaluation_seconds}
+
+
+def next_pair(
+    trials: Sequence[Mapping[str, Any]], grid: Sequence[Sequence[float]], ladder: Sequence[float]
+) -> list[tuple[float, float]]:
+    """The pair of rates to try next; none where the best lies inside what was tried.
+
+    First, in place of a pair of the grid that diverged, the next smaller local rate; then, where the best of all trials is
+    on an edge of them, the next rate beyond.
+
+    Args:
+        trials: with ``lr_local``, ``lr_global`` and ``elbo``, which is ``None`` where a trial diverged.
+        grid: the pairs that were to be tried.
+        ladder: all rates that may be tried, increasing.
+
+    Example:
+        >>> tried = [{"lr_local": a, "lr_global": b, "elbo": a} for a in (0.01, 0.1) for b in (0.01, 0.1, 1)]
+        >>> next_pair(tried, [], (0.001, 0.01, 0.1, 1)), next_pair(tried, [], (0.001, 0.01, 0.1))
+        ([(1, 0.01)], [(0.1, 0.001)])
+        >>> tried[0]["elbo"] = None
+        >>> next_pair(tried, [(0.01, 0.01)], (0.001, 0.01, 0.1, 1))
+        [(0.001, 0.01)]
+    """
+    bounds = {(trial["lr_local"], trial["lr_global"]): trial["elbo"] for trial in trials}
+    for local, rest in grid:
+        for smaller in (rate for rate in reversed(ladder) if rate < local):
+            if bounds[local, rest] is not None:
+                break
+            if (smaller, rest) not in bounds:
+                return [(smaller, rest)]
+            local = smaller
+    best = best_of(trials)
+    pair = {name: best[name] for name in ("lr_local", "lr_global")}
+    for name, rate in pair.items():
+        rates = {trial[name] for trial in trials}
+        higher, lower = [r for r in ladder if r > max(rates)], [r for r in ladder if r < min(rates)]
+        if rate == max(rates) and higher:
+            return [tuple((pair | {name: higher[0]}).values())]
+        if rate == min(rates) and lower:
+            return [tuple((pair | {name: lower[-1]}).values())]
+    return []
+
+
+def _train(model, guide, trial: Mapping[str, Any], train: Tensor, tell) -> int | None:
+    """The step at which it diverged, or None."""
+    try:
+        avi.fit(
+            model,
+            guide,
+            batches=avi.minibatches(train, batch_size=trial["batch_size"], seed=trial["seed"]),
+            num_steps=trial["steps"],
+            elbo=TraceMeanField_ELBO(),
+            compile=trial["compile"],
+            seed=trial["seed"],
+            progress=False,
+            callbacks=[tell],
+            **optimization(trial, Rounds((trial["steps"],))),
+        )
+    except avi.DivergedError as error:
+        return error.step
+    return None
+
+
+def _tell(context: Context, before: int, total: int, course: avi.Fit) -> None:
+    done = before + course.steps
+    if done % 20 == 0 or done == total:
+        context.progress(done, total, "")
+
+
+def _outcome(model, guide, trial: Mapping[str, Any], train: Tensor, diverged_at: int | None) -> dict[str, Any]:
+    if diverged_at is None and not all_finite(model, guide):
+        diverged_at = trial["steps"]
+    elbo, error = None, None
+    if diverged_at is None:
+        with draws_of_its_own(train.device, 0):
+            elbo, error = bound(model, guide, train, num_samples=CURVE_DRAWS)
+    rates = {name: trial[name] for name in ("lr_local", "lr_global")}
+    return {**rates, "diverged_at": diverged_at, "elbo": elbo, "elbo_se": error}

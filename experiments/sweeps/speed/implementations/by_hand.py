@@ -1,0 +1,116 @@
+"""The step as one writes it in PyTorch for this model and this guide alone, and the matrix products of it."""
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from experiments.sweeps.speed.implementations.workload import LR, Workload
+from experiments.sweeps.speed.rounds import Rounds
+
+__all__ = ["Loss", "by_hand", "products"]
+
+
+class Loss(nn.Module):
+    """The loss as one writes it for this model and this guide alone."""
+
+    def __init__(self, workload: Workload):
+        super().__init__()
+        self.workload = workload
+        widths = workload.widths
+        sizes = [(i, o) for i, o in itertools.pairwise(widths)]
+        self.shapes = [shape for i, o in sizes for shape in ((o, i), (o,))]
+        self.counts = [torch.Size(shape).numel() for shape in self.shapes]
+        self.theta = nn.Parameter(
+            torch.cat([0.05 * torch.randn(sum(self.counts)), torch.full((sum(self.counts),), -2.0)])
+        )
+        double = 2 * workload.latent_dim
+        if workload.kind == "amortized":
+            self.encoder = nn.Sequential(nn.Linear(workload.num_pixels, workload.width), nn.SiLU())
+            self.head = nn.Linear(workload.width, double)
+        else:
+            rows = (workload.size,) if workload.kind == "factorized" else ()
+            self.vector = nn.Parameter(torch.zeros(*rows, double))
+
+    def forward(self, x: Tensor, index: Tensor) -> Tensor:
+        w = self.workload
+        loc, log_scale = self.theta.chunk(2)
+        theta = loc + log_scale.exp() * torch.randn_like(loc)
+        kl_global = 0.5 * (loc**2 + (2 * log_scale).exp() - 1 - 2 * log_scale).sum()
+        if w.kind == "amortized":
+            parameters = self.head(self.encoder(x))
+        elif w.kind == "factorized":
+            parameters = self.vector if w.batch == w.size else self.vector[index]
+        else:
+            parameters = self.vector.expand(len(x), -1)
+        loc, log_scale = parameters.chunk(2, -1)
+        scale = log_scale.exp()
+        hidden = loc + scale * torch.randn_like(loc)
+        kl = 0.5 * (loc**2 + scale**2 - 1 - 2 * log_scale).sum()
+        weights = [part.view(shape) for part, shape in zip(theta.split(self.counts), self.shapes, strict=True)]
+        for i in range(0, len(weights), 2):
+            hidden = nn.functional.linear(hidden, weights[i], weights[i + 1])
+            if i + 2 < len(weights):
+                hidden = nn.functional.leaky_relu(hidden)
+        error = 0.5 * ((x - hidden) ** 2).sum() + 0.5 * x.numel() * 1.8378770664093453
+        return kl_global + (error + kl) * (w.size / len(x))
+
+
+def by_hand(workload: Workload, rounds: Rounds, *, compiled: bool) -> None:
+    """A step of Adam on `Loss`, eager or as one compiled graph."""
+    loss = Loss(workload)
+    adam = torch.optim.Adam(loss.parameters(), lr=LR, fused=not compiled, capturable=compiled)
+    calls = workload.full_calls()
+
+    def move(x: Tensor, index: Tensor) -> Tensor:
+        adam.zero_grad()
+        value = loss(x, index)
+        value.backward()
+        adam.step()
+        return value
+
+    if not compiled:
+        rounds.run(lambda: move(*next(calls)))
+        return
+    states = [(p.detach(), torch.zeros_like(p), torch.zeros_like(p)) for p in loss.parameters()]
+    count = torch.zeros(1)
+
+    def whole(values, moments, count, x, index):
+        own = [value.detach().requires_grad_() for value in values]
+        value = torch.func.functional_call(loss, dict(zip(dict(loss.named_parameters()), own, strict=True)), (x, index))
+        grads = torch.autograd.grad(value, own)
+        with torch.no_grad():
+            count.add_(1)
+            for parameter, (first, second), grad in zip(values, moments, grads, strict=True):
+                first.lerp_(grad, 0.1)
+                second.lerp_(grad * grad, 0.001)
+                scale = (second / (1 - 0.999**count)).sqrt().add(1e-8)
+                parameter.sub_(LR * first / (1 - 0.9**count) / scale)
+        return value.detach()
+
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    values, moments = [s[0] for s in states], [s[1:] for s in states]
+    graph = make_fx(whole)(values, moments, count, *next(calls))
+    step = torch.compile(graph, fullgraph=True, dynamic=False, options={"fallback_random": True})
+    with torch.no_grad():
+        rounds.run(lambda: step(values, moments, count, *next(calls)))
+
+
+def products(workload: Workload, rounds: Rounds) -> None:
+    """The matrix products of a step, forward and backward, and nothing else."""
+    shapes = [(i, o, True) for i, o in itertools.pairwise(workload.widths)]
+    if workload.kind == "amortized":
+        # The images take no gradient.
+        shapes += [(workload.num_pixels, workload.width, False), (workload.width, 2 * workload.latent_dim, True)]
+    rows = workload.batch
+    operands = [(torch.randn(rows, i), torch.randn(i, o), torch.randn(rows, o), inner) for i, o, inner in shapes]
+
+    def step():
+        for x, w, g, inner in operands:
+            x @ w
+            x.T @ g
+            if inner:
+                g @ w.T
+
+    rounds.run(step)

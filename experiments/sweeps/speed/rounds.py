@@ -1,0 +1,61 @@
+"""Rounds of training steps that a process takes when it is its turn, timed by the processor."""
+
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+__all__ = ["Rounds"]
+
+# Steps before the first round: they compile, and let allocators and caches settle.
+_WARM_UP = 3
+
+
+class Rounds:
+    """In the process of an implementation: takes rounds of steps when it is its turn, and says how long they took.
+
+    Times are processor times of the process: those of others on the machine do not count.
+
+    Args:
+        pipe: to the process that gives the turns.
+    """
+
+    def __init__(self, pipe: Connection):
+        self._pipe, self._left, self._began, self._started = pipe, _WARM_UP, None, time.perf_counter()
+
+    def run(self, step: Callable[[], Any]) -> None:
+        """Take steps until there are no more turns."""
+        while not self.after_step():
+            step()
+
+    def run_many(self, steps: Callable[[int], Any]) -> None:
+        """The same for a function that takes a number of steps at once; the first round of each number compiles."""
+        steps(_WARM_UP)
+        self._left = 0
+        while not self.after_step():
+            count, self._left = self._left + 1, 0
+            if self._began is not None and self._compiled_for != count:
+                self._compiled_for = count
+                steps(count)
+                self._began = time.process_time()
+            steps(count)
+
+    _compiled_for = 0
+
+    def after_step(self, progress: Any = None) -> bool:
+        """Whether to stop; waits for the next turn where a round is over. It is also a callback of ``fit``."""
+        if self._left > 0:
+            self._left -= 1
+            return False
+        if self._began is None:
+            self._pipe.send(time.perf_counter() - self._started)
+        else:
+            self._pipe.send(time.process_time() - self._began)
+        count = self._pipe.recv()
+        if count is None:
+            return True
+        self._left = count - 1
+        self._began = time.process_time()
+        return False
+
+    __call__ = after_step
