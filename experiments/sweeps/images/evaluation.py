@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 import pyro_avi as avi
-from experiments.sweeps.images.rounds import SHARE, Rounds, convergence
+from experiments.sweeps.images.rounds import SHARE, Rounds, convergence, has_fallen
 
 __all__ = [
     "CURVE_DRAWS",
@@ -58,6 +58,7 @@ class Watch:
     seconds: float = 0.0
     held_out: avi.FactorizedGuide | None = None
     rounds: Rounds | None = None
+    fell: bool = False
     # What was gained by the training that this one goes on from.
     before: float | None = 0.0
 
@@ -73,11 +74,15 @@ class Watch:
             self.points.add(steps // 2)
 
     def __call__(self, course: avi.Fit) -> bool:
-        """Whether the training has converged."""
+        """Whether the training is over: it has converged, or lost what it had gained."""
         steps, most = course.steps, self.settings["steps"]
         if steps in self.points:
             self.measure(steps, course.seconds)
-        over = self.rounds is not None and steps in self.rounds.ends[1:] and self.convergence()["converged"]
+        over = False
+        if self.rounds is not None and steps in self.rounds.ends[1:]:
+            found = self.convergence()
+            self.fell = has_fallen(found)
+            over = found["converged"] or self.fell
         if steps % 20 == 0 or steps == most or over:
             self.progress(most if over else steps, most, "")
         return over

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["SHARE", "Rounds", "convergence"]
+__all__ = ["SHARE", "Rounds", "convergence", "has_fallen"]
 
 #: The share of all that a training gains below which its last half is to gain, to have converged.
 SHARE = 0.01
@@ -15,6 +15,8 @@ SHARE = 0.01
 _HALVINGS = 4
 # The share of a round in which the rates rise, and the points of a curve in each.
 _RISING, _PARTS = 0.05, 5
+# The share of what was gained that no round may lose.
+_LOST = 0.1
 
 
 @dataclass(frozen=True)
@@ -86,3 +88,20 @@ def convergence(curve: Mapping[str, Sequence[Any]], share: float, before: float 
         "share": share,
         "converged": known and abs(end - middle) < share * rise,
     }
+
+
+def has_fallen(found: Mapping[str, Any]) -> bool:
+    """Whether the last half of the steps has lost a good part of what those before had gained, or all of them have lost.
+
+    The rates are too large then.
+
+    Args:
+        found: by :func:`convergence`.
+
+    Example:
+        >>> has_fallen({"rise": 70.0, "late_gain": -30.0}), has_fallen({"rise": 99.0, "late_gain": -1.0})
+        (True, False)
+    """
+    if found["rise"] is None:
+        return False
+    return found["rise"] < 0 or found["late_gain"] < -_LOST * (found["rise"] - found["late_gain"])

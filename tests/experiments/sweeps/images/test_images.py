@@ -18,10 +18,10 @@ from experiments import datasets, sweep
 from experiments.runner.cell import Cell
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import images
-from experiments.sweeps.images import training
+from experiments.sweeps.images import evaluation, training
 from experiments.sweeps.images.cells import best_of
 from experiments.sweeps.images.model import as_factorized, build, load
-from experiments.sweeps.images.rounds import Rounds, convergence
+from experiments.sweeps.images.rounds import Rounds, convergence, has_fallen
 from experiments.sweeps.images.tuning import next_pair
 from tests.marks import needs_compiler
 
@@ -369,7 +369,7 @@ def fair(**settings):
 def test_a_fair_cell_ends_with_the_round_that_gained_little():
     progress = []
     context = Context("cpu", None, False, progress=lambda *step: progress.append(step))
-    settings = fair(steps=64, noise="fixed", lr_local=1e-3, lr_global=1e-3)
+    settings = fair(steps=64)
     whole = images.run(settings, context)
     assert whole["curve"]["step"][-1] == whole["convergence"]["steps"] == 64 and progress[-1] == (64, 64, "")
     assert not whole["convergence"]["converged"] and whole["convergence"]["late_gain"] > 0
@@ -405,6 +405,32 @@ def test_a_training_that_diverges_starts_again_with_smaller_rates(monkeypatch):
     assert result["curve"]["seconds"][0] > alone["curve"]["seconds"][0] == 0
     published = images.run(settings | {"protocol": "published"}, CONTEXT)
     assert published["status"] == "diverged" and len(published["attempts"]) == 1
+
+
+def test_a_training_that_loses_what_it_gained_starts_again_too(monkeypatch):
+    looked = []
+    monkeypatch.setattr(evaluation, "has_fallen", lambda found: looked.append(found) or len(looked) == 1)
+    result = images.run(fair(steps=32), CONTEXT)
+    first, second = result["attempts"]
+    # It ends with the round that fell, the second of the first attempt.
+    assert first["diverged_at"] == looked[0]["steps"] == 4 and second["diverged_at"] is None
+    assert second["lr_local"] == pytest.approx(0.3 * first["lr_local"]) and result["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("bounds", "fell"),
+    [
+        ((-100.0, 0.0, -9.0), False),
+        ((-100.0, 0.0, -11.0), True),
+        ((-100.0, 0.0, -3000.0), True),
+        ((-100.0, 0.0, 5.0), False),
+        # Below where it began, however it moves.
+        ((-100.0, -150.0, -120.0), True),
+        ((-100.0, 0.0, None), False),
+    ],
+)
+def test_a_training_that_loses_more_than_a_tenth_of_what_was_gained_has_fallen(bounds, fell):
+    assert has_fallen(convergence(curve(*bounds), 0.01)) is fell
 
 
 def test_f_vi_at_the_outputs_of_an_encoder_has_its_weights_bit_for_bit():
