@@ -55,6 +55,8 @@ _PUBLISHED_LR = 1e-3
 _GRID = tuple(itertools.product((1e-2, 1e-1), (1e-3, 1e-2)))
 _LADDER = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0)
 _TUNING_SHARE, _TUNING_SEED = 16, 20_000
+# Seconds: of a small step, of compiling it where nothing is cached, and of what is measured of a cell.
+_EAGER_STEP, _COMPILED_STEP, _COMPILING, _MEASURING = 0.004, 0.0003, 10.0, 3.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -125,16 +127,22 @@ def describe(cell: Cell) -> str:
 
 
 def estimate(cell: Cell, *, device: str) -> float:
-    """Seconds on one core, roughly: the handlers' constant, and the multiplications of a step."""
+    """Seconds on one core, roughly: the constant of a step, eager or compiled, and its multiplications."""
     s = cell.settings
     pixels = {"digits": 64, "cifar10": 3072, "svhn": 3072}.get(s["dataset"], 784)
     decoder = s["latent_dim"] * s["hidden_dim"] + s["hidden_dim"] ** 2 + s["hidden_dim"] * pixels
     encoder = 0 if s["width"] is None else s["width"] * (pixels + s["width"])
     rate = 4e10 if device == "cpu" else 5e12
-    step = 0.004 + 6 * s["batch_size"] * (decoder + encoder) / rate
+    products = 6 * s["batch_size"] * (decoder + encoder) / rate
+    steps = s["steps"]
     if s["purpose"] == "tuning":
-        return len(s["grid"]) * s["steps"] * step
-    return (s["steps"] + 200) * step
+        steps *= len(s["grid"])
+    elif s["protocol"] == "fair":
+        # As a rule it has converged before the most steps.
+        steps /= 2
+    eager, compiled = steps * (_EAGER_STEP + products), _COMPILING + steps * (_COMPILED_STEP + products)
+    taken = min(eager, compiled) if s["compile"] == "auto" else compiled if s["compile"] else eager
+    return taken if s["purpose"] == "tuning" else taken + _MEASURING
 
 
 def _settled(options: argparse.Namespace) -> dict[str, Any]:
