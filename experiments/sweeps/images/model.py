@@ -6,6 +6,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
+from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.autoguide.initialization import init_to_feasible, init_to_sample, init_to_value
 from torch import Tensor, nn
 
@@ -14,7 +15,7 @@ from experiments import datasets
 from experiments.runner.run_cell import Context
 from experiments.sweeps.images.rounds import Rounds
 
-__all__ = ["as_factorized", "build", "load", "optimization"]
+__all__ = ["as_factorized", "build", "fit_cell", "load"]
 
 
 def load(settings: Mapping[str, Any], context: Context) -> tuple[Tensor, Tensor]:
@@ -76,7 +77,25 @@ def as_factorized(guide: avi.AmortizedGuide, model, train: Tensor) -> avi.Factor
     return table
 
 
-def optimization(settings: Mapping[str, Any], rounds: Rounds | None) -> dict[str, Any]:
+def fit_cell(
+    model, guide, train: Tensor, settings: Mapping[str, Any], rounds: Rounds | None, callback: Callable[[avi.Fit], Any]
+) -> avi.Fit:
+    """Train as the cell's settings say, in rounds or, for the published protocol, at one rate."""
+    return avi.fit(
+        model,
+        guide,
+        batches=avi.minibatches(train, batch_size=settings["batch_size"], seed=settings["seed"]),
+        num_steps=settings["steps"],
+        elbo=TraceMeanField_ELBO(),
+        compile=settings["compile"],
+        seed=settings["seed"],
+        progress=False,
+        callbacks=[callback],
+        **_optimization(settings, rounds),
+    )
+
+
+def _optimization(settings: Mapping[str, Any], rounds: Rounds | None) -> dict[str, Any]:
     """What the cell's protocol gives to `pyro_avi.fit`: learning rates, and the optimizer where it is not the default."""
     if rounds is None:
         # As published: Adam for every parameter at one constant rate, also for rows of a table that are not in the batch.

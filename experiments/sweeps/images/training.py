@@ -4,8 +4,6 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from pyro.infer import TraceMeanField_ELBO
-
 import pyro_avi as avi
 from experiments.runner.run_cell import Context
 from experiments.sweeps.images.evaluation import (
@@ -18,7 +16,7 @@ from experiments.sweeps.images.evaluation import (
     mse,
     of_training_rows,
 )
-from experiments.sweeps.images.model import as_factorized, build, load, optimization
+from experiments.sweeps.images.model import as_factorized, build, fit_cell, load
 
 __all__ = ["train_cell"]
 
@@ -82,18 +80,7 @@ def _train(watch: Watch) -> tuple[float, int | None]:
     settings = watch.settings
     watch.measure(0, 0.0)
     try:
-        course = avi.fit(
-            watch.model,
-            watch.guide,
-            batches=avi.minibatches(watch.train, batch_size=settings["batch_size"], seed=settings["seed"]),
-            num_steps=settings["steps"],
-            elbo=TraceMeanField_ELBO(),
-            compile=settings["compile"],
-            seed=settings["seed"],
-            progress=False,
-            callbacks=[watch],
-            **optimization(settings, watch.rounds),
-        )
+        course = fit_cell(watch.model, watch.guide, watch.train, settings, watch.rounds, watch)
     except avi.DivergedError as error:
         return watch.curve["seconds"][-1], error.step
     well = all_finite(watch.model, watch.guide) and not watch.fell

@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 
 import pyro_avi as avi
 from experiments.runner.run_cell import Context
 from experiments.sweeps.images.cells import best_of
 from experiments.sweeps.images.evaluation import CURVE_DRAWS, all_finite, bound, draws_of_its_own
-from experiments.sweeps.images.model import build, load, optimization
+from experiments.sweeps.images.model import build, fit_cell, load
 from experiments.sweeps.images.rounds import Rounds
 
 __all__ = ["next_pair", "tune_cell"]
@@ -87,18 +86,7 @@ def next_pair(
 def _train(model, guide, trial: Mapping[str, Any], train: Tensor, tell) -> int | None:
     """The step at which it diverged, or None."""
     try:
-        avi.fit(
-            model,
-            guide,
-            batches=avi.minibatches(train, batch_size=trial["batch_size"], seed=trial["seed"]),
-            num_steps=trial["steps"],
-            elbo=TraceMeanField_ELBO(),
-            compile=trial["compile"],
-            seed=trial["seed"],
-            progress=False,
-            callbacks=[tell],
-            **optimization(trial, Rounds((trial["steps"],))),
-        )
+        fit_cell(model, guide, train, trial, Rounds((trial["steps"],)), tell)
     except avi.DivergedError as error:
         return error.step
     return None
