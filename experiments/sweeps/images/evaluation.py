@@ -98,7 +98,9 @@ class Watch:
         held_out = self.test[:_WATCHED_ROWS]
         with draws_of_its_own(self.train.device, step):
             elbo, error = bound(self.model, self.guide, x, index, num_samples=CURVE_DRAWS)
-            guide = self.for_held_out(held_out, _CURVE_REFINEMENT) if self._looks_at_held_out(step) else None
+            # Points between which rows go on from where they were take few steps; ends of rounds are few and far between.
+            num_steps = _CURVE_REFINEMENT if self.rounds is None else _FINAL_REFINEMENT
+            guide = self.for_held_out(held_out, num_steps) if self._looks_at_held_out(step) else None
             point = {
                 "step": step,
                 "seconds": self.began + seconds,
