@@ -16,7 +16,7 @@ from pyro_avi.encoders.standardize import Standardize, transform_of
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.covariates import Covariate, CovariateSearch
 from pyro_avi.guides.local_guide import LocalGuide, qualified_name
-from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.call_data import CallData, CallReader
 
 __all__ = ["AmortizedGuide"]
 
@@ -99,7 +99,7 @@ class AmortizedGuide(LocalGuide):
         """The linear head, ``[B, H]`` to ``[B, P]``; by plates where there are several row sets."""
         return self._by_rows(lambda of: of.function.head)
 
-    def _find_sources(self, structure):
+    def _create_reader(self, structure):
         sites: dict[str, None] = {}
         row_sets = structure.row_sets
         given = [self._of_rows(self._inputs, rows.plates, "inputs", len(row_sets)) is not None for rows in row_sets]
@@ -125,7 +125,9 @@ class AmortizedGuide(LocalGuide):
             sites.update(dict.fromkeys(rows.observations))
         latents = [latent.name for latent in structure.global_latents + structure.local_latents]
         unobserved = not structure.observations
-        return Sources(self.model, tuple(structure.frames), tuple(sites), latents, unobserved=unobserved, inputs=True)
+        return CallReader(
+            self.model, tuple(structure.frames), tuple(sites), latents, unobserved=unobserved, inputs=True
+        )
 
     def _all_rows(self):
         # The rows are what it reads.
@@ -150,11 +152,11 @@ class AmortizedGuide(LocalGuide):
             )
         return given
 
-    def _create_function(self, of, initial, found, args, kwargs):
+    def _create_function(self, of, initial, data, args, kwargs):
         plates, count = of.rows.plates, len(self._structure.row_sets)
         for name in of.rows.observations:
-            self._masked[name] = name in found.masks
-        self._check_finite(of, found)
+            self._masked[name] = name in data.masks
+        self._check_finite(of, data)
         encoder = self._of_rows(self._given_encoder[0], plates, "encoder", count)
         if encoder is None:
             raise ValueError(f"Expected encoder= for {of.rows}, got those for {sorted(self._given_encoder[0])}.")
@@ -162,14 +164,14 @@ class AmortizedGuide(LocalGuide):
             not isinstance(encoder, nn.Module),
             self._of_rows(self._inputs, plates, "inputs", count) is None,
         )
-        self._covariates[plates] = self._find_covariates(of, found, args, kwargs, by_widths) if is_found else []
+        self._covariates[plates] = self._find_covariates(of, data, args, kwargs, by_widths) if is_found else []
         parts = [
             (value.to(initial.device), None if known is None else known.to(initial.device))
-            for value, known in self._parts(of, found, args, kwargs)
+            for value, known in self._parts(of, data, args, kwargs)
         ]
         depth, standardize = len(plates), nn.ModuleList()
         if by_widths and is_found if self._standardize is None else self._standardize:
-            for (value, known), transform in zip(parts, self._transforms(of, found, is_found), strict=True):
+            for (value, known), transform in zip(parts, self._transforms(of, data, is_found), strict=True):
                 known = None if known is None else known.flatten(0, depth - 1)
                 standardize.append(Standardize(value.flatten(0, depth - 1), known, transform=transform))
         inputs = _joined(parts, standardize, depth).flatten(0, depth - 1)
@@ -177,11 +179,11 @@ class AmortizedGuide(LocalGuide):
             encoder = MLP(prod(inputs.shape[1:]), encoder).to(initial)
         return Network(encoder, inputs, initial.flatten(0, -2), standardize)
 
-    def _transforms(self, of: RowFactor, found: Found, is_found: bool) -> list[str]:
+    def _transforms(self, of: RowFactor, data: CallData, is_found: bool) -> list[str]:
         """What is done to each part of the inputs before it is standardized."""
         if not is_found:
             return ["none"]
-        observed = [transform_of(found.values[name], of.rows.supports[name]) for name in of.rows.observations]
+        observed = [transform_of(data.values[name], of.rows.supports[name]) for name in of.rows.observations]
         return observed + [covariate.transform for covariate in self._covariates[of.rows.plates]]
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
@@ -196,18 +198,18 @@ class AmortizedGuide(LocalGuide):
             # Looked for after the fact, so that it takes no time at other steps.
             if self._structure is not None and not torch.jit.is_tracing():
                 with poutine.block():
-                    found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+                    data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
                     for of in self.row_factors:
-                        self._check_finite(of, found)
+                        self._check_finite(of, data)
             raise
 
-    def _check_finite(self, of: RowFactor, found: Found) -> None:
+    def _check_finite(self, of: RowFactor, data: CallData) -> None:
         """Refuse observed values that would make every parameter nan."""
         if self._of_rows(self._inputs, of.rows.plates, "inputs", len(self._structure.row_sets)) is not None:
             return
         depth = len(of.rows.plates)
         for name in of.rows.observations:
-            value, known = self._observed(of, name, found, self._like.dtype)
+            value, known = self._observed(of, name, data, self._like.dtype)
             bad = ~value.isfinite() if known is None else ~value.isfinite() & known
             bad = bad.flatten(0, depth - 1)
             if bad.any():
@@ -220,14 +222,14 @@ class AmortizedGuide(LocalGuide):
                     "- leave these rows out"
                 )
 
-    def _find_covariates(self, of: RowFactor, found: Found, args, kwargs, by_widths: bool) -> list[Covariate]:
+    def _find_covariates(self, of: RowFactor, data: CallData, args, kwargs, by_widths: bool) -> list[Covariate]:
         """The arguments that the rows depend on beyond what is observed, where the encoder can read them."""
         search = CovariateSearch(self.model, args, kwargs, of.rows)
         if self._expected is not None:
             at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(of.rows.plates)
             return [search.named(each) for each in self._expected["covariates"][at]]
-        observed = {name: found.values[name] for name in of.rows.observations}
-        covariates = search.find(found.rows, observed)
+        observed = {name: data.values[name] for name in of.rows.observations}
+        covariates = search.find(data.rows, observed)
         names = {} if by_widths else {each.argument.name: "its encoder is a module of yours" for each in covariates}
         for name, reason in {**names, **search.undecided}.items():
             warnings.warn(
@@ -238,14 +240,14 @@ class AmortizedGuide(LocalGuide):
             )
         return covariates if by_widths else []
 
-    def _infer(self, of, found, args, kwargs):
+    def _infer(self, of, data, args, kwargs):
         depth = len(of.rows.plates)
-        inputs = _joined(self._parts(of, found, args, kwargs), of.function.standardize, depth)
+        inputs = _joined(self._parts(of, data, args, kwargs), of.function.standardize, depth)
         if depth == 1:
             return of.function(inputs)
         return of.function(inputs.flatten(0, depth - 1)).unflatten(0, inputs.shape[:depth])
 
-    def _parts(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
+    def _parts(self, of: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
         """What the encoder reads, ``[*B, ...]`` each, and what of it is known where there is a mask."""
         plates = of.rows.plates
         dtype = of.function.head.weight.dtype if of.function else self._like.dtype
@@ -254,16 +256,16 @@ class AmortizedGuide(LocalGuide):
             inputs = given(*args, **kwargs)
             if not isinstance(inputs, Tensor):
                 raise TypeError(f"Expected inputs= to return a tensor [B, ...], got a {type(inputs).__name__}.")
-            inputs = self._read_given(inputs, plates, found, args, kwargs)
+            inputs = self._read_given(inputs, plates, data, args, kwargs)
             return [(inputs.to(dtype) if self._standardize else inputs, None)]
-        parts = [self._observed(of, name, found, dtype) for name in of.rows.observations]
-        rows = [found.rows[name] for name in plates]
+        parts = [self._observed(of, name, data, dtype) for name in of.rows.observations]
+        rows = [data.rows[name] for name in plates]
         covariates = self._covariates[plates]
         return parts + [(covariate.read(args, kwargs, rows).to(dtype), None) for covariate in covariates]
 
-    def _observed(self, of: RowFactor, name: str, found: Found, dtype: torch.dtype) -> Part:
+    def _observed(self, of: RowFactor, name: str, data: CallData, dtype: torch.dtype) -> Part:
         """The observed value of a site, and its mask where it has one."""
-        value, mask, dims = found.values[name].to(dtype), found.masks.get(name), of.rows.observations[name]
+        value, mask, dims = data.values[name].to(dtype), data.masks.get(name), of.rows.observations[name]
         if mask is not None and not self._masked[name]:
             raise ValueError(
                 f"Expected site {name!r} without a mask, as in the first call, got a mask.\n"
@@ -274,15 +276,15 @@ class AmortizedGuide(LocalGuide):
             mask = _rows_first(torch.as_tensor(mask, device=value.device).expand_as(value), dims)
         return _rows_first(value, dims), mask
 
-    def _read_given(self, inputs: Tensor, plates: tuple[str, ...], found: Found, args, kwargs) -> Tensor:
-        drawn = {} if self._sources is None else self._sources.draws_rows(args, kwargs)
+    def _read_given(self, inputs: Tensor, plates: tuple[str, ...], data: CallData, args, kwargs) -> Tensor:
+        drawn = {} if self._reader is None else self._reader.draws_rows(args, kwargs)
         for dim, name in enumerate(plates):
             # Where the model draws its rows, the caller cannot know them and gives all.
             if name in drawn:
-                inputs = inputs.index_select(dim, found.rows[name].index)
-            if inputs.dim() <= dim or inputs.shape[dim] != len(found.rows[name]):
+                inputs = inputs.index_select(dim, data.rows[name].index)
+            if inputs.dim() <= dim or inputs.shape[dim] != len(data.rows[name]):
                 raise ValueError(
-                    f"Expected inputs= to return the {len(found.rows[name])} rows of the call in dimension {dim}, got shape "
+                    f"Expected inputs= to return the {len(data.rows[name])} rows of the call in dimension {dim}, got shape "
                     f"{tuple(inputs.shape)}."
                 )
         return inputs

@@ -37,11 +37,11 @@ class ConstantGuide(LocalGuide):
         torch.Size([3, 4])
     """
 
-    def _create_function(self, of, initial, found, args, kwargs):
+    def _create_function(self, of, initial, data, args, kwargs):
         return _Constant(initial.flatten(0, -2)[0])
 
-    def _infer(self, of, found, args, kwargs):
-        return of.function.vector.expand(*(len(found.rows[name]) for name in of.rows.plates), -1)
+    def _infer(self, of, data, args, kwargs):
+        return of.function.vector.expand(*(len(data.rows[name]) for name in of.rows.plates), -1)
 
     @property
     def vector(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:

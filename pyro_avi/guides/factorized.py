@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.local_guide import LocalGuide
-from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.sites import row_plates
 from pyro_avi.rows.drawn_rows import DrawnRows
@@ -67,35 +67,35 @@ class FactorizedGuide(LocalGuide):
     def _default_plates(self, trace):
         return row_plates(trace)
 
-    def _find_sources(self, structure):
+    def _create_reader(self, structure):
         sites = (
             () if self._same_rows else tuple({name: None for rows in structure.row_sets for name in rows.observations})
         )
         self._recognized = SameRows(", ".join(map(str, structure.row_sets)))
         latents = [latent.name for latent in structure.global_latents + structure.local_latents]
         unobserved = not structure.observations
-        return Sources(self.model, tuple(structure.frames), sites, latents, optional=True, unobserved=unobserved)
+        return CallReader(self.model, tuple(structure.frames), sites, latents, optional=True, unobserved=unobserved)
 
     def describe(self):
         """What kind of guide this is, as plain data, with the numbers of rows of its tables."""
         sizes = [list(of.function.sizes) for of in self.row_factors]
         return {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
 
-    def _create_function(self, of, initial, found, args, kwargs):
-        sizes = tuple(found.rows[name].size for name in of.rows.plates)
+    def _create_function(self, of, initial, data, args, kwargs):
+        sizes = tuple(data.rows[name].size for name in of.rows.plates)
         return Table(initial.flatten(0, -2), sizes, self._rows_on)
 
-    def _infer(self, of, found, args, kwargs):
-        self._check_sizes(of, found)
+    def _infer(self, of, data, args, kwargs):
+        self._check_sizes(of, data)
         if self._touched is None and not torch.jit.is_tracing():
-            self._check_same_rows(found)
-        shape = (*(len(found.rows[name]) for name in of.rows.plates), of.factor.num_parameters)
-        return self._read_rows(of, found).reshape(shape)
+            self._check_same_rows(data)
+        shape = (*(len(data.rows[name]) for name in of.rows.plates), of.factor.num_parameters)
+        return self._read_rows(of, data).reshape(shape)
 
-    def _read_rows(self, of: RowFactor, found: Found) -> Tensor:
-        """The parameters ``[B, P]`` of the rows found, those of several plates flattened."""
+    def _read_rows(self, of: RowFactor, data: CallData) -> Tensor:
+        """The parameters ``[B, P]`` of the rows of a call, those of several plates flattened."""
         name = self._table_name(of)
-        index = self._position(of, found) if self._gathered is None else self._gathered.indices[name]
+        index = self._position(of, data) if self._gathered is None else self._gathered.indices[name]
         if self._touched is None:
             # For optimizers that move the rows of the batch alone, as Pyro's DCTAdam(subsample_aware=True).
             of.function.table._pyro_subsample = {} if index is None else {-2: index}
@@ -108,9 +108,9 @@ class FactorizedGuide(LocalGuide):
         self._touched.append((name, index, rows))
         return rows
 
-    def _position(self, of: RowFactor, found: Found) -> Tensor | None:
-        """The positions of the rows found in the table, where the table is; ``None`` for all in order."""
-        rows = [found.rows[name] for name in of.rows.plates]
+    def _position(self, of: RowFactor, data: CallData) -> Tensor | None:
+        """The positions of the rows of a call in the table, where the table is; ``None`` for all in order."""
+        rows = [data.rows[name] for name in of.rows.plates]
         if all(each.index is None for each in rows):
             return None
         position = None
@@ -141,11 +141,11 @@ class FactorizedGuide(LocalGuide):
         tables = [of.function for of in self.row_factors if of.function is not None]
         return tables[0].device if tables else super()._device
 
-    def _check_sizes(self, of: RowFactor, found: Found) -> None:
+    def _check_sizes(self, of: RowFactor, data: CallData) -> None:
         for name, size in zip(of.rows.plates, of.function.sizes, strict=True):
-            if found.rows[name].size != size:
+            if data.rows[name].size != size:
                 raise ValueError(
-                    f'Expected all {size} rows of plate "{name}", got {found.rows[name].size}.\n'
+                    f'Expected all {size} rows of plate "{name}", got {data.rows[name].size}.\n'
                     "A FactorizedGuide has one row of parameters for each row it was fitted to.\n"
                     "Try one of the following fixes:\n"
                     "- for a minibatch, pass the positions of its rows, or let the model subsample its plate\n"
@@ -163,18 +163,18 @@ class FactorizedGuide(LocalGuide):
         """
         self.setup(*args, **kwargs)
         if self.create_plates is None:
-            call = self._sources.call(args, kwargs)
+            call = self._reader.call(args, kwargs)
             self._check_drawn(call.ignored)
             # Rows that the model draws are of the table, whichever they are.
-            found = call.read(
+            data = call.read(
                 {name: torch.arange(count, device=self._device) for name, (_, count) in call.drawn.items()}
             )
         else:
             with quiet():
-                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+                data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
         for of in self.row_factors:
-            self._check_sizes(of, found)
-        self._check_same_rows(found)
+            self._check_sizes(of, data)
+        self._check_same_rows(data)
 
     def knows_rows(self, *args, **kwargs) -> bool:
         """Whether it can be told that a call is about the rows of the tables, or about others, which are refused then.
@@ -186,13 +186,13 @@ class FactorizedGuide(LocalGuide):
         """
         if self._same_rows or self._recognized.has_seen_rows:
             return True
-        if self.create_plates is None and self._sources.draws_rows(args, kwargs):
+        if self.create_plates is None and self._reader.draws_rows(args, kwargs):
             return True
         return any(rows.index is not None for rows in self.rows_of(*args, **kwargs).values())
 
-    def _check_same_rows(self, found: Found) -> None:
-        if found.values and all(rows.index is None for rows in found.rows.values()):
-            self._recognized.check(found.values)
+    def _check_same_rows(self, data: CallData) -> None:
+        if data.values and all(rows.index is None for rows in data.rows.values()):
+            self._recognized.check(data.values)
 
     @property
     def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
@@ -240,17 +240,17 @@ class FactorizedGuide(LocalGuide):
         function.table = nn.Parameter(torch.cat([old, start.expand(count, -1)]))
         function.sizes = (len(function.table),)
         # What is known of calls is of the old size, and so is the table of this name in Pyro's store.
-        self._sources = self._find_sources(self._structure)
+        self._reader = self._create_reader(self._structure)
         self._take_new_name()
 
     def _all_rows(self):
-        found = super()._all_rows()
-        if found is None:
+        data = super()._all_rows()
+        if data is None:
             return None
         sizes = {
             name: size for of in self.row_factors for name, size in zip(of.rows.plates, of.function.sizes, strict=True)
         }
-        return replace(found, rows={name: Rows(size, None) for name, size in sizes.items()})
+        return replace(data, rows={name: Rows(size, None) for name, size in sizes.items()})
 
     @staticmethod
     def _table_name(of: RowFactor) -> str:
@@ -274,12 +274,12 @@ class FactorizedGuide(LocalGuide):
         Raises:
             NotImplementedError: if the model draws its rows in plates that ``create_plates`` makes, anew for every call.
         """
-        call = self._sources.call(args, kwargs, self._counts(self._given_plates(args, kwargs)))
+        call = self._reader.call(args, kwargs, self._counts(self._given_plates(args, kwargs)))
         if call.drawn and self.create_plates is not None:
             raise NotImplementedError("create_plates= draws rows whose parameters are in host memory")
         draws = {name: self._drawn_rows(name, *counts).sample() for name, counts in call.drawn.items()}
-        found = call.read(draws)
-        indices = {self._table_name(of): self._position(of, found) for of in self.row_factors}
+        data = call.read(draws)
+        indices = {self._table_name(of): self._position(of, data) for of in self.row_factors}
         with torch.no_grad():
             rows = {name: of.function.read(indices[name]) for of in self.row_factors for name in [self._table_name(of)]}
         return GatheredRows(draws, indices, rows)

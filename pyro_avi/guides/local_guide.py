@@ -20,7 +20,7 @@ from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
 from pyro_avi.guides.site_answers import Summaries
-from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.sites import row_plate
 from pyro_avi.inspection.structure import Structure, inspect_model
@@ -90,14 +90,14 @@ class LocalGuide(Summaries):
 
     @abstractmethod
     def _create_function(
-        self, of: RowFactor, initial: Tensor, found: Found, args: tuple, kwargs: Mapping[str, Any]
+        self, of: RowFactor, initial: Tensor, data: CallData, args: tuple, kwargs: Mapping[str, Any]
     ) -> nn.Module:
-        """The inference function of a set of rows; ``initial [*B, P]`` are to be its values at the rows found."""
+        """The inference function of a set of rows; ``initial [*B, P]`` are to be its values at the rows of the call."""
 
-    def _find_sources(self, structure: Structure) -> Sources | None:
+    def _create_reader(self, structure: Structure) -> CallReader | None:
         """What finds the rows of a call and what else the inference functions need to know; ``None``: the caller does."""
         unobserved = not structure.observations
-        return Sources(self.model, tuple(structure.frames), latents=_names(structure), unobserved=unobserved)
+        return CallReader(self.model, tuple(structure.frames), latents=_names(structure), unobserved=unobserved)
 
     def _default_plates(self, trace: Trace) -> Sequence[str]:
         """The plates whose rows get factors of their own where none were asked for."""
@@ -121,14 +121,14 @@ class LocalGuide(Summaries):
         self._structure = structure
         self._depth = max((-frame.dim for frame in self._frames()), default=0)
         try:
-            self._sources = self._find_sources(structure)
+            self._reader = self._create_reader(structure)
             with quiet():
                 self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
-                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
+                data, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
                 for of in self.row_factors:
                     initial = of.factor.initial(self._init_scale)
                     of.factor.to(initial)
-                    of.function = self._create_function(of, initial, found, args, kwargs)
+                    of.function = self._create_function(of, initial, data, args, kwargs)
                 self.global_guide = self._create_global_guide(structure)
                 if self.global_guide is not None:
                     self.plates = self._plates(self._frames(), {}, structure.without_size)
@@ -137,7 +137,7 @@ class LocalGuide(Summaries):
                 self._take_pending()
         except BaseException:
             # A call that failed leaves no half-made guide behind.
-            self._structure = self._sources = self.global_guide = None
+            self._structure = self._reader = self.global_guide = None
             self.row_factors = nn.ModuleList()
             raise
         return self
@@ -227,17 +227,17 @@ class LocalGuide(Summaries):
         """Sample every latent of the model; return the values by site."""
         self.setup(*args, **kwargs)
         given = self._given_plates(args, kwargs)
-        found, plates = self._find(args, kwargs, given, draw=True)
+        data, plates = self._find(args, kwargs, given, draw=True)
         self.plates = self._plates(self._frames(), {**given, **plates}, self._structure.without_size)
         result, statements = {}, {}
         if self._given_global_guide is None and self.global_guide is not None:
-            # Its masks and scales were found along with the others.
-            statements.update(self.global_guide.statements(self.plates, found))
+            # Its masks and scales were read along with the others.
+            statements.update(self.global_guide.statements(self.plates, data))
         elif self.global_guide is not None:
             result.update(self.global_guide(*args, **kwargs))
         for of in self.row_factors:
-            parameters = self._infer(of, found, args, kwargs)
-            statements.update(of.factor.statements(parameters, self.plates, found.masks, found.scales, found.given))
+            parameters = self._infer(of, data, args, kwargs)
+            statements.update(of.factor.statements(parameters, self.plates, data.masks, data.scales, data.given))
         result.update((name, statements[name]()) for name in self._structure.order if name in statements)
         return result
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_avi.factors.factor import Factor
 from pyro_avi.guides.base import OwnedGuide
-from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.structure import Structure, inspect_model
 
@@ -50,7 +50,7 @@ class MeanFieldNormal(OwnedGuide):
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
         self._factor: Factor | None = None
         self._without_size: frozenset[str] = frozenset()
-        self._sources: Sources | None = None
+        self._reader: CallReader | None = None
 
     def setup(self, *args, **kwargs) -> "MeanFieldNormal":
         """Look at the model and create the parameters, if that has not been done; return the guide."""
@@ -70,11 +70,11 @@ class MeanFieldNormal(OwnedGuide):
         with quiet():
             self.vector = nn.Parameter(factor.initial(self._init_scale))
         self._factor, self._without_size = factor, structure.without_size
-        self._sources = Sources(self.model, (), latents=[latent.name for latent in factor.latents])
+        self._reader = CallReader(self.model, (), latents=[latent.name for latent in factor.latents])
         try:
             self._take_pending()
         except BaseException:
-            self._factor = self._sources = None
+            self._factor = self._reader = None
             del self.vector
             raise
         return self
@@ -88,18 +88,18 @@ class MeanFieldNormal(OwnedGuide):
         self.setup(*args, **kwargs)
         frames = [frame for latent in self._factor.latents for frame in latent.frames]
         plates = self._plates(frames, self._given_plates(args, kwargs), self._without_size)
-        statements = self.statements(plates, self._sources.read(args, kwargs))
+        statements = self.statements(plates, self._reader.read(args, kwargs))
         return {latent.name: statements[latent.name]() for latent in self._factor.latents if latent.name in statements}
 
-    def statements(self, plates: Mapping[str, pyro.plate], found: Found) -> dict[str, Callable[[], Tensor]]:
+    def statements(self, plates: Mapping[str, pyro.plate], data: CallData) -> dict[str, Callable[[], Tensor]]:
         """The sample statements by site, to be run in the order of the model.
 
         Args:
             plates: the plates of the latents, by name.
-            found: what masks and scales the latents in the call, and which of them it observes.
+            data: what masks and scales the latents in the call, and which of them it observes.
         """
         self.plates = dict(plates)
-        return self._factor.statements(self.vector, plates, found.masks, found.scales, found.given)
+        return self._factor.statements(self.vector, plates, data.masks, data.scales, data.given)
 
     @torch.no_grad()
     def sample(self, *args, num_samples: int, **kwargs) -> dict[str, Tensor]:

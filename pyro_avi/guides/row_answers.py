@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.row_finder import RowFinder
-from pyro_avi.inspection.call_data import Found
+from pyro_avi.inspection.call_data import CallData
 from pyro_avi.rows.merge import Merged
 from pyro_avi.rows.positions import Rows
 
@@ -36,8 +36,8 @@ class Answers(RowFinder):
         """Look at the model and create all parameters, if that has not been done; return the guide."""
 
     @abstractmethod
-    def _infer(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """The variational parameters ``[*B, P]`` of the rows found."""
+    def _infer(self, of: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows of a call."""
 
     def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
         """Something of the row set where there is one, by plates where there are several."""
@@ -57,8 +57,8 @@ class Answers(RowFinder):
         """
         self.setup(*args, **kwargs)
         with poutine.block():
-            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(lambda of: self._infer(of, found, args, kwargs))
+            data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            return self._by_rows(lambda of: self._infer(of, data, args, kwargs))
 
     def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
@@ -71,12 +71,12 @@ class Answers(RowFinder):
         """
         self.setup(*args, **kwargs)
         with poutine.block():
-            found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(lambda of: of.factor.distribution(self._known(of, found, args, kwargs)))
+            data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            return self._by_rows(lambda of: of.factor.distribution(self._known(of, data, args, kwargs)))
 
-    def _known(self, of: RowFactor, found: Found, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """The variational parameters ``[*B, P]`` of the rows found, sure of the discrete latents that the call observes."""
-        return of.factor.known(self._infer(of, found, args, kwargs), found.given)
+    def _known(self, of: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+        """The variational parameters ``[*B, P]`` of the rows of a call, sure of the discrete latents that the call observes."""
+        return of.factor.known(self._infer(of, data, args, kwargs), data.given)
 
     @torch.no_grad()
     def posterior_by_row(
@@ -121,21 +121,21 @@ class Answers(RowFinder):
                 for of, names in asked
             }
             with poutine.block():
-                found, _ = self._find(call, {}, self._given_plates(call, {}))
+                data, _ = self._find(call, {}, self._given_plates(call, {}))
                 for of, names in asked:
-                    values = self._summarize(of, found, call, num_samples)
-                    merged[of.rows.plates].add(found.rows, {name: values[name] for name in names})
+                    values = self._summarize(of, data, call, num_samples)
+                    merged[of.rows.plates].add(data.rows, {name: values[name] for name in names})
             if all(each.complete for each in merged.values()):
                 break
         if not merged:
             raise ValueError("Expected at least one batch, got none.")
         return {name: value for each in merged.values() for name, value in each.result().items()}
 
-    def _summarize(self, of: RowFactor, found: Found, call: tuple, num_samples: int | None) -> dict[str, Tensor]:
+    def _summarize(self, of: RowFactor, data: CallData, call: tuple, num_samples: int | None) -> dict[str, Tensor]:
         """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
-        parameters = self._known(of, found, call, {})
+        parameters = self._known(of, data, call, {})
         values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
-        values.update((name, given.expand(values[name].shape)) for name, given in found.given.items() if name in values)
+        values.update((name, given.expand(values[name].shape)) for name, given in data.given.items() if name in values)
         return values
 
     def _sites_by_rows(self, sites: Sequence[str] | None) -> list[tuple[RowFactor, list[str]]]:
@@ -144,15 +144,15 @@ class Answers(RowFinder):
         asked = known if sites is None else list(sites)
         if not asked or not set(asked) <= set(known):
             raise ValueError(f"Expected sites= among the local latents {known}, got {asked}.")
-        found = [(of, [latent.name for latent in of.rows.latents if latent.name in asked]) for of in self.row_factors]
-        return [(of, names) for of, names in found if names]
+        by_rows = [(of, [latent.name for latent in of.rows.latents if latent.name in asked]) for of in self.row_factors]
+        return [(of, names) for of, names in by_rows if names]
 
-    def _all_rows(self) -> Found | None:
+    def _all_rows(self) -> CallData | None:
         """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""
         if not _needs_arguments(self.model):
             return None
         sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}
-        return Found({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
+        return CallData({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
 
 
 def _needs_arguments(model: Callable) -> bool:

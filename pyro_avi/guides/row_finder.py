@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 
 from pyro_avi.guides.base import OwnedGuide
-from pyro_avi.inspection.call_data import Found, Sources
+from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.structure import Structure
 from pyro_avi.rows.drawn_rows import DrawnRows
@@ -30,7 +30,7 @@ class RowFinder(OwnedGuide):
     def __init__(self, model: Callable, *, create_plates: Callable | None = None):
         super().__init__(model, create_plates=create_plates)
         self._structure: Structure | None = None
-        self._sources: Sources | None = None
+        self._reader: CallReader | None = None
         self._depth = 0
 
     @property
@@ -57,7 +57,7 @@ class RowFinder(OwnedGuide):
         *,
         draw: bool = False,
         any_rows: bool = False,
-    ) -> tuple[Found, dict[str, pyro.plate]]:
+    ) -> tuple[CallData, dict[str, pyro.plate]]:
         """The rows of a call and the plates to put them in.
 
         Args:
@@ -67,13 +67,13 @@ class RowFinder(OwnedGuide):
             any_rows: whether a part of the rows does, where all cannot be read.
         """
         structure = self._structure
-        if self._sources is None:
+        if self._reader is None:
             self._require_plates(given)
             rows = {name: Rows(given[name].size, given[name].indices) for name in structure.frames}
             for name, of in rows.items():
                 check_positions(name, of.size, of.index)
-            return Found(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
-        call = self._sources.call(args, kwargs, self._counts(given))
+            return CallData(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
+        call = self._reader.call(args, kwargs, self._counts(given))
         self._check_drawn([name for name in call.ignored if name not in given])
         rows, followed = {name: given[name].indices for name in call.drawn if name in given}, []
         for name, index in rows.items():
@@ -87,20 +87,20 @@ class RowFinder(OwnedGuide):
                 followed += [name] * (name in call.ignored)
                 part = name in call.ignored or (any_rows and not call.traced)
                 rows[name] = torch.arange(count if part else size, device=self._device)
-        found = call.read(rows)
-        found.rows.update((name, Rows(len(rows[name]), None)) for name in followed)
+        data = call.read(rows)
+        data.rows.update((name, Rows(len(rows[name]), None)) for name in followed)
         plates = {}
         for name, frame in structure.frames.items():
             if name in given:
-                self._check_given(given[name], found, call.drawn)
+                self._check_given(given[name], data, call.drawn)
                 plates[name] = given[name]
                 continue
-            of = found.rows[name]
+            of = data.rows[name]
             size = None if name in structure.without_size else of.size
             # The rows are settled; a statement of the plate's name would stand in the trace a second time.
             with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
                 plates[name] = pyro.plate(name, size, subsample=of.index, dim=frame.dim)
-        return found, plates
+        return data, plates
 
     def rows_of(self, *args, **kwargs) -> dict[str, Rows]:
         """By plate of the latents the rows of a call.
@@ -115,11 +115,11 @@ class RowFinder(OwnedGuide):
         self._require_setup()
         with quiet():
             given = self._given_plates(args, kwargs)
-            found, _ = self._find(args, kwargs, given)
-            drawn = {} if self._sources is None else self._sources.call(args, kwargs, self._counts(given)).drawn
+            data, _ = self._find(args, kwargs, given)
+            drawn = {} if self._reader is None else self._reader.call(args, kwargs, self._counts(given)).drawn
         return {
             name: Rows(drawn[name][0], None) if name in drawn and name not in given else of
-            for name, of in found.rows.items()
+            for name, of in data.rows.items()
         }
 
     @staticmethod
@@ -142,8 +142,8 @@ class RowFinder(OwnedGuide):
                     "With inputs= and create_plates= the guide knows the rows of a call from these alone."
                 )
 
-    def _check_given(self, plate: pyro.plate, found: Found, drawn) -> None:
-        rows = found.rows[plate.name]
+    def _check_given(self, plate: pyro.plate, data: CallData, drawn) -> None:
+        rows = data.rows[plate.name]
         expected = torch.arange(rows.size) if rows.index is None else rows.index
         if plate.name not in drawn and not torch.equal(plate.indices.cpu(), expected.cpu()):
             raise ValueError(

@@ -142,17 +142,17 @@ class Summaries(Answers):
         """
         result: dict[str, Tensor] = {}
         with poutine.block():
-            found = None if args or kwargs else self._all_rows()
-            if found is None:
-                found, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            names = [name for name in self.global_latents if name not in found.given]
+            data = None if args or kwargs else self._all_rows()
+            if data is None:
+                data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
+            names = [name for name in self.global_latents if name not in data.given]
             if names:
                 result.update(of_globals(self.global_guide, names))
             for of in self.row_factors:
-                result.update(of_rows(of, self._known(of, found, args, kwargs)))
+                result.update(of_rows(of, self._known(of, data, args, kwargs)))
         # What a call observes is no latent of it.
         order = dict.fromkeys([*self._structure.order, *result])
-        return {name: result[name] for name in order if name in result and name not in found.given}
+        return {name: result[name] for name in order if name in result and name not in data.given}
 
 
 def _drawn(

@@ -18,15 +18,15 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from pyro_avi.inspection.isolated_run import untraced
 from pyro_avi.inspection.masks import Mask
-from pyro_avi.inspection.model_run import Found, Run, Wanted, run_once
+from pyro_avi.inspection.model_run import CallData, DataQuery, Run, run_once
 from pyro_avi.inspection.replay import CannotReplayError, Recorder, Replay, follow
 from pyro_avi.inspection.sites import equal, is_latent, is_observation, row_plates
 from pyro_avi.rows.positions import Rows, check_positions
 
-__all__ = ["Found", "Sources"]
+__all__ = ["CallData", "CallReader"]
 
 
-class Sources:
+class CallReader:
     """Finds the rows of plates and what a model observes, masks and scales in them, for any call of it.
 
     Python numbers that the model takes from elsewhere than its arguments count as fixed.
@@ -57,7 +57,7 @@ class Sources:
         inputs: bool = False,
     ):
         self._model = model
-        self._wanted = Wanted(tuple(plates), tuple(sites), tuple(latents), optional, unobserved, inputs)
+        self._query = DataQuery(tuple(plates), tuple(sites), tuple(latents), optional, unobserved, inputs)
         self._slices: dict[tuple, _Slice | _Rerun] = {}
         self._warned: set[str] = set()
 
@@ -69,7 +69,7 @@ class Sources:
         """``(N, B)`` of each plate of which the model draws ``B`` of ``N`` rows itself (``subsample_size=``)."""
         return self.call(args, kwargs).drawn
 
-    def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Mapping[str, Tensor] | None = None) -> Found:
+    def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Mapping[str, Tensor] | None = None) -> CallData:
         """What a call with these arguments works on.
 
         Args:
@@ -105,7 +105,7 @@ class Sources:
                     "anew. Pass a number that changes from step to step as a 0-dimensional tensor."
                 )
                 self._slices.clear()
-            self._slices[signature] = _trace_back(self._model, self._wanted, args, kwargs, counts, self._warn_once)
+            self._slices[signature] = _trace_back(self._model, self._query, args, kwargs, counts, self._warn_once)
         return self._slices[signature]
 
     def _warn_once(self, message: str) -> None:
@@ -125,7 +125,7 @@ class Call:
 
     @property
     def drawn(self) -> dict[str, tuple[int, int]]:
-        """As :meth:`Sources.draws_rows`."""
+        """As :meth:`CallReader.draws_rows`."""
         return self._slice.drawn
 
     @property
@@ -138,13 +138,13 @@ class Call:
         """Whether any number of rows can be read, and not just as many as the model draws."""
         return isinstance(self._slice, _Slice)
 
-    def read(self, rows: Mapping[str, Tensor]) -> Found:
-        """As :meth:`Sources.read`."""
-        found = self._slice.read(self._args, self._kwargs, rows, self._leaves)
-        for name, of in found.rows.items():
+    def read(self, rows: Mapping[str, Tensor]) -> CallData:
+        """As :meth:`CallReader.read`."""
+        data = self._slice.read(self._args, self._kwargs, rows, self._leaves)
+        for name, of in data.rows.items():
             if of.index is not None and name not in self._slice.drawn:
                 check_positions(name, of.size, of.index)
-        return found
+        return data
 
 
 _PLAIN = (Tensor, bool, int, float, str, type(None))
@@ -170,32 +170,32 @@ def _describe(leaf) -> tuple:
 class _Slice:
     """The operations that lead from the arguments to what the model works on."""
 
-    def __init__(self, run: Run, found: Found, ignored: tuple[str, ...], replay: Replay, keep):
-        self.drawn, self.ignored, self._found, self._plain = run.drawn, ignored, found, run.plain_scales
+    def __init__(self, run: Run, data: CallData, ignored: tuple[str, ...], replay: Replay, keep):
+        self.drawn, self.ignored, self._data, self._plain = run.drawn, ignored, data, run.plain_scales
         self._replay, self._keep = replay, keep
 
-    def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> Found:
-        given, found = iter(self._replay([*leaves, *(rows.get(name) for name in self.drawn)])), self._found
-        return Found(
-            {name: Rows(of.size, next(given)) for name, of in found.rows.items()},
-            {name: next(given) for name in found.values},
-            {name: replace(mask, values=next(given)) for name, mask in found.masks.items()},
-            {name: next(given) / self._plain[name] for name in found.scales},
-            {name: next(given) for name in found.given},
+    def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> CallData:
+        given, data = iter(self._replay([*leaves, *(rows.get(name) for name in self.drawn)])), self._data
+        return CallData(
+            {name: Rows(of.size, next(given)) for name, of in data.rows.items()},
+            {name: next(given) for name in data.values},
+            {name: replace(mask, values=next(given)) for name, mask in data.masks.items()},
+            {name: next(given) / self._plain[name] for name in data.scales},
+            {name: next(given) for name in data.given},
         )
 
 
 class _Rerun:
     """Runs the model again at every call: slow, and always right."""
 
-    def __init__(self, model, wanted: Wanted, counts: Mapping[str, int], run: Run, ignored: tuple[str, ...], keep):
-        self._run = lambda args, kwargs, rows: run_once(model, wanted, args, kwargs, rows=rows, counts=counts, seed=0)
-        self._wanted, self.drawn, self.ignored, self._keep = wanted, run.drawn, ignored, keep
+    def __init__(self, model, query: DataQuery, counts: Mapping[str, int], run: Run, ignored: tuple[str, ...], keep):
+        self._run = lambda args, kwargs, rows: run_once(model, query, args, kwargs, rows=rows, counts=counts, seed=0)
+        self._query, self.drawn, self.ignored, self._keep = query, run.drawn, ignored, keep
 
-    def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> Found:
+    def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> CallData:
         if torch.jit.is_tracing():
             raise ValueError(
-                f"Expected the rows and observed values of {self._wanted} to be traced to the arguments of the model for a "
+                f"Expected the rows and observed values of {self._query} to be traced to the arguments of the model for a "
                 "Jit ELBO, which would otherwise keep those of its first call.\n"
                 "Pass the data as tensor arguments, tell the guide what to read (inputs=lambda *args, **kwargs: ...), or use "
                 "the ELBO without Jit."
@@ -204,7 +204,7 @@ class _Rerun:
         for name, (size, count) in self.drawn.items():
             if name in rows and len(rows[name]) != count:
                 others[name] = Rows(size, rows[name])
-                if not self._wanted.sites:
+                if not self._query.sites:
                     rows = {**rows, name: torch.arange(count, device=rows[name].device)}
                     continue
                 raise ValueError(
@@ -216,81 +216,81 @@ class _Rerun:
         run = self._run(args, kwargs, rows)
         if run.drawn != self.drawn:
             raise ValueError(
-                f"Expected {self._wanted} to draw its rows as in the first call, (N, B) = {self.drawn}, got {run.drawn}.\n"
+                f"Expected {self._query} to draw its rows as in the first call, (N, B) = {self.drawn}, got {run.drawn}.\n"
                 "Pass the data as arguments of the model, so that a call with other data is seen as one."
             )
         if others:
             # Masks and scales of other rows would be needed for draws, which are for as many as the model draws.
-            return Found({**run.found.rows, **others}, {}, {}, {})
+            return CallData({**run.data.rows, **others}, {}, {}, {})
         plain = run.plain_scales
-        scales = {name: scale / plain[name] for name, scale in run.found.scales.items()}
-        return replace(run.found, scales=scales)
+        scales = {name: scale / plain[name] for name, scale in run.data.scales.items()}
+        return replace(run.data, scales=scales)
 
 
-def _targets(found: Found) -> list[Any]:
-    masks = (mask.values for mask in found.masks.values())
-    rows = (rows.index for rows in found.rows.values())
-    return [*rows, *found.values.values(), *masks, *found.scales.values(), *found.given.values()]
+def _targets(data: CallData) -> list[Any]:
+    masks = (mask.values for mask in data.masks.values())
+    rows = (rows.index for rows in data.rows.values())
+    return [*rows, *data.values.values(), *masks, *data.scales.values(), *data.given.values()]
 
 
-def _trace_back(model, wanted: Wanted, args, kwargs, counts, warn) -> _Slice | _Rerun:
+def _trace_back(model, query: DataQuery, args, kwargs, counts, warn) -> _Slice | _Rerun:
     recorder = Recorder()
     # Under new identities: the model may also hold an argument itself, or be given one tensor in two places.
     args, kwargs = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
-    run = run_once(model, wanted, args, kwargs, rows={}, counts=counts, seed=0, recorder=recorder)
+    run = run_once(model, query, args, kwargs, rows={}, counts=counts, seed=0, recorder=recorder)
 
-    def again(seed: int) -> Found:
-        return run_once(model, wanted, args, kwargs, rows=run.rows, counts=counts, seed=seed).found
+    def again(seed: int) -> CallData:
+        return run_once(model, query, args, kwargs, rows=run.rows, counts=counts, seed=seed).data
 
-    _check_followed(wanted, run, recorder, again)
-    found, other = run.found, again(1)
-    if wanted.optional:
+    _check_followed(query, run, recorder, again)
+    data, other = run.data, again(1)
+    if query.optional:
         # A value that the model draws or computes is no data.
-        found, other = _repeated(found, other), _repeated(other, found)
+        data, other = _repeated(data, other), _repeated(other, data)
         if run.drawn:
-            found, other = replace(found, values={}), replace(other, values={})
-    _check_repeats(wanted, found, other)
+            data, other = replace(data, values={}), replace(other, values={})
+    _check_repeats(query, data, other)
     ignored = tuple(name for name in run.drawn if name not in counts and _ignores(run, recorder, name))
     # The objects whose identity is part of the signature must outlive it.
     leaves, _ = _flatten(args, kwargs)
     keep = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
     inputs = [*leaves, *(run.rows[name] for name in run.drawn)]
 
-    def sliced(found: Found) -> _Slice:
-        slice_ = _Slice(run, found, ignored, Replay(recorder, inputs, _targets(found)), keep)
+    def sliced(data: CallData) -> _Slice:
+        slice_ = _Slice(run, data, ignored, Replay(recorder, inputs, _targets(data)), keep)
         replayed = slice_._replay(inputs)
-        if not _same(replayed, _targets(found)):
+        if not _same(replayed, _targets(data)):
             raise CannotReplayError("its operations do not repeat")
         return slice_
 
     try:
-        return sliced(found)
+        return sliced(data)
     except CannotReplayError as error:
         reason = error
     # Whether it is the observed values alone that hide where they come from.
     try:
-        rest = sliced(replace(found, values={})) if found.values else None
+        rest = sliced(replace(data, values={})) if data.values else None
     except CannotReplayError:
         rest = None
-    if wanted.optional:
+    if query.optional:
         if rest is not None:
             return rest
-        wanted = replace(wanted, sites=())
-    warn(_advice(wanted, found, rest is None, reason))
-    return _Rerun(model, wanted, counts, run, ignored, keep)
+        query = replace(query, sites=())
+    warn(_advice(query, data, rest is None, reason))
+    return _Rerun(model, query, counts, run, ignored, keep)
 
 
-def _advice(wanted: Wanted, found: Found, rows: bool, reason: Exception) -> str:
+def _advice(query: DataQuery, data: CallData, rows: bool, reason: Exception) -> str:
     """What to do where the model has to be run at every call, because of its rows or of its observed values alone."""
-    if not wanted.plates:
-        what = f"What masks and scales the {wanted}"
+    if not query.plates:
+        what = f"What masks and scales the {query}"
     else:
-        sites = f"observed values {list(wanted.sites)}" if wanted.sites else ""
-        what = f"The {' and '.join(['rows'] * rows + [sites] * bool(sites))} of {wanted}"
+        sites = f"observed values {list(query.sites)}" if query.sites else ""
+        what = f"The {' and '.join(['rows'] * rows + [sites] * bool(sites))} of {query}"
     fix = "Pass the data as tensor arguments"
-    if wanted.inputs and not rows:
+    if query.inputs and not rows:
         fix += ", or tell the guide what to read: inputs=lambda *args, **kwargs: ..."
-    elif wanted.inputs and not found.masks and not found.scales:
+    elif query.inputs and not data.masks and not data.scales:
         fix += (
             ", or tell the guide both what to read, inputs=lambda *args, **kwargs: ..., and which rows, "
             "create_plates=lambda *args, **kwargs: pyro.plate(name, size, subsample=index)"
@@ -307,20 +307,20 @@ def _ignores(run: Run, recorder: Recorder, plate: str) -> bool:
     return len(made) == 1 and reader is None and run.observes_in(plate)
 
 
-def _check_followed(wanted: Wanted, run: Run, recorder: Recorder, again: Callable[[int], Found]) -> None:
+def _check_followed(query: DataQuery, run: Run, recorder: Recorder, again: Callable[[int], CallData]) -> None:
     """Refuse masks that follow latents, and observations where there were none."""
     of_latents, reader = follow(recorder.calls, run.latent_values)
     nodes = run.trace.nodes
-    for name, mask in run.found.masks.items():
+    for name, mask in run.data.masks.items():
         if id(mask.values) in of_latents:
             raise _following_mask(name, is_latent(nodes[name]))
     # A mask that depends on a latent by way of a Python value may be the same in two runs.
     for seed in range(2, 10) if reader is not None else ():
         masks = again(seed).masks
-        for name in {*run.found.masks, *masks}:
-            if not _equal(*(of.get(name, Mask(True)).values for of in (run.found.masks, masks))):
+        for name in {*run.data.masks, *masks}:
+            if not _equal(*(of.get(name, Mask(True)).values for of in (run.data.masks, masks))):
                 raise _following_mask(name, is_latent(nodes[name]))
-    if wanted.unobserved and row_plates(run.trace):
+    if query.unobserved and row_plates(run.trace):
         names = [name for name, site in nodes.items() if is_observation(site) and id(site["value"]) not in of_latents]
         if names:
             raise ValueError(
@@ -345,9 +345,9 @@ def _following_mask(name: str, latent: bool) -> ValueError:
     )
 
 
-def _repeated(found: Found, again: Found) -> Found:
-    values = {name: value for name, value in found.values.items() if _same([value], [again.values.get(name)])}
-    return replace(found, values=values)
+def _repeated(data: CallData, again: CallData) -> CallData:
+    values = {name: value for name, value in data.values.items() if _same([value], [again.values.get(name)])}
+    return replace(data, values=values)
 
 
 def _same(one: Sequence[Any], two: Sequence[Any]) -> bool:
@@ -361,17 +361,17 @@ def _equal(a: Any, b: Any) -> bool:
     return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b
 
 
-def _check_repeats(wanted: Wanted, found: Found, again: Found) -> None:
+def _check_repeats(query: DataQuery, data: CallData, again: CallData) -> None:
     names = [
         (
             {name: rows.size for name, rows in each.rows.items()},
             *map(list, (each.values, each.masks, each.scales, each.given)),
         )
-        for each in (found, again)
+        for each in (data, again)
     ]
-    if names[0] != names[1] or not _same(_targets(found), _targets(again)):
+    if names[0] != names[1] or not _same(_targets(data), _targets(again)):
         raise ValueError(
-            f"Expected the same rows, observed values, masks and scales of {wanted} in two runs of the model on the same "
+            f"Expected the same rows, observed values, masks and scales of {query} in two runs of the model on the same "
             "arguments, got different ones.\nA guide cannot know rows or data that the model draws at random. Draw them "
             "outside and pass them as arguments, or use pyro.plate(name, size, subsample_size=...)."
         )

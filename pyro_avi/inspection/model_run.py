@@ -19,11 +19,11 @@ from pyro_avi.inspection.replay import Recorder
 from pyro_avi.inspection.sites import check_data, is_observation, is_scaled, plate_scale, sizes_by_shape
 from pyro_avi.rows.positions import Rows, check_positions
 
-__all__ = ["Found", "Run", "Wanted", "run_once"]
+__all__ = ["CallData", "Run", "DataQuery", "run_once"]
 
 
 @dataclass(frozen=True)
-class Found:
+class CallData:
     """What one call of the model works on.
 
     Attributes:
@@ -42,8 +42,8 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be found.
+class DataQuery:
+    """What a guide asks about each call of a model.
 
     Attributes:
         plates: the names of the plates whose rows are to be known.
@@ -72,13 +72,13 @@ class Run:
     """A run of the model.
 
     Attributes:
-        found: what it worked on; of scales all of a site's, that of its plates included.
+        data: what it worked on; of scales all of a site's, that of its plates included.
         drawn: ``(N, B)`` of each plate of which not the model's arguments decide which ``B`` of ``N`` rows it takes.
         rows: the rows that were drawn there.
         trace: of the model.
     """
 
-    found: Found
+    data: CallData
     drawn: dict[str, tuple[int, int]]
     rows: dict[str, Tensor]
     trace: Trace
@@ -86,7 +86,7 @@ class Run:
     @property
     def plain_scales(self) -> dict[str, float]:
         """By scaled site what its plates alone account for."""
-        return {name: plate_scale(self.trace.nodes[name]["cond_indep_stack"]) for name in self.found.scales}
+        return {name: plate_scale(self.trace.nodes[name]["cond_indep_stack"]) for name in self.data.scales}
 
     @property
     def latent_values(self) -> list[Tensor]:
@@ -117,7 +117,7 @@ class _GiveRows(Messenger):
     def __init__(self, plates: Sequence[str], rows: Mapping[str, Tensor], counts: Mapping[str, int]):
         super().__init__()
         self.plates, self.rows, self.counts = plates, dict(rows), counts
-        self.found: dict[str, Rows] = {}
+        self.by_plate: dict[str, Rows] = {}
         self.given: dict[str, Rows] = {}
         self.drawn: dict[str, tuple[int, int]] = {}
 
@@ -136,12 +136,12 @@ class _GiveRows(Messenger):
                 self.rows[name] = torch.randperm(size, device=msg["fn"].device)[:count]
             index = msg["value"] = self.rows[name]
         if name in self.plates:
-            self.found[name] = Rows(size, index)
+            self.by_plate[name] = Rows(size, index)
 
 
 def run_once(
     model: Callable,
-    wanted: Wanted,
+    query: DataQuery,
     args: tuple,
     kwargs: Mapping,
     *,
@@ -154,7 +154,7 @@ def run_once(
 
     Args:
         model, args, kwargs: the model and the call's arguments.
-        wanted: what is to be found.
+        query: what is asked about the call.
         rows: by plate the rows ``[B]`` to take where the model would draw its rows itself.
         counts: by plate the number of rows ``B`` that somebody else takes of it.
         seed: of all that the model draws.
@@ -163,26 +163,26 @@ def run_once(
     Raises:
         ValueError: if a plate, or the observed value of a site, is missing, or positions of rows are none.
     """
-    given = _GiveRows(wanted.plates, rows, counts)
+    given = _GiveRows(query.plates, rows, counts)
     # Validation would read data (`valid.all()`), which is no part of the model.
     with quiet(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
         with data_explained(args, kwargs):
             trace = poutine.trace(model).get_trace(*args, **kwargs)
             check_data(trace)
         values, masks, scales = {}, {}, {}
-        for name in wanted.sites:
+        for name in query.sites:
             site = trace.nodes.get(name)
             if site is not None and site["is_observed"]:
                 values[name] = site["value"]
-            elif not wanted.optional:
+            elif not query.optional:
                 raise ValueError(
                     f"Expected an observed value at site {name!r}, got none in this call.\n"
                     "An amortized guide reads the observations. Try one of the following fixes:\n"
                     "- pass them to the call\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
                 )
         # Of sites that only recognize a call, nothing more is asked.
-        read = [] if wanted.optional else [*values]
-        for name in [*read, *(name for name in wanted.latents if name in trace.nodes)]:
+        read = [] if query.optional else [*values]
+        for name in [*read, *(name for name in query.latents if name in trace.nodes)]:
             site = trace.nodes[name]
             mask = site_mask(site)
             if mask is not None:
@@ -191,19 +191,17 @@ def run_once(
                 scales[name] = site["scale"]
     for name, of in given.given.items():
         check_positions(name, of.size, of.index, wait=recorder is not None)
-    latents = {name: trace.nodes[name] for name in wanted.latents if name in trace.nodes}
+    latents = {name: trace.nodes[name] for name in query.latents if name in trace.nodes}
     known = {name: site["value"] for name, site in latents.items() if site["is_observed"]}
-    found = Found(_all_plates(wanted, given.found, trace), values, masks, scales, known)
-    return Run(found, given.drawn, given.rows, trace)
+    data = CallData(_all_plates(query, given.by_plate, trace), values, masks, scales, known)
+    return Run(data, given.drawn, given.rows, trace)
 
 
-def _all_plates(wanted: Wanted, found: dict[str, Rows], trace: Trace) -> dict[str, Rows]:
+def _all_plates(query: DataQuery, data: dict[str, Rows], trace: Trace) -> dict[str, Rows]:
     """The rows of all plates, in their order; those of a plate without a size are the ones that its sites have."""
     by_shape = sizes_by_shape(trace)
-    rows = {name: Rows(by_shape[name], None) if name in by_shape else found.get(name) for name in wanted.plates}
+    rows = {name: Rows(by_shape[name], None) if name in by_shape else data.get(name) for name in query.plates}
     missing = [name for name, of in rows.items() if of is None]
     if missing:
-        raise ValueError(
-            f"Expected the plates {list(wanted.plates)} in every call of the model, got none of {missing}."
-        )
+        raise ValueError(f"Expected the plates {list(query.plates)} in every call of the model, got none of {missing}.")
     return rows

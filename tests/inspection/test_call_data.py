@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 
 import pyro_avi as avi
-from pyro_avi.inspection.call_data import Sources
+from pyro_avi.inspection.call_data import CallReader
 from pyro_avi.inspection.replay import CannotReplayError, Recorder, Replay
 from pyro_avi.rows.positions import Rows
 
@@ -35,8 +35,8 @@ class Model:
             self.runs += 1
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=self.find(rows, *args, **kwargs))
 
-    def sources(self):
-        return Sources(self, ["data"], ["x"], inputs=True)
+    def reader(self):
+        return CallReader(self, ["data"], ["x"], inputs=True)
 
 
 def batch(rows, batch):
@@ -104,17 +104,17 @@ def call(arguments):
 def test_replayed(name):
     find, first, other, expected = REPLAYED[name]
     model = Model(find)
-    sources = model.sources()
+    reader = model.reader()
     if expected is None:
         expected = find(None, *other)
 
-    sources.read(*call(first))
+    reader.read(*call(first))
     runs = model.runs
-    found = sources.read(*call(other))
+    found = reader.read(*call(other))
 
     assert torch.equal(found.values["x"], expected)
     assert found.rows["data"] == Rows(N, None)
-    again = sources.read(*call(first))
+    again = reader.read(*call(first))
     assert torch.equal(again.values["x"], find(None, *call(first)[0], **call(first)[1]))
     if name != "contiguous":  # the layout of a tensor is part of the signature
         assert model.runs == runs
@@ -129,38 +129,38 @@ def test_only_the_operations_that_matter_are_kept():
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x / 255)
 
     for recorded, steps in ((model, 1), (Model(lambda rows, x: x), 0)):
-        sources = Sources(recorded, ["data"], ["x"])
-        sources.read((X,), {})
-        (found,) = sources._slices.values()
+        reader = CallReader(recorded, ["data"], ["x"])
+        reader.read((X,), {})
+        (found,) = reader._slices.values()
         assert len(found._replay._steps) == steps
 
 
 @pytest.mark.parametrize("find, values", [(index_outside, None), (index_inside, X), (named_index, X)])
 def test_rows_given_by_the_caller(find, values):
     model = Model(find)
-    sources = model.sources()
+    reader = model.reader()
     x = X[INDEX] if values is None else values
-    sources.read((x,), {"index": INDEX})
+    reader.read((x,), {"index": INDEX})
     runs = model.runs
 
     other = torch.tensor([1, 5, 2])
-    found = sources.read((X[other] if values is None else values,), {"index": other})
+    found = reader.read((X[other] if values is None else values,), {"index": other})
 
     assert model.runs == runs
     assert torch.equal(found.rows["data"].index, other)
     assert torch.equal(found.values["x"], X[other])
-    assert sources.draws_rows((x,), {"index": other}) == {}
+    assert reader.draws_rows((x,), {"index": other}) == {}
 
 
 @pytest.mark.parametrize("find", [lambda rows, x: x[rows], lambda rows, x: pyro.subsample(x, event_dim=1)])
 def test_rows_drawn_by_the_guide(find):
     model = Model(find, subsample_size=3)
-    sources = model.sources()
+    reader = model.reader()
 
-    assert sources.draws_rows((X,), {}) == {"data": (N, 3)}
+    assert reader.draws_rows((X,), {}) == {"data": (N, 3)}
     runs = model.runs
     for rows in (INDEX, INDEX.flip(0), torch.arange(N)):
-        found = sources.read((OTHER,), {}, {"data": rows})
+        found = reader.read((OTHER,), {}, {"data": rows})
         assert torch.equal(found.rows["data"].index, rows)
         assert torch.equal(found.values["x"], OTHER[rows])
     assert model.runs == runs
@@ -215,39 +215,39 @@ class Holder:
 def test_data_that_are_no_argument_are_read_from_the_model_again(find, args):
     holder = Holder(X)
     model = Model(lambda rows, *args: find(holder, rows, *args))
-    sources = model.sources()
+    reader = model.reader()
 
     with pytest.warns(UserWarning, match=r"values \['x'\] of plate 'data'(.|\n)*inputs=") as caught:
-        first = sources.read(args, {})
+        first = reader.read(args, {})
     assert len(caught) == 1
     assert torch.equal(first.values["x"], find(holder, None, *args))
 
     holder.__init__(OTHER)
-    assert torch.equal(sources.read(args, {}).values["x"], find(Holder(OTHER), None, *args))
+    assert torch.equal(reader.read(args, {}).values["x"], find(Holder(OTHER), None, *args))
 
 
 def test_one_warning_for_calls_of_all_kinds():
     model = Model(lambda rows, x, *, index: x + model.shift)
     model.shift = torch.ones(())
-    sources = model.sources()
+    reader = model.reader()
 
     with pytest.warns(UserWarning, match="no argument of the model") as caught:
         for size in (3, 2, 1):
             rows = INDEX[:size]
-            found = sources.read((X[rows],), {"index": rows})
+            found = reader.read((X[rows],), {"index": rows})
             assert torch.equal(found.values["x"], X[rows] + 1)
     assert len(caught) == 1
 
 
 def test_arrays_as_arguments_are_followed():
     model = Model(lambda rows, x: torch.as_tensor(x) / 2)
-    sources = model.sources()
+    reader = model.reader()
 
     for x in (X, OTHER, X):
         array = x.numpy().copy()
-        assert torch.equal(sources.read((array,), {}).values["x"], x / 2)
+        assert torch.equal(reader.read((array,), {}).values["x"], x / 2)
         array *= 3
-        assert torch.equal(sources.read((array,), {}).values["x"], x * 3 / 2)
+        assert torch.equal(reader.read((array,), {}).values["x"], x * 3 / 2)
 
 
 def bool_of_data(rows, x):
@@ -302,13 +302,13 @@ READ = {
 def test_content_that_python_sees_is_read_from_the_model_again(name):
     find, reason = READ[name]
     model = Model(find)
-    sources = model.sources()
+    reader = model.reader()
 
     with pytest.warns(UserWarning, match=reason) as caught:
-        assert torch.equal(sources.read((X.clone(),), {}).values["x"], find(None, X))
+        assert torch.equal(reader.read((X.clone(),), {}).values["x"], find(None, X))
     assert len(caught) == 1
     other = torch.cat([OTHER[3:], X[:3] - 2])
-    assert torch.equal(sources.read((other,), {}).values["x"], find(None, other))
+    assert torch.equal(reader.read((other,), {}).values["x"], find(None, other))
 
 
 def test_a_number_of_rows_that_follows_the_data_is_read_again():
@@ -318,10 +318,10 @@ def test_a_number_of_rows_that_follows_the_data_is_read_again():
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=kept)
 
-    sources = Sources(model, ["data"])
+    reader = CallReader(model, ["data"])
     with pytest.warns(UserWarning, match="reads data into Python"):
-        assert sources.read((X,), {}).rows["data"].size == 6
-    assert sources.read((X - 5,), {}).rows["data"].size == 3
+        assert reader.read((X,), {}).rows["data"].size == 6
+    assert reader.read((X - 5,), {}).rows["data"].size == 3
 
 
 def draws(generate):
@@ -351,13 +351,13 @@ def test_rows_and_data_that_the_model_draws_are_refused(model):
     with pytest.raises(
         ValueError, match="(?s)same rows, observed values, masks and scales of plate 'data'.*Draw them outside"
     ):
-        Sources(model, ["data"], ["x"]).read((X,), {})
+        CallReader(model, ["data"], ["x"]).read((X,), {})
 
 
 def test_missing_values_do_not_look_like_random_ones():
     x = X.clone()
     x[2] = torch.nan
-    found = Model(lambda rows, x: x / 2).sources().read((x,), {})
+    found = Model(lambda rows, x: x / 2).reader().read((x,), {})
     assert found.values["x"].isnan().sum() == 2
 
 
@@ -373,40 +373,40 @@ def test_missing_values_do_not_look_like_random_ones():
     ids=["one tensor twice", "order of keywords", "order of a dict", "list and tuple", "type of a number"],
 )
 def test_calls_that_look_alike_are_told_apart(find, first, other):
-    sources = Model(find).sources()
+    reader = Model(find).reader()
 
-    sources.read(*first)
+    reader.read(*first)
 
-    assert torch.equal(sources.read(*other).values["x"], find(None, *other[0], **other[1]))
+    assert torch.equal(reader.read(*other).values["x"], find(None, *other[0], **other[1]))
 
 
 def test_an_object_among_the_arguments_is_known_by_identity():
     double, halve = (lambda x: x * 2), (lambda x: x / 2)
-    sources = Model(lambda rows, x, transform: transform(x)).sources()
+    reader = Model(lambda rows, x, transform: transform(x)).reader()
 
-    assert torch.equal(sources.read((X, double), {}).values["x"], X * 2)
-    assert torch.equal(sources.read((X, halve), {}).values["x"], X / 2)
-    assert torch.equal(sources.read((OTHER, double), {}).values["x"], OTHER * 2)
+    assert torch.equal(reader.read((X, double), {}).values["x"], X * 2)
+    assert torch.equal(reader.read((X, halve), {}).values["x"], X / 2)
+    assert torch.equal(reader.read((OTHER, double), {}).values["x"], OTHER * 2)
 
 
 def test_a_number_that_changes_every_step_warns_once():
     model = Model(lambda rows, x, temperature: x * temperature)
-    sources = model.sources()
-    sources.max_signatures = 3
+    reader = model.reader()
+    reader.max_signatures = 3
 
     with pytest.warns(UserWarning, match="more than 3 kinds of arguments(.|\n)*0-dimensional tensor") as caught:
         for step in range(10):
-            assert torch.equal(sources.read((X, step / 10), {}).values["x"], X * (step / 10))
-            assert len(sources._slices) <= 3
+            assert torch.equal(reader.read((X, step / 10), {}).values["x"], X * (step / 10))
+            assert len(reader._slices) <= 3
     assert len(caught) == 1
 
 
 def test_an_observation_left_out_is_asked_for_by_name():
-    sources = Model(lambda rows, x: x).sources()
-    sources.read((X,), {})
+    reader = Model(lambda rows, x: x).reader()
+    reader.read((X,), {})
 
     with pytest.raises(ValueError, match="(?s)observed value at site 'x', got none.*inputs="):
-        sources.read((None,), {})
+        reader.read((None,), {})
 
 
 def test_a_plate_that_draws_from_data_of_another_size_is_refused():
@@ -417,24 +417,24 @@ def test_a_plate_that_draws_from_data_of_another_size_is_refused():
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=held["x"][rows])
 
-    sources = Sources(model, ["data"], ["x"])
+    reader = CallReader(model, ["data"], ["x"])
     with pytest.warns(UserWarning, match="no argument"):
-        sources.read((), {}, {"data": torch.tensor([1, 2])})
+        reader.read((), {}, {"data": torch.tensor([1, 2])})
     held["x"] = torch.cat([X, OTHER])
 
     with pytest.raises(
         ValueError, match=r"as in the first call, \(N, B\) = {'data': \(6, 2\)}, got {'data': \(12, 2\)}"
     ):
-        sources.read((), {}, {"data": torch.tensor([1, 2])})
+        reader.read((), {}, {"data": torch.tensor([1, 2])})
 
 
 def test_rows_as_a_list_are_right():
     model = Model(lambda rows, x, *, index: x)
-    sources = model.sources()
+    reader = model.reader()
 
     with pytest.warns(UserWarning, match="as_tensor makes a tensor from a list"):
-        sources.read((X[:3],), {"index": [0, 1, 2]})
-    assert sources.read((X[:3],), {"index": [3, 5, 4]}).rows["data"].index.tolist() == [3, 5, 4]
+        reader.read((X[:3],), {"index": [0, 1, 2]})
+    assert reader.read((X[:3],), {"index": [3, 5, 4]}).rows["data"].index.tolist() == [3, 5, 4]
 
 
 @pytest.mark.parametrize("guide", [avi.ConstantGuide, avi.AmortizedGuide, avi.FactorizedGuide])
@@ -452,9 +452,9 @@ def test_a_call_of_a_guide_does_not_run_the_likelihood(guide):
 def test_the_random_state_and_the_gradient_are_left_alone():
     state = torch.get_rng_state()
     x = X.clone().requires_grad_()
-    sources = Model(lambda rows, x: x * 2).sources()
+    reader = Model(lambda rows, x: x * 2).reader()
 
-    found = sources.read((x,), {})
+    found = reader.read((x,), {})
 
     assert torch.equal(torch.get_rng_state(), state)
     assert not found.values["x"].requires_grad
@@ -477,10 +477,10 @@ def test_a_replay_is_a_function_of_its_inputs():
 
 def test_every_guide_is_told_once():
     for _ in range(2):
-        sources = Model(lambda rows: X).sources()
+        reader = Model(lambda rows: X).reader()
         with pytest.warns(UserWarning, match="no argument") as caught:
-            sources.read((), {})
-            sources.read((), {})
+            reader.read((), {})
+            reader.read((), {})
         assert len(caught) == 1
 
 
