@@ -15,8 +15,8 @@ from pyro_avi.factors.discrete import DiscreteFactor
 from pyro_avi.factors.layout import Layout, spread
 from pyro_avi.factors.means import drawn_means, mean_on_support
 from pyro_avi.factors.row_masks import enter, of_coordinates, of_rows
-from pyro_avi.factors.site_distributions import on_support, placed
-from pyro_avi.factors.transformed_delta import Placed
+from pyro_avi.factors.site_distributions import site_from_draw, site_from_normals
+from pyro_avi.factors.transformed_delta import TransformedDelta
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.families.family import drawn_quantile
 from pyro_avi.inspection.masks import Mask
@@ -109,7 +109,7 @@ class Factor(nn.Module):
             return self.family.distribution(of_family)
         return self._members.mixture(of_family, of_discrete)
 
-    def statements(
+    def samplers(
         self,
         parameters: Tensor,
         plates: Mapping[str, pyro.plate],
@@ -117,7 +117,7 @@ class Factor(nn.Module):
         scales: Mapping[str, Tensor | float],
         given: Mapping[str, Tensor],
     ) -> dict[str, Callable[[], Tensor]]:
-        """The sample statements by site, to be run in the order of the model.
+        """By site a function that samples it, to be called in the order of the model.
 
         What others depend on is sampled at once: joint families, and the discrete latents of conditional ones.
 
@@ -127,14 +127,14 @@ class Factor(nn.Module):
             masks: what masks the model's sites, by site; those of single elements of an event leave out the same
                 coordinates here.
             scales: the factor by which the model's sites count beyond their plates, by site.
-            given: the values of latents that the call observes, by site: they have no statement.
+            given: the values of latents that the call observes, by site: they are not sampled.
         """
 
         def sample(latent: Latent, fn: dist.TorchDistribution) -> Tensor:
             mask = masks.get(latent.name)
             if mask is not None and mask.event_dim:
                 # A share of a joint draw has left them out already.
-                mask, fn = None, fn if isinstance(fn, Placed) else mask.inside(fn)
+                mask, fn = None, fn if isinstance(fn, TransformedDelta) else mask.inside(fn)
             with ExitStack() as stack:
                 for frame in latent.frames:
                     stack.enter_context(plates[frame.name])
@@ -152,18 +152,21 @@ class Factor(nn.Module):
             return sites
         is_spread = self._members is not None
         if is_spread:
-            values = {name: statement() for name, statement in sites.items()}
+            values = {name: sampler() for name, sampler in sites.items()}
             sites.update((name, partial(values.get, name)) for name in values)
             depth = max(-frame.dim for frame in self.frames)
             of_family = self._members.at(spread(of_family, self.frames, depth), {**given, **values})
         if self.family.independent:
             normals = self.family.coordinates(of_family)
-            fns = [(latent, on_support(latent, x)) for latent, x in self._placed(normals, is_spread=is_spread)]
+            fns = [
+                (latent, site_from_normals(latent, x))
+                for latent, x in self._normals_by_site(normals, is_spread=is_spread)
+            ]
         else:
             self._check_whole(observed)
             joint = self._sample_joint(of_family, plates, masks, scales, is_spread=is_spread).split(self._sizes, -1)
             fns = [
-                (latent, placed(latent, self._layouts[latent.name].from_spread(x), masks.get(latent.name)))
+                (latent, site_from_draw(latent, self._layouts[latent.name].from_spread(x), masks.get(latent.name)))
                 for latent, x in zip(self._continuous, joint, strict=True)
             ]
         return sites | {latent.name: partial(sample, latent, fn) for latent, fn in fns if latent.name not in given}
@@ -259,7 +262,7 @@ class Factor(nn.Module):
         else:
             members, shares = self._members.apart(of_family, of_discrete)
         normals, result = self.family.marginals(members), {}
-        for latent, normal in () if normals is None else self._placed(normals, is_spread=False):
+        for latent, normal in () if normals is None else self._normals_by_site(normals, is_spread=False):
             means = mean_on_support(latent, normal.loc, normal.scale)
             if means is not None:
                 layout = self._layouts[latent.name]
@@ -286,7 +289,7 @@ class Factor(nn.Module):
             result |= self._on_sites(self.family.quantile(of_family, q))
         return {latent.name: result[latent.name] for latent in self.latents}
 
-    def _placed(self, normals: dist.Normal, *, is_spread: bool):
+    def _normals_by_site(self, normals: dist.Normal, *, is_spread: bool):
         """The normals ``[..., *B, K]`` of all coordinates, by latent and in the shape of its site."""
         alone = len(self._sizes) == 1
         locs, scales = ([x] if alone else x.split(self._sizes, -1) for x in (normals.loc, normals.scale))

@@ -4,14 +4,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.factors.transformed_delta import Placed
+from pyro_avi.factors.transformed_delta import TransformedDelta
 from pyro_avi.inspection.masks import Mask
 from pyro_avi.inspection.structure import Latent
 
-__all__ = ["on_support", "placed"]
+__all__ = ["site_from_normals", "site_from_draw"]
 
 
-def on_support(latent: Latent, normal: dist.Normal) -> dist.TorchDistribution:
+def site_from_normals(latent: Latent, normal: dist.Normal) -> dist.TorchDistribution:
     """A latent's site, sampled from normals of its unconstrained coordinates."""
     # A real site is sampled from its normals themselves, and an elementwise support is transformed by elements, so that
     # closed-form divergences apply.
@@ -21,7 +21,7 @@ def on_support(latent: Latent, normal: dist.Normal) -> dist.TorchDistribution:
     return dist.TransformedDistribution(normal.to_event(inner), [latent.transform]).to_event(latent.independent_dim)
 
 
-def placed(latent: Latent, coordinates: Tensor, mask: Mask | None = None) -> Placed:
+def site_from_draw(latent: Latent, coordinates: Tensor, mask: Mask | None = None) -> TransformedDelta:
     """A latent's site, computed from its share of a joint draw of unconstrained coordinates.
 
     Args:
@@ -38,4 +38,6 @@ def placed(latent: Latent, coordinates: Tensor, mask: Mask | None = None) -> Pla
             log_density = torch.where(mask.of_elements(latent.independent_dim), log_density, 0.0)
         if latent.independent_dim:
             log_density = log_density.sum(tuple(range(-latent.independent_dim, 0)))
-    return Placed(value, log_density.expand(value.shape[: value.dim() - latent.event_dim]), event_dim=latent.event_dim)
+    return TransformedDelta(
+        value, log_density.expand(value.shape[: value.dim() - latent.event_dim]), event_dim=latent.event_dim
+    )

@@ -7,10 +7,10 @@ from pyro.distributions.util import broadcast_shape
 from torch import Tensor
 from torch.distributions import Distribution, register_kl
 
-__all__ = ["Placed"]
+__all__ = ["TransformedDelta"]
 
 
-class Placed(dist.Delta):
+class TransformedDelta(dist.Delta):
     r"""The part of a joint draw that lies at one site of the model.
 
     A joint family draws all latents of a row as one unconstrained vector :math:`u` at an auxiliary site. A site of
@@ -32,9 +32,9 @@ class Placed(dist.Delta):
 
         >>> import pyro.distributions as dist, torch
         >>> from torch.distributions import kl_divergence
-        >>> from pyro_avi.factors.transformed_delta import Placed
+        >>> from pyro_avi.factors.transformed_delta import TransformedDelta
         >>> u = torch.tensor([0.0, 1.0])
-        >>> site = Placed(u.exp(), log_density=-u)
+        >>> site = TransformedDelta(u.exp(), log_density=-u)
         >>> site.log_prob(u.exp())
         tensor([ 0., -1.])
         >>> kl_divergence(site, dist.LogNormal(0.0, 1.0))
@@ -43,14 +43,14 @@ class Placed(dist.Delta):
 
     _mask: Tensor | None = None
 
-    def expand(self, batch_shape, _instance=None) -> "Placed":
+    def expand(self, batch_shape, _instance=None) -> "TransformedDelta":
         """The same with the batch dimensions expanded to ``batch_shape``."""
         new = super().expand(batch_shape, _instance)
         if self._mask is not None:
             new._mask = self._mask.expand(new.batch_shape)
         return new
 
-    def mask(self, mask: Tensor | bool) -> "Placed":
+    def mask(self, mask: Tensor | bool) -> "TransformedDelta":
         """The same where ``mask`` is true; elsewhere its log probability, and its part of a divergence, is 0."""
         mask = torch.as_tensor(mask, device=self.v.device).bool()
         new = self.expand(broadcast_shape(mask.shape, self.batch_shape))
@@ -66,7 +66,7 @@ class Placed(dist.Delta):
 
 # Twice: Pyro's distributions inherit from its own base as well, for which Pyro has a rule of Delta's, and of two rules
 # that fit equally well torch takes one with a warning.
-@register_kl(Placed, Distribution)
-@register_kl(Placed, PyroDistribution)
-def _kl_placed(p: Placed, q: Distribution) -> Tensor:
+@register_kl(TransformedDelta, Distribution)
+@register_kl(TransformedDelta, PyroDistribution)
+def _kl_transformed_delta(p: TransformedDelta, q: Distribution) -> Tensor:
     return p.log_density - q.log_prob(p.v)

@@ -229,16 +229,16 @@ class LocalGuide(Summaries):
         given = self._given_plates(args, kwargs)
         data, plates = self._find(args, kwargs, given, draw=True)
         self.plates = self._plates(self._frames(), {**given, **plates}, self._structure.without_size)
-        result, statements = {}, {}
+        result, samplers = {}, {}
         if self._given_global_guide is None and self.global_guide is not None:
             # Its masks and scales were read along with the others.
-            statements.update(self.global_guide.statements(self.plates, data))
+            samplers.update(self.global_guide.samplers(self.plates, data))
         elif self.global_guide is not None:
             result.update(self.global_guide(*args, **kwargs))
         for of in self.row_factors:
             parameters = self._infer(of, data, args, kwargs)
-            statements.update(of.factor.statements(parameters, self.plates, data.masks, data.scales, data.given))
-        result.update((name, statements[name]()) for name in self._structure.order if name in statements)
+            samplers.update(of.factor.samplers(parameters, self.plates, data.masks, data.scales, data.given))
+        result.update((name, samplers[name]()) for name in self._structure.order if name in samplers)
         return result
 
     @property

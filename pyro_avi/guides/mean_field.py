@@ -88,18 +88,18 @@ class MeanFieldNormal(OwnedGuide):
         self.setup(*args, **kwargs)
         frames = [frame for latent in self._factor.latents for frame in latent.frames]
         plates = self._plates(frames, self._given_plates(args, kwargs), self._without_size)
-        statements = self.statements(plates, self._reader.read(args, kwargs))
-        return {latent.name: statements[latent.name]() for latent in self._factor.latents if latent.name in statements}
+        samplers = self.samplers(plates, self._reader.read(args, kwargs))
+        return {latent.name: samplers[latent.name]() for latent in self._factor.latents if latent.name in samplers}
 
-    def statements(self, plates: Mapping[str, pyro.plate], data: CallData) -> dict[str, Callable[[], Tensor]]:
-        """The sample statements by site, to be run in the order of the model.
+    def samplers(self, plates: Mapping[str, pyro.plate], data: CallData) -> dict[str, Callable[[], Tensor]]:
+        """By site a function that samples it, to be called in the order of the model.
 
         Args:
             plates: the plates of the latents, by name.
             data: what masks and scales the latents in the call, and which of them it observes.
         """
         self.plates = dict(plates)
-        return self._factor.statements(self.vector, plates, data.masks, data.scales, data.given)
+        return self._factor.samplers(self.vector, plates, data.masks, data.scales, data.given)
 
     @torch.no_grad()
     def sample(self, *args, num_samples: int, **kwargs) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A site placed from a joint draw counts as the change of variables says, in every kind of ELBO."""
+"""The site of a part of a joint draw counts as the change of variables says, in every kind of ELBO."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +9,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch.distributions import biject_to, kl, kl_divergence
 
-from pyro_avi.factors.transformed_delta import Placed
+from pyro_avi.factors.transformed_delta import TransformedDelta
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ MODELS = {
     "Uniform": lambda: dist.Uniform(torch.zeros(ROWS), 2.0),
     "Delta": lambda: dist.Delta(torch.zeros(ROWS), log_density=0.5),
     "ImproperUniform": lambda: dist.ImproperUniform(dist.constraints.real, (ROWS,), ()),
-    "Placed": lambda: Placed(torch.zeros(ROWS), torch.ones(ROWS)),
+    "TransformedDelta": lambda: TransformedDelta(torch.zeros(ROWS), torch.ones(ROWS)),
 }
 
 
@@ -55,7 +55,7 @@ def placed_for(p):
     value = p.v if isinstance(p, dist.Delta) else torch.randn(p.batch_shape + p.event_shape)
     if not isinstance(p, dist.Delta | dist.ImproperUniform):
         value = p.sample()
-    return Placed(value, torch.randn(p.batch_shape), event_dim=len(p.event_shape))
+    return TransformedDelta(value, torch.randn(p.batch_shape), event_dim=len(p.event_shape))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -92,12 +92,12 @@ def test_a_delta_forgets_its_density():
 @pytest.mark.parametrize("shape", [(4, 3, 2), (7, 4, 3, 2), (5, 7, 4, 3, 2)])
 def test_expanded_it_is_the_same_many_times(event_dim, shape):
     batch_shape = (4, 3, 2)[: 3 - event_dim]
-    site = Placed(torch.randn(4, 3, 2), torch.randn(batch_shape), event_dim=event_dim)
+    site = TransformedDelta(torch.randn(4, 3, 2), torch.randn(batch_shape), event_dim=event_dim)
     target = shape[: len(shape) - event_dim]
 
     wide = site.expand(target)
 
-    assert type(wide) is Placed
+    assert type(wide) is TransformedDelta
     assert (wide.batch_shape, wide.event_shape) == (target, site.event_shape)
     assert torch.equal(wide.rsample(), site.v.expand(shape))
     assert torch.equal(wide.log_prob(wide.rsample()), site.log_density.expand(target))
@@ -106,13 +106,13 @@ def test_expanded_it_is_the_same_many_times(event_dim, shape):
 
 
 def test_an_expanded_dimension_of_size_one():
-    site = Placed(torch.randn(5, 1), torch.randn(5, 1)).mask(torch.arange(5)[:, None] > 2)
+    site = TransformedDelta(torch.randn(5, 1), torch.randn(5, 1)).mask(torch.arange(5)[:, None] > 2)
 
     wide = site.expand((5, 6))
 
     for x in (site.v, site.v + 1):
         assert torch.equal(wide.log_prob(x.expand(5, 6)), site.log_prob(x).expand(5, 6))
-    assert type(wide) is Placed
+    assert type(wide) is TransformedDelta
 
 
 MASKS = {
@@ -127,12 +127,12 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 def test_masked_it_counts_as_pyros_masked_delta(name):
-    site, mask = Placed(torch.randn(ROWS, 2), torch.randn(ROWS), event_dim=1), MASKS[name]
+    site, mask = TransformedDelta(torch.randn(ROWS, 2), torch.randn(ROWS), event_dim=1), MASKS[name]
 
     masked = site.mask(mask)
 
     expected = dist.Delta(site.v, site.log_density, event_dim=1).mask(mask)
-    assert type(masked) is Placed
+    assert type(masked) is TransformedDelta
     assert masked.batch_shape == expected.batch_shape
     # At its value and at any other.
     for x in (site.v, torch.zeros(ROWS, 2)):
@@ -140,7 +140,7 @@ def test_masked_it_counts_as_pyros_masked_delta(name):
 
 
 def test_the_divergence_of_a_masked_site():
-    site, mask = Placed(torch.randn(ROWS), torch.randn(ROWS)), MASKS["of every row"]
+    site, mask = TransformedDelta(torch.randn(ROWS), torch.randn(ROWS)), MASKS["of every row"]
     p = dist.Normal(torch.zeros(ROWS), 1.0)
     expected = kl_divergence(site, p)
 
@@ -155,7 +155,7 @@ def test_the_divergence_of_a_masked_site():
 
 
 def test_masked_twice():
-    site = Placed(torch.randn(ROWS), torch.ones(ROWS))
+    site = TransformedDelta(torch.randn(ROWS), torch.ones(ROWS))
     twice = site.mask(torch.arange(ROWS) > 0).mask(torch.arange(ROWS) < 3)
     assert torch.equal(twice.log_prob(site.v), torch.tensor([0.0, 1.0, 1.0, 0.0]))
     assert torch.equal(twice.log_prob(site.v + 1), torch.tensor([0.0, -torch.inf, -torch.inf, 0.0]))
@@ -166,7 +166,7 @@ def test_gradients_go_through_value_and_density():
     u = torch.randn(ROWS, requires_grad=True)
     p = dist.Gamma(2.0, 1.0)
 
-    (grad,) = torch.autograd.grad(kl_divergence(Placed(u.exp(), -u), p).sum(), u)
+    (grad,) = torch.autograd.grad(kl_divergence(TransformedDelta(u.exp(), -u), p).sum(), u)
 
     # d/du of -u - log p(exp(u)) with log p = log z - z.
     torch.testing.assert_close(grad, -1 - 1 + u.detach().exp())
@@ -202,7 +202,7 @@ def losses_of(guide, **kwargs):
 
 @pytest.mark.parametrize("kwargs", [{}, {"num_particles": 3, "vectorize_particles": True, "max_plate_nesting": 1}])
 def test_elbos_agree_draw_for_draw(kwargs):
-    trace_loss, mean_field_loss = losses_of(guide_of(Placed), **kwargs)
+    trace_loss, mean_field_loss = losses_of(guide_of(TransformedDelta), **kwargs)
     assert mean_field_loss == pytest.approx(trace_loss, rel=1e-5)
 
     trace_loss, mean_field_loss = losses_of(guide_of(dist.Delta), **kwargs)
@@ -212,6 +212,6 @@ def test_elbos_agree_draw_for_draw(kwargs):
 def test_a_mask_around_it_masks_its_density():
     mask = torch.tensor([True, False, True, True])
     with poutine.trace() as capture, poutine.mask(mask=mask), pyro.plate("data", ROWS):
-        pyro.sample("z", Placed(torch.ones(ROWS), torch.ones(ROWS)))
+        pyro.sample("z", TransformedDelta(torch.ones(ROWS), torch.ones(ROWS)))
     capture.trace.compute_log_prob()
     assert torch.equal(capture.trace.nodes["z"]["log_prob"], mask.float())
