@@ -10,12 +10,12 @@ from torch import Tensor
 from pyro_avi.factors.discrete import DiscreteFactor
 from pyro_avi.families import Family
 
-__all__ = ["Members"]
+__all__ = ["ConditionalMembers"]
 
 _MOST_VALUES = 1000
 
 
-class Members:
+class ConditionalMembers:
     """A table of members of a family, one for each value that the discrete latents of a row have together.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
-from pyro_avi.factors.conditional_members import Members
+from pyro_avi.factors.conditional_members import ConditionalMembers
 from pyro_avi.factors.discrete import DiscreteFactor
 from pyro_avi.factors.layout import Layout, spread
 from pyro_avi.factors.means import drawn_means, mean_on_support
@@ -43,7 +43,7 @@ class Factor(nn.Module):
         family: the set that a row's factor is taken from, not yet prepared.
 
     Raises:
-        ValueError: if a conditional family cannot be, as in :class:`~pyro_avi.factors.conditional_members.Members`.
+        ValueError: if a conditional family cannot be, as in :class:`~pyro_avi.factors.conditional_members.ConditionalMembers`.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Factor(nn.Module):
         self.num_latents = sum(self._sizes)
         # Where a row has several members of the family, by the values of its discrete latents.
         conditional = self.family.conditional and self._continuous and self._discrete
-        self._members = Members(self.family, self._discrete) if conditional else None
+        self._members = ConditionalMembers(self.family, self._discrete) if conditional else None
         of_family = 0
         if self._continuous:
             self.family.prepare(self.num_latents)

@@ -18,12 +18,12 @@ from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro_avi.errors import CallError
 from pyro_avi.inspection.data_errors import data_explained
 
-__all__ = ["OwnedGuide"]
+__all__ = ["BaseGuide"]
 
 _count = itertools.count()
 
 
-class _LeftOut:
+class _MissingModel:
     """Stands in a guide for a model that could not be pickled with it."""
 
     def __init__(self, name: str):
@@ -55,9 +55,9 @@ class _Unpickler(pickle.Unpickler):
         return self._model
 
 
-def _without_model(cls: type, state: bytes, name: str) -> "OwnedGuide":
+def _without_model(cls: type, state: bytes, name: str) -> "BaseGuide":
     guide = cls.__new__(cls)
-    guide.__setstate__(_Unpickler(io.BytesIO(state), _LeftOut(name)).load())
+    guide.__setstate__(_Unpickler(io.BytesIO(state), _MissingModel(name)).load())
     return guide
 
 
@@ -69,7 +69,7 @@ def _can_be_pickled(model: Any) -> bool:
     return True
 
 
-class OwnedGuide(AutoGuide):
+class BaseGuide(AutoGuide):
     """An :class:`~pyro.infer.autoguide.AutoGuide` with a name of its own that survives copying.
 
     Pyro's parameter store identifies parameters by name. Two guides of one name would share an entry, and the store would

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from pyro_avi.encoders.standardize import transform_of
 from pyro_avi.inspection.arguments import Argument, argument_at, shuffled, tells_apart, with_another_row
-from pyro_avi.inspection.call_data import Rows
+from pyro_avi.inspection.call_data import Subsample
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.masks import site_mask
 from pyro_avi.inspection.replay import Recorder
@@ -53,7 +53,7 @@ class Covariate:
         own = {"dims": list(self.dims), "by_position": self.by_position, "transform": self.transform}
         return {"argument": self.argument.name, **own}
 
-    def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Sequence[Rows]) -> Tensor:
+    def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Sequence[Subsample]) -> Tensor:
         """The values of a call's rows, ``[*B, ...]``.
 
         Args:
@@ -134,7 +134,7 @@ class CovariateSearch:
             f"none among {[argument.name for argument in self._arguments]}."
         )
 
-    def find(self, sizes: Mapping[str, Rows], observed: Mapping[str, Tensor]) -> list[Covariate]:
+    def find(self, sizes: Mapping[str, Subsample], observed: Mapping[str, Tensor]) -> list[Covariate]:
         """The covariates.
 
         Args:
@@ -156,7 +156,9 @@ class CovariateSearch:
                 self.undecided[self._arguments[position].name] = str(error)
         return [covariate for covariate in found if covariate is not None]
 
-    def _covariate(self, position: int, of_rows: Sequence[Rows], observed: Mapping[str, Tensor]) -> Covariate | None:
+    def _covariate(
+        self, position: int, of_rows: Sequence[Subsample], observed: Mapping[str, Tensor]
+    ) -> Covariate | None:
         leaf = self._leaves[position]
         if not leaf.is_floating_point() and leaf.dtype != torch.bool and self._tells_apart(position):
             return None
@@ -197,7 +199,7 @@ class CovariateSearch:
                 return False
         return matters
 
-    def _positions(self, axis: int, of: Rows) -> tuple[Tensor, int]:
+    def _positions(self, axis: int, of: Subsample) -> tuple[Tensor, int]:
         """The positions ``[B]`` of the rows in the run that all others are compared with, and the size of their plate."""
         self._densities()
         site = self._base.nodes.get(self._rows.plates[axis])

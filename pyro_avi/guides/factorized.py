@@ -12,10 +12,10 @@ from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.sites import row_plates
-from pyro_avi.rows.drawn_rows import DrawnRows
-from pyro_avi.rows.positions import Rows
-from pyro_avi.rows.same_rows import SameRows
+from pyro_avi.rows.data_recognizer import DataRecognizer
+from pyro_avi.rows.subsample import Subsample
 from pyro_avi.rows.table import GatheredRows, Table
+from pyro_avi.rows.uniform_subsample import UniformSubsample
 
 __all__ = ["FactorizedGuide"]
 
@@ -60,7 +60,7 @@ class FactorizedGuide(LocalGuide):
         if rows_on not in (None, "cpu"):
             raise ValueError(f"Expected rows_on to be None (where the model is) or 'cpu', got {rows_on!r}.")
         self._same_rows, self._rows_on = same_rows, rows_on
-        self._recognized: SameRows | None = None
+        self._recognizer: DataRecognizer | None = None
         self._touched: list | None = None
         self._gathered: GatheredRows | None = None
 
@@ -71,7 +71,7 @@ class FactorizedGuide(LocalGuide):
         sites = (
             () if self._same_rows else tuple({name: None for rows in structure.row_sets for name in rows.observations})
         )
-        self._recognized = SameRows(", ".join(map(str, structure.row_sets)))
+        self._recognizer = DataRecognizer(", ".join(map(str, structure.row_sets)))
         latents = [latent.name for latent in structure.global_latents + structure.local_latents]
         unobserved = not structure.observations
         return CallReader(self.model, tuple(structure.frames), sites, latents, optional=True, unobserved=unobserved)
@@ -133,7 +133,7 @@ class FactorizedGuide(LocalGuide):
 
     def _drawn_rows(self, name, size, count):
         gathered = {} if self._gathered is None else self._gathered.draws
-        return DrawnRows(size, count, self._depth, self._device, gathered.get(name))
+        return UniformSubsample(size, count, self._depth, self._device, gathered.get(name))
 
     @property
     def _device(self):
@@ -184,7 +184,7 @@ class FactorizedGuide(LocalGuide):
         Args:
             *args, **kwargs: the arguments of the model.
         """
-        if self._same_rows or self._recognized.has_seen_rows:
+        if self._same_rows or self._recognizer.has_seen_rows:
             return True
         if self.create_plates is None and self._reader.draws_rows(args, kwargs):
             return True
@@ -192,7 +192,7 @@ class FactorizedGuide(LocalGuide):
 
     def _check_same_rows(self, data: CallData) -> None:
         if data.values and all(rows.index is None for rows in data.rows.values()):
-            self._recognized.check(data.values)
+            self._recognizer.check(data.values)
 
     @property
     def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
@@ -250,7 +250,7 @@ class FactorizedGuide(LocalGuide):
         sizes = {
             name: size for of in self.row_factors for name, size in zip(of.rows.plates, of.function.sizes, strict=True)
         }
-        return replace(data, rows={name: Rows(size, None) for name, size in sizes.items()})
+        return replace(data, rows={name: Subsample(size, None) for name, size in sizes.items()})
 
     @staticmethod
     def _table_name(of: RowFactor) -> str:

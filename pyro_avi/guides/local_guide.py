@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
-from pyro_avi.guides.site_answers import Summaries
+from pyro_avi.guides.site_summaries import SiteSummaries
 from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.sites import row_plate
@@ -39,7 +39,7 @@ class _Hide:
             return self.model(*args, **kwargs)
 
 
-class LocalGuide(Summaries):
+class LocalGuide(SiteSummaries):
     r"""A guide with a factor of its own for every row of a plate.
 
     .. math:: q(\theta, z_{1:N}) = q_0(\theta) \prod_n q(z_n; f(n, x_n))

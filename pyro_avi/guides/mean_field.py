@@ -8,7 +8,7 @@ from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
 from pyro_avi.factors.factor import Factor
-from pyro_avi.guides.base import OwnedGuide
+from pyro_avi.guides.base import BaseGuide
 from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.structure import Structure, inspect_model
@@ -16,7 +16,7 @@ from pyro_avi.inspection.structure import Structure, inspect_model
 __all__ = ["MeanFieldNormal"]
 
 
-class MeanFieldNormal(OwnedGuide):
+class MeanFieldNormal(BaseGuide):
     r"""Independent normals for every latent of a model: the default factor of the global latents.
 
     .. math:: q_0(\theta) = \prod_k N(\theta_k; m_k, s_k^2)

@@ -21,7 +21,7 @@ from pyro_avi.inspection.masks import Mask
 from pyro_avi.inspection.model_run import CallData, DataQuery, Run, run_once
 from pyro_avi.inspection.replay import CannotReplayError, Recorder, Replay, follow
 from pyro_avi.inspection.sites import equal, is_latent, is_observation, row_plates
-from pyro_avi.rows.positions import Rows, check_positions
+from pyro_avi.rows.subsample import Subsample, check_positions
 
 __all__ = ["CallData", "CallReader"]
 
@@ -177,7 +177,7 @@ class _Slice:
     def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> CallData:
         given, data = iter(self._replay([*leaves, *(rows.get(name) for name in self.drawn)])), self._data
         return CallData(
-            {name: Rows(of.size, next(given)) for name, of in data.rows.items()},
+            {name: Subsample(of.size, next(given)) for name, of in data.rows.items()},
             {name: next(given) for name in data.values},
             {name: replace(mask, values=next(given)) for name, mask in data.masks.items()},
             {name: next(given) / self._plain[name] for name in data.scales},
@@ -203,7 +203,7 @@ class _Rerun:
         others = {}
         for name, (size, count) in self.drawn.items():
             if name in rows and len(rows[name]) != count:
-                others[name] = Rows(size, rows[name])
+                others[name] = Subsample(size, rows[name])
                 if not self._query.sites:
                     rows = {**rows, name: torch.arange(count, device=rows[name].device)}
                     continue

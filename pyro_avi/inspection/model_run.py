@@ -17,7 +17,7 @@ from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.masks import Mask, site_mask
 from pyro_avi.inspection.replay import Recorder
 from pyro_avi.inspection.sites import check_data, is_observation, is_scaled, plate_scale, sizes_by_shape
-from pyro_avi.rows.positions import Rows, check_positions
+from pyro_avi.rows.subsample import Subsample, check_positions
 
 __all__ = ["CallData", "Run", "DataQuery", "run_once"]
 
@@ -34,7 +34,7 @@ class CallData:
         given: the values of latents that this call observes, by site.
     """
 
-    rows: dict[str, Rows]
+    rows: dict[str, Subsample]
     values: dict[str, Tensor]
     masks: dict[str, Mask]
     scales: dict[str, Tensor | float]
@@ -105,7 +105,7 @@ class Run:
         )
 
 
-class _GiveRows(Messenger):
+class _SubsampleMessenger(Messenger):
     """Provide the rows that plates would otherwise draw, and note how they got their rows.
 
     Args:
@@ -117,8 +117,8 @@ class _GiveRows(Messenger):
     def __init__(self, plates: Sequence[str], rows: Mapping[str, Tensor], counts: Mapping[str, int]):
         super().__init__()
         self.plates, self.rows, self.counts = plates, dict(rows), counts
-        self.by_plate: dict[str, Rows] = {}
-        self.given: dict[str, Rows] = {}
+        self.by_plate: dict[str, Subsample] = {}
+        self.given: dict[str, Subsample] = {}
         self.drawn: dict[str, tuple[int, int]] = {}
 
     def _pyro_sample(self, msg):
@@ -128,7 +128,7 @@ class _GiveRows(Messenger):
         size, count, index = msg["fn"].size, msg["fn"].subsample_size, None
         if msg["value"] is not None:
             index = torch.as_tensor(msg["value"])
-            self.given[name] = Rows(size, index)
+            self.given[name] = Subsample(size, index)
         elif name in self.plates and (count is not None and count < size or name in self.counts):
             count = self.counts.get(name, count)
             self.drawn[name] = (size, count)
@@ -136,7 +136,7 @@ class _GiveRows(Messenger):
                 self.rows[name] = torch.randperm(size, device=msg["fn"].device)[:count]
             index = msg["value"] = self.rows[name]
         if name in self.plates:
-            self.by_plate[name] = Rows(size, index)
+            self.by_plate[name] = Subsample(size, index)
 
 
 def run_once(
@@ -163,7 +163,7 @@ def run_once(
     Raises:
         ValueError: if a plate, or the observed value of a site, is missing, or positions of rows are none.
     """
-    given = _GiveRows(query.plates, rows, counts)
+    given = _SubsampleMessenger(query.plates, rows, counts)
     # Validation would read data (`valid.all()`), which is no part of the model.
     with quiet(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
         with data_explained(args, kwargs):
@@ -197,10 +197,10 @@ def run_once(
     return Run(data, given.drawn, given.rows, trace)
 
 
-def _all_plates(query: DataQuery, data: dict[str, Rows], trace: Trace) -> dict[str, Rows]:
+def _all_plates(query: DataQuery, data: dict[str, Subsample], trace: Trace) -> dict[str, Subsample]:
     """The rows of all plates, in their order; those of a plate without a size are the ones that its sites have."""
     by_shape = sizes_by_shape(trace)
-    rows = {name: Rows(by_shape[name], None) if name in by_shape else data.get(name) for name in query.plates}
+    rows = {name: Subsample(by_shape[name], None) if name in by_shape else data.get(name) for name in query.plates}
     missing = [name for name, of in rows.items() if of is None]
     if missing:
         raise ValueError(f"Expected the plates {list(query.plates)} in every call of the model, got none of {missing}.")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_avi.errors import CallError
 from pyro_avi.models.likelihoods import GaussianLikelihood
-from pyro_avi.rows.positions import check_positions
+from pyro_avi.rows.subsample import check_positions
 
 __all__ = ["LatentDecoder"]
 

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from pyro_avi.rows.positions import Rows
+from pyro_avi.rows.subsample import Subsample
 
-__all__ = ["Merged"]
+__all__ = ["MergedBatches"]
 
 
-class Merged:
+class MergedBatches:
     """Values of the sites of one set of rows, gathered batch by batch.
 
     A batch that says which of ``N`` rows of a plate it holds fills these rows; batches that do not follow one another.
@@ -26,7 +26,7 @@ class Merged:
         self._whole: dict[str, Tensor] = {}
         self._seen: Tensor | None = None
 
-    def add(self, rows: Mapping[str, Rows], values: Mapping[str, Tensor]) -> None:
+    def add(self, rows: Mapping[str, Subsample], values: Mapping[str, Tensor]) -> None:
         """Take the values of one batch.
 
         Args:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
 from pyro_avi.optimization.step import HasRowTables
-from pyro_avi.rows.positions import Rows
+from pyro_avi.rows.subsample import Subsample
 from pyro_avi.seeds import Stream, seeded
 
 __all__ = ["HasRows", "RowsOfLoader", "calls_from", "each_its_own"]
@@ -27,7 +27,7 @@ class HasRows(Protocol):
         """The names of the latents that all rows share."""
         ...
 
-    def rows_of(self, *args, **kwargs) -> dict[str, Rows]:
+    def rows_of(self, *args, **kwargs) -> dict[str, Subsample]:
         """By plate the rows of a call, without ``index`` where it gives no positions."""
         ...
 
@@ -211,7 +211,7 @@ class RowsOfLoader:
                 self._check_size(rows)
         return call
 
-    def _check_positions(self, rows: Mapping[str, Rows]) -> None:
+    def _check_positions(self, rows: Mapping[str, Subsample]) -> None:
         given = {name: of for name, of in rows.items() if of.index is not None}
         for name, of in given.items():
             index = of.index.cpu()
@@ -233,7 +233,7 @@ class RowsOfLoader:
             "- a collate_fn that leaves out labels, where these are taken for positions"
         )
 
-    def _check_size(self, rows: Mapping[str, Rows]) -> None:
+    def _check_size(self, rows: Mapping[str, Subsample]) -> None:
         if not all(of.index is None and of.size < self._size for of in rows.values()):
             return
         name, of = next(iter(rows.items()))

@@ -12,7 +12,7 @@ from pyro import poutine
 import pyro_avi as avi
 from pyro_avi.inspection.call_data import CallReader
 from pyro_avi.inspection.replay import CannotReplayError, Recorder, Replay
-from pyro_avi.rows.positions import Rows
+from pyro_avi.rows.subsample import Subsample
 
 N = 6
 X = torch.arange(2.0 * N).view(N, 2)
@@ -113,7 +113,7 @@ def test_replayed(name):
     found = reader.read(*call(other))
 
     assert torch.equal(found.values["x"], expected)
-    assert found.rows["data"] == Rows(N, None)
+    assert found.rows["data"] == Subsample(N, None)
     again = reader.read(*call(first))
     assert torch.equal(again.values["x"], find(None, *call(first)[0], **call(first)[1]))
     if name != "contiguous":  # the layout of a tensor is part of the signature

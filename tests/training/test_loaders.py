@@ -162,7 +162,7 @@ def test_the_last_batch_counts_for_its_rows():
         torch.testing.assert_close((parts * sizes).sum() / N, whole[0], rtol=1e-6, atol=0.0)
 
 
-class Rows(Dataset):
+class Subsample(Dataset):
     """Rows as ``get`` makes them."""
 
     def __init__(self, get):
@@ -177,9 +177,9 @@ class Rows(Dataset):
 
 @pytest.mark.filterwarnings("ignore:.*losses are those of a batch:UserWarning")
 def test_a_batch_may_be_one_tensor_or_arguments_by_name():
-    alone = train(build(), DataLoader(Rows(lambda row: X[row]), batch_size=5)).losses
+    alone = train(build(), DataLoader(Subsample(lambda row: X[row]), batch_size=5)).losses
     assert torch.equal(alone, train(build(), DataLoader(TensorDataset(X), batch_size=5)).losses)
-    named = DataLoader(Rows(lambda row: {"index": row, "x": X[row]}), batch_size=5)
+    named = DataLoader(Subsample(lambda row: {"index": row, "x": X[row]}), batch_size=5)
     assert torch.equal(train(build(), named).losses, train(build(), loader(shuffle=False)).losses)
 
     def model(x, scale=1.0, index=None):
@@ -295,9 +295,9 @@ REFUSED = {
     ),
     "no batch": (lambda: loader(batch_size=20, drop_last=True), ValueError, "none in epoch 0.*drop_last"),
     "an empty list": (lambda: [], ValueError, "got none in epoch 0 of a list"),
-    "a string": (lambda: DataLoader(Rows(lambda row: "row"), batch_size=None), TypeError, "got a str.*collate_fn"),
+    "a string": (lambda: DataLoader(Subsample(lambda row: "row"), batch_size=None), TypeError, "got a str.*collate_fn"),
     "unknown fields": (
-        lambda: DataLoader(Rows(lambda row: {"x": X[row], "label": row}), batch_size=4),
+        lambda: DataLoader(Subsample(lambda row: {"x": X[row], "label": row}), batch_size=4),
         TypeError,
         r"arguments of the model, \['x', 'index'\], got \['x', 'label'\]",
     ),

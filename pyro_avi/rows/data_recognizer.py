@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["SameRows"]
+__all__ = ["DataRecognizer"]
 
 
-class SameRows:
+class DataRecognizer:
     """Recognizes the observed values of the first call without row indices.
 
     A loader that feeds ``pyro.plate("data", len(batch))`` gives every batch the same positions, and a table would train its

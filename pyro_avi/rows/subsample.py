@@ -7,13 +7,13 @@ from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-__all__ = ["Rows", "check_positions"]
+__all__ = ["Subsample", "check_positions"]
 
 _WHOLE = (torch.int64, torch.int32)
 
 
 @dataclass(frozen=True)
-class Rows:
+class Subsample:
     """The rows of one plate in one call of the model.
 
     Attributes:
@@ -29,7 +29,7 @@ class Rows:
 
 
 def check_positions(plate: str, size: int, index: Tensor, *, wait: bool = False) -> None:
-    """Refuse positions of rows that are none.
+    """Refuse positions that name no row of a plate.
 
     On another device than the CPU their values are looked at only where the caller can wait for them, and while a graph is
     traced they have none.

@@ -8,7 +8,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 import pyro_avi as avi
-from pyro_avi.rows.positions import check_positions
+from pyro_avi.rows.subsample import check_positions
 from tests.all_guides import SMALL_GUIDES as GUIDES
 
 N, B = 8, 3

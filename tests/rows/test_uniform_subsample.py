@@ -15,8 +15,8 @@ from pyro.nn import PyroModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_avi as avi
-from pyro_avi.rows import drawn_rows as rows
-from pyro_avi.rows.drawn_rows import draw_rows, first_swaps
+from pyro_avi.rows import uniform_subsample as rows
+from pyro_avi.rows.uniform_subsample import draw_rows, first_swaps
 from tests.marks import needs_compiler
 
 
@@ -157,4 +157,4 @@ def test_few_rows_are_drawn_as_pyro_draws_them():
     drawn = draw_rows(30, 7)
     torch.manual_seed(0)
     assert torch.equal(drawn, pyro.plate("data", 30, subsample_size=7).indices)
-    assert rows.DrawnRows(30, 7, 1, torch.device("cpu"), drawn).sample() is drawn
+    assert rows.UniformSubsample(30, 7, 1, torch.device("cpu"), drawn).sample() is drawn

@@ -1,4 +1,4 @@
-"""Where the rows of a guide's call come from."""
+"""The plates of a guide's call, and the rows in them."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -9,17 +9,17 @@ import pyro
 import torch
 from pyro import poutine
 
-from pyro_avi.guides.base import OwnedGuide
+from pyro_avi.guides.base import BaseGuide
 from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import quiet
 from pyro_avi.inspection.structure import Structure
-from pyro_avi.rows.drawn_rows import DrawnRows
-from pyro_avi.rows.positions import Rows, check_positions
+from pyro_avi.rows.subsample import Subsample, check_positions
+from pyro_avi.rows.uniform_subsample import UniformSubsample
 
-__all__ = ["RowFinder"]
+__all__ = ["PlateGuide"]
 
 
-class RowFinder(OwnedGuide):
+class PlateGuide(BaseGuide):
     """A guide that knows which rows of its model a call is about, and the plates to put them in.
 
     Args:
@@ -69,7 +69,7 @@ class RowFinder(OwnedGuide):
         structure = self._structure
         if self._reader is None:
             self._require_plates(given)
-            rows = {name: Rows(given[name].size, given[name].indices) for name in structure.frames}
+            rows = {name: Subsample(given[name].size, given[name].indices) for name in structure.frames}
             for name, of in rows.items():
                 check_positions(name, of.size, of.index)
             return CallData(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
@@ -88,7 +88,7 @@ class RowFinder(OwnedGuide):
                 part = name in call.ignored or (any_rows and not call.traced)
                 rows[name] = torch.arange(count if part else size, device=self._device)
         data = call.read(rows)
-        data.rows.update((name, Rows(len(rows[name]), None)) for name in followed)
+        data.rows.update((name, Subsample(len(rows[name]), None)) for name in followed)
         plates = {}
         for name, frame in structure.frames.items():
             if name in given:
@@ -102,7 +102,7 @@ class RowFinder(OwnedGuide):
                 plates[name] = pyro.plate(name, size, subsample=of.index, dim=frame.dim)
         return data, plates
 
-    def rows_of(self, *args, **kwargs) -> dict[str, Rows]:
+    def rows_of(self, *args, **kwargs) -> dict[str, Subsample]:
         """By plate of the latents the rows of a call.
 
         Args:
@@ -118,7 +118,7 @@ class RowFinder(OwnedGuide):
             data, _ = self._find(args, kwargs, given)
             drawn = {} if self._reader is None else self._reader.call(args, kwargs, self._counts(given)).drawn
         return {
-            name: Rows(drawn[name][0], None) if name in drawn and name not in given else of
+            name: Subsample(drawn[name][0], None) if name in drawn and name not in given else of
             for name, of in data.rows.items()
         }
 
@@ -130,9 +130,9 @@ class RowFinder(OwnedGuide):
     def _check_drawn(self, ignored: Sequence[str]) -> None:
         """Refuse rows that the model draws and makes nothing of; no matter where rows have no parameters of their own."""
 
-    def _drawn_rows(self, name: str, size: int, count: int) -> DrawnRows:
+    def _drawn_rows(self, name: str, size: int, count: int) -> UniformSubsample:
         """The rows of a plate that the model would draw itself."""
-        return DrawnRows(size, count, self._depth, self._device)
+        return UniformSubsample(size, count, self._depth, self._device)
 
     def _require_plates(self, given: Mapping[str, pyro.plate]) -> None:
         for name in self._structure.frames:

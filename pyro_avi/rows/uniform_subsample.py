@@ -4,7 +4,7 @@ import torch
 from pyro.distributions.distribution import Distribution
 from torch import Tensor
 
-__all__ = ["DrawnRows", "draw_rows", "first_swaps"]
+__all__ = ["UniformSubsample", "draw_rows", "first_swaps"]
 
 
 def draw_rows(size: int, count: int, device: torch.device | None = None) -> Tensor:
@@ -24,7 +24,7 @@ def draw_rows(size: int, count: int, device: torch.device | None = None) -> Tens
     Example::
 
         >>> import torch
-        >>> from pyro_avi.rows.drawn_rows import draw_rows
+        >>> from pyro_avi.rows.uniform_subsample import draw_rows
         >>> draw_rows(10_000_000, 256).unique().shape
         torch.Size([256])
     """
@@ -62,7 +62,7 @@ def first_swaps(size: int, count: int, device: torch.device | None = None) -> Te
     return torch.where(before < 0, target, origin[before])
 
 
-class DrawnRows(Distribution):
+class UniformSubsample(Distribution):
     """``count`` of ``size`` rows, without replacement; its log probability is 0, as that of a plate's own draw.
 
     A class of its own rather than the plate's: ``pyro.infer.Predictive`` forgets the plates' draws of a guide and would

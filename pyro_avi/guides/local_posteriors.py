@@ -1,4 +1,4 @@
-"""What a guide says about the rows of a call."""
+"""The variational parameters and local posteriors of the rows of a call."""
 
 import inspect
 from abc import abstractmethod
@@ -11,19 +11,19 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_avi.factors.row_factor import RowFactor
-from pyro_avi.guides.row_finder import RowFinder
+from pyro_avi.guides.plate_guide import PlateGuide
 from pyro_avi.inspection.call_data import CallData
-from pyro_avi.rows.merge import Merged
-from pyro_avi.rows.positions import Rows
+from pyro_avi.rows.merge import MergedBatches
+from pyro_avi.rows.subsample import Subsample
 
-__all__ = ["Answers"]
+__all__ = ["LocalPosteriors"]
 
 
-class Answers(RowFinder):
+class LocalPosteriors(PlateGuide):
     """A guide that answers for the rows of a call: their parameters and factors, and draws or means batch by batch.
 
     Args:
-        model, create_plates: as for :class:`~pyro_avi.guides.row_finder.RowFinder`.
+        model, create_plates: as for :class:`~pyro_avi.guides.plate_guide.PlateGuide`.
     """
 
     def __init__(self, model: Callable, *, create_plates: Callable | None = None):
@@ -32,7 +32,7 @@ class Answers(RowFinder):
         self.row_factors = nn.ModuleList()
 
     @abstractmethod
-    def setup(self, *args, **kwargs) -> "Answers":
+    def setup(self, *args, **kwargs) -> "LocalPosteriors":
         """Look at the model and create all parameters, if that has not been done; return the guide."""
 
     @abstractmethod
@@ -91,7 +91,7 @@ class Answers(RowFinder):
                 every row of the plate has been seen; others follow one another, until they end.
             sites: the latents asked for; by default all local ones.
             num_samples: the number of independent draws, leftmost in the answer; by default the means, those of
-                :meth:`~pyro_avi.guides.site_answers.Summaries.mean`.
+                :meth:`~pyro_avi.guides.site_summaries.SiteSummaries.mean`.
 
         Returns:
             By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
@@ -110,14 +110,14 @@ class Answers(RowFinder):
             >>> guide.posterior_by_row(avi.minibatches(x, batch_size=6), num_samples=3)["z"].shape
             torch.Size([3, 20, 2])
         """
-        merged: dict[tuple[str, ...], Merged] = {}
+        merged: dict[tuple[str, ...], MergedBatches] = {}
         for batch in batches:
             # Loaders give lists, or single tensors.
             call = (batch,) if isinstance(batch, Tensor) else tuple(batch)
             self.setup(*call)
             asked = self._sites_by_rows(sites)
             merged = merged or {
-                of.rows.plates: Merged(of.rows.plates, {name: of.factor.row_dims(name) for name in names})
+                of.rows.plates: MergedBatches(of.rows.plates, {name: of.factor.row_dims(name) for name in names})
                 for of, names in asked
             }
             with poutine.block():
@@ -152,7 +152,7 @@ class Answers(RowFinder):
         if not _needs_arguments(self.model):
             return None
         sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}
-        return CallData({name: Rows(size, None) for name, size in sizes.items()}, {}, {}, {})
+        return CallData({name: Subsample(size, None) for name, size in sizes.items()}, {}, {}, {})
 
 
 def _needs_arguments(model: Callable) -> bool:

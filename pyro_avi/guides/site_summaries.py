@@ -1,4 +1,4 @@
-"""What a guide says about each latent of a call."""
+"""Draws, means and quantiles of each latent of a call."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 from pyro_avi.factors.means import drawn_means
 from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.guides.local_posteriors import LocalPosteriors
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_num_samples
-from pyro_avi.guides.row_answers import Answers
 
-__all__ = ["Summaries"]
+__all__ = ["SiteSummaries"]
 
 
-class Summaries(Answers):
+class SiteSummaries(LocalPosteriors):
     """A guide that answers for every latent, local and global, by site: draws, means, medians and quantiles.
 
     Args:
-        model, create_plates: as for :class:`~pyro_avi.guides.row_finder.RowFinder`.
+        model, create_plates: as for :class:`~pyro_avi.guides.plate_guide.PlateGuide`.
     """
 
     @torch.no_grad()
