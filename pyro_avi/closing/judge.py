@@ -11,7 +11,7 @@ from pyro_avi.densities.log_weights import LogWeights, log_weights
 from pyro_avi.densities.row_densities import TiedRowsError
 from pyro_avi.evidence.ais import posterior_of, sampling
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["JointJudge", "Judge", "TraceJudge", "by_row", "judge_of"]
 
@@ -70,7 +70,7 @@ class TraceJudge(Judge):
     def weights(self, guide, *, num_samples, seed):
         """The log weights of an even number of draws, ``num_samples`` at least."""
         even = num_samples + num_samples % 2
-        with quiet(seed):
+        with isolated_run(seed):
             weights = log_weights(self._model, guide, *self._args, num_samples=even, **self._kwargs)
         # Rows that share a factor, as those of crossed plates share observations, are judged together.
         if weights.blocks is not None:
@@ -94,7 +94,7 @@ def judge_of(
     if not alone or any(latent.num_values is not None or latent.is_weighted for latent in latents):
         return TraceJudge(model, args, kwargs)
     try:
-        with quiet(0):
+        with isolated_run(0):
             joint = LocalJoint(model, args, kwargs, plate=guide.row_plates[0])
     except TiedRowsError:
         return TraceJudge(model, args, kwargs)

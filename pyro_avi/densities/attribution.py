@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_avi.densities.dependence import row_codes
 from pyro_avi.densities.log_factors import LogFactor
 from pyro_avi.densities.perturbation import Perturbed, Plates, row_frames, scale_of
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["Attribution", "attribute", "check_attribution"]
 
@@ -158,7 +158,7 @@ def attribute(
     Raises:
         ValueError: if there are no sites in the plates, or the result does not hold.
     """
-    with quiet(0):
+    with isolated_run(0):
         call = Perturbed(model, guide, args, kwargs, plates, but=but)
         result = _find(call)
         check_attribution(call, result)

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_avi.densities.log_weights import Weigher
 from pyro_avi.diagnostics.posterior_predictive import Predictor
 from pyro_avi.display.arviz_import import import_arviz
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import is_observation
 from pyro_avi.lock import in_turn
 from pyro_avi.seeds import Stream
@@ -70,7 +70,7 @@ def to_arviz(
     observed, dims, coords = {}, {}, {}
     # Apart, so that the latents are those of the seed with and without.
     predictor, stream = None, Stream(seed)
-    with quiet(seed):
+    with isolated_run(seed):
         weigher = Weigher(model, guide, args, kwargs, plate=plate)
         if posterior_predictive:
             predictor = Predictor(model, guide, args, kwargs)

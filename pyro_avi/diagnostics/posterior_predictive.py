@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.densities.log_factors import complete, enumeration_depth
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import is_observation
 from pyro_avi.lock import in_turn
 
@@ -73,7 +73,7 @@ def posterior_predictive(
             "Write them as pyro.sample(name, fn, obs=x): a pyro.factor has no distribution to draw from."
         )
     draws: dict[str, Tensor] = {}
-    with quiet(seed):
+    with isolated_run(seed):
         done = 0
         for count in predictor.chunks(num_samples):
             for name, values in predictor.draw(count).items():
@@ -96,7 +96,7 @@ class Predictor:
 
     def __init__(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]):
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
-        with quiet(0):
+        with isolated_run(0):
             self._of_guide = self._trace(guide)
             of_model = self._trace(poutine.replay(model, trace=self._of_guide))
             self._enumeration = enumeration_depth(of_model, self._of_guide.nodes)
@@ -215,7 +215,7 @@ class Predictor:
         if self._enumeration is not None:
             return False
         try:
-            with quiet(0):
+            with isolated_run(0):
                 together = self._together(2)
                 return all(self._is_as_alone(together, position) for position in range(2))
         except _SHAPE_ERRORS:

@@ -15,7 +15,7 @@ from pyro_avi.evidence.ais import row_plate_of
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.local_guide import LocalGuide
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.lock import in_turn
 
 __all__ = ["sbc"]
@@ -121,12 +121,12 @@ def sbc(
     seeds = torch.randint(2**31, (num_simulations, 3), generator=torch.Generator().manual_seed(seed)).tolist()
     parts = []
     for of_data, of_steps, of_draws in seeds:
-        with quiet(of_data):
+        with isolated_run(of_data):
             truth, simulated = simulator.draw()
         answers = guide
         if num_steps:
             answers = _refined(held, guide, plate, simulated, num_steps=num_steps, lr=lr, seed=of_steps)
-        with quiet(of_draws):
+        with isolated_run(of_draws):
             parts.append(_Ranked(answers, truth, simulated, num_samples))
     values = torch.cat([part.values for part in parts])
     # One simulated row says nothing about how far they spread.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_avi.densities.row_densities import RowDensities
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import site_mask
 from pyro_avi.inspection.sites import equal, is_scaled
 
@@ -49,7 +49,7 @@ class Simulator:
     ):
         self._model, self._plate, self._latents = model, plate, tuple(latents)
         self._args, self._kwargs, self._rebuild = args, kwargs, rebuild
-        with quiet(0):
+        with isolated_run(0):
             self._densities = RowDensities(model, args, kwargs, plate=plate)
         nodes = self._densities.trace.nodes
         observed = {name: nodes[name] for name in self._densities.observed}

@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.infer import TraceEnum_ELBO, config_enumerate
 
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["Enumerated", "enumerating_elbo"]
 
@@ -46,7 +46,7 @@ def enumerating_elbo(
     Args:
         model, guide, args, kwargs: a call of both.
     """
-    with quiet(0), torch.enable_grad(), warnings.catch_warnings():
+    with isolated_run(0), torch.enable_grad(), warnings.catch_warnings():
         sites = [site for site in poutine.trace(model).get_trace(*args, **kwargs).nodes.values() if "infer" in site]
         own = [latent.num_values for of in guide.row_factors for latent in of.rows.latents]
         if all(number is None for number in own) and not any(site["infer"].get("enumerate") for site in sites):

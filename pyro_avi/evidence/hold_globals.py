@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_avi.evidence.one_row import as_one_row
 from pyro_avi.guides.local_guide import LocalGuide, check_local_guide
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["Conditional", "Theta", "hold_globals"]
 
@@ -65,7 +65,7 @@ def hold_globals(
         return Conditional(model, theta), guide
     if theta not in ("mean", "draw"):
         raise ValueError(f'Expected theta= to be "mean", "draw" or the values by site, got {theta!r}.')
-    with quiet(seed):
+    with isolated_run(seed):
         if theta == "draw":
             nodes = poutine.trace(guide.global_guide).get_trace(*args, **kwargs).nodes
             values = {name: nodes[name]["value"] for name in names}

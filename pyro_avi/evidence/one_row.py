@@ -12,7 +12,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_avi.guides import FactorizedGuide, MeanFieldNormal
 from pyro_avi.guides.local_guide import LocalGuide
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["OneRow", "as_one_row", "write_back"]
 
@@ -78,7 +78,7 @@ def as_one_row(
             "Without latents in a plate the factor of the globals is what is measured: of a MeanFieldNormal alone it is known "
             "how to refine it. avi.log_weights takes any guide."
         )
-    with quiet(0):
+    with isolated_run(0):
         trace = poutine.trace(model).get_trace(*args, **kwargs)
     frames = [frame for site in trace.nodes.values() for frame in site.get("cond_indep_stack", ()) if frame.vectorized]
     one_row = OneRow(model, max((-frame.dim for frame in frames), default=0))

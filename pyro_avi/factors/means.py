@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import AffineTransform, ComposeTransform, ExpTransform
 
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.structure import Latent
 
 __all__ = ["drawn_means", "mean_on_support"]
@@ -56,7 +56,7 @@ def drawn_means(draw: Callable[[int], Mapping[str, Tensor]], names: Sequence[str
     """
     count = min(_DRAWS, max(1, _NUMBERS // max(1, numbers)))
     result: dict[str, Tensor] = {}
-    with quiet(0):
+    with isolated_run(0):
         for start in range(0, _DRAWS, count):
             draws = draw(min(count, _DRAWS - start))
             for name in names:

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 from pyro_avi.encoders.standardize import transform_of
 from pyro_avi.inspection.arguments import Argument, argument_at, shuffled, tells_apart, with_another_row
 from pyro_avi.inspection.call_data import Subsample
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import site_mask
 from pyro_avi.inspection.replay import Recorder
 from pyro_avi.inspection.sites import equal, is_observation
@@ -223,7 +223,7 @@ class CovariateSearch:
 
     def _run(self, leaves: Sequence[Any], values: Mapping[str, Tensor]) -> Trace:
         args, kwargs = tree_unflatten([leaf.detach() if _is_tensor(leaf) else leaf for leaf in leaves], self._spec)
-        with quiet(0), pyro.validation_enabled(False), InitMessenger(_start), _Hold(values):
+        with isolated_run(0), pyro.validation_enabled(False), InitMessenger(_start), _Hold(values):
             try:
                 return poutine.trace(self._model).get_trace(*args, **kwargs)
             except Exception as error:
@@ -233,7 +233,7 @@ class CovariateSearch:
 
     def _by_row(self, trace: Trace) -> Tensor:
         total: Tensor | float = 0.0
-        with quiet(), pyro.validation_enabled(False):
+        with isolated_run(), pyro.validation_enabled(False):
             trace.compute_log_prob(lambda name, site: self._counts(site))
         for site in trace.nodes.values():
             if self._counts(site):
@@ -264,7 +264,7 @@ class CovariateSearch:
         self._densities()
         leaves = [leaf.detach() if _is_tensor(leaf) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)
-        with quiet(0), pyro.validation_enabled(False), _Hold(self._values()), Recorder() as recorder:
+        with isolated_run(0), pyro.validation_enabled(False), _Hold(self._values()), Recorder() as recorder:
             self._model(*args, **kwargs)
         return tells_apart(recorder, leaves[position])
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.inspection.call_data import CallData, CallReader
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plates
 from pyro_avi.rows.data_recognizer import DataRecognizer
 from pyro_avi.rows.subsample import Subsample
@@ -170,7 +170,7 @@ class FactorizedGuide(LocalGuide):
                 {name: torch.arange(count, device=self._device) for name, (_, count) in call.drawn.items()}
             )
         else:
-            with quiet():
+            with isolated_run():
                 data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
         for of in self.row_factors:
             self._check_sizes(of, data)

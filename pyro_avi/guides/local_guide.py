@@ -21,7 +21,7 @@ from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
 from pyro_avi.guides.site_summaries import SiteSummaries
 from pyro_avi.inspection.call_data import CallData, CallReader
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plate
 from pyro_avi.inspection.structure import Structure, inspect_model
 
@@ -122,7 +122,7 @@ class LocalGuide(SiteSummaries):
         self._depth = max((-frame.dim for frame in self._frames()), default=0)
         try:
             self._reader = self._create_reader(structure)
-            with quiet():
+            with isolated_run():
                 self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
                 data, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
                 for of in self.row_factors:

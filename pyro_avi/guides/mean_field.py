@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyro_avi.factors.factor import Factor
 from pyro_avi.guides.base import BaseGuide
 from pyro_avi.inspection.call_data import CallData, CallReader
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.structure import Structure, inspect_model
 
 __all__ = ["MeanFieldNormal"]
@@ -67,7 +67,7 @@ class MeanFieldNormal(BaseGuide):
                         f"{frame.name!r} of an amortized, factorized or constant guide."
                     )
         factor = Factor("", structure.global_latents, ())
-        with quiet():
+        with isolated_run():
             self.vector = nn.Parameter(factor.initial(self._init_scale))
         self._factor, self._without_size = factor, structure.without_size
         self._reader = CallReader(self.model, (), latents=[latent.name for latent in factor.latents])

@@ -11,7 +11,7 @@ from pyro import poutine
 
 from pyro_avi.guides.base import BaseGuide
 from pyro_avi.inspection.call_data import CallData, CallReader
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.structure import Structure
 from pyro_avi.rows.subsample import Subsample, check_positions
 from pyro_avi.rows.uniform_subsample import UniformSubsample
@@ -113,7 +113,7 @@ class PlateGuide(BaseGuide):
             it gives none, as they are all in order, or the model draws them.
         """
         self._require_setup()
-        with quiet():
+        with isolated_run():
             given = self._given_plates(args, kwargs)
             data, _ = self._find(args, kwargs, given)
             drawn = {} if self._reader is None else self._reader.call(args, kwargs, self._counts(given)).drawn

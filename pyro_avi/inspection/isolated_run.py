@@ -1,4 +1,4 @@
-"""Runs of a model or guide beside the program, which leave no trace in it."""
+"""Runs of a model or guide apart from the program, which leave no trace in it."""
 
 from contextlib import contextmanager
 
@@ -9,7 +9,7 @@ from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.param_store import own_parameters
 from pyro_avi.seeds import seeded
 
-__all__ = ["quiet", "untraced"]
+__all__ = ["isolated_run", "untraced"]
 
 
 @contextmanager
@@ -24,10 +24,10 @@ def untraced():
 
 
 @contextmanager
-def quiet(seed: int | None = None):
-    """Run a model or guide beside the program: hidden from handlers, without gradients, modules in evaluation mode.
+def isolated_run(seed: int | None = None):
+    """Run a model or guide apart from the program: hidden from handlers, without gradients, modules in evaluation mode.
 
-    The random state is given back.
+    The random state is restored afterwards.
     """
     with own_parameters(), seeded(seed), torch.no_grad(), poutine.block(), evaluation_mode():
         yield

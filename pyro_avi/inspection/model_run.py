@@ -13,7 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.inspection.data_errors import data_explained
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import Mask, site_mask
 from pyro_avi.inspection.replay import Recorder
 from pyro_avi.inspection.sites import check_data, is_observation, is_scaled, plate_scale, sizes_by_shape
@@ -165,7 +165,7 @@ def run_once(
     """
     given = _SubsampleMessenger(query.plates, rows, counts)
     # Validation would read data (`valid.all()`), which is no part of the model.
-    with quiet(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
+    with isolated_run(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
         with data_explained(args, kwargs):
             trace = poutine.trace(model).get_trace(*args, **kwargs)
             check_data(trace)

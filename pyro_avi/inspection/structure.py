@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
 from pyro_avi.inspection.data_errors import data_explained
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import site_mask
 from pyro_avi.inspection.sites import (
     check_data,
@@ -168,7 +168,7 @@ def inspect_model(
     Raises:
         ValueError: if a plate does not exist, is sequential, or if sites, shapes or supports change with the latents.
     """
-    with quiet(), data_explained(args, kwargs):
+    with isolated_run(), data_explained(args, kwargs):
         trace = poutine.trace(InitMessenger(_but_discrete(init_loc_fn))(model)).get_trace(*args, **kwargs)
         check_data(trace)
         again = poutine.trace(poutine.replay(model, trace=_rows(trace))).get_trace(*args, **kwargs)

@@ -14,7 +14,7 @@ from torch import nn
 import pyro_avi as avi
 from pyro_avi.diagnostics.simulated_data import Simulator
 from pyro_avi.estimators.ranks import UniformBand
-from pyro_avi.inspection.isolated_run import quiet
+from pyro_avi.inspection.isolated_run import isolated_run
 
 ROWS, SIGMA = 2_500, 0.6
 # The columns are not orthogonal.
@@ -251,7 +251,7 @@ def drawn_rows(x):
 
 def simulated(model, *args, rebuild=None, **kwargs):
     simulator = Simulator(model, "data", args, kwargs, ["z"], rebuild)
-    with quiet(1):
+    with isolated_run(1):
         latents, call = simulator.draw()
     trace = poutine.trace(poutine.condition(model, data=latents)).get_trace(*call.args, **call.kwargs)
     trace.compute_log_prob()
