@@ -8,8 +8,8 @@ import torch
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
-from pyro_avi.closing.judge import judge_of
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, table_like, write_tables
+from pyro_avi.closing.weight_source import weight_source
 from pyro_avi.estimators.gains import gains
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.enumerated import Enumerated, enumerating_elbo
@@ -94,12 +94,12 @@ def refine(
     refined = table_like(model, guide, args, kwargs)
     starts = _starts(guide, refined, start, args, kwargs)
     write_tables(refined, starts)
-    judge, options = judge_of(model, refined, args, kwargs), {"num_samples": _DRAWS, "seed": seed + 1}
+    source, options = weight_source(model, refined, args, kwargs), {"num_samples": _DRAWS, "seed": seed + 1}
     # Not the seed of the steps: rows fit the very draws that they were trained on.
-    before = judge.weights(refined, **options).local
+    before = source.weights(refined, **options).local
     take_steps(model, refined, args, kwargs, num_steps=num_steps, lr=lr, seed=seed, progress=progress)
-    gained = gains(before, judge.weights(refined, **options).local).significant()
-    write_tables(refined, choose(gained, read_tables(refined), starts, judge.blocks))
+    gained = gains(before, source.weights(refined, **options).local).significant()
+    write_tables(refined, choose(gained, read_tables(refined), starts, source.blocks))
     return refined
 
 
@@ -125,17 +125,17 @@ def take_steps(
     """
     tables = guide.row_tables()
     mean = _MeanOfTables(tables, first=num_steps // 2 + 1)
-    landing = _Landing(guide, num_steps // 4)
+    schedule = _LossSchedule(guide, num_steps // 4)
     summed = enumerating_elbo(model, guide, args, kwargs)
-    trained, elbo = (guide, landing.elbo) if summed is None else (Enumerated(guide), summed)
-    slower = [] if shares is None else [_Slower(tables, shares)]
+    trained, elbo = (guide, schedule.elbo) if summed is None else (Enumerated(guide), summed)
+    scaled = [] if shares is None else [_ScaledRates(tables, shares)]
     # By the tables alone: weights that the rows share would tie them together.
     shared = [parameter for of in guide.row_factors for parameter in of.factor.parameters()]
     # In evaluation mode, where Pyro does not wonder about parameters that need no gradient.
     guide.row_factors.eval()
     for parameter in shared:
         parameter.requires_grad_(False)
-    options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [*slower, mean, landing]}
+    options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [*scaled, mean, schedule]}
     with warnings.catch_warnings(), evaluation_mode():
         # Global latents that the model states after local ones: frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
@@ -159,8 +159,8 @@ class _MeanOfTables:
         self._sums = {name: torch.zeros_like(table) for name, table in tables.items()}
 
     @torch.no_grad()
-    def __call__(self, course: Fit) -> None:
-        if course.steps >= self._first:
+    def __call__(self, training: Fit) -> None:
+        if training.steps >= self._first:
             self._count += 1
             for name, table in self._tables.items():
                 self._sums[name] += table
@@ -172,7 +172,7 @@ class _MeanOfTables:
             table.copy_(self._sums[name] / self._count)
 
 
-class _Slower:
+class _ScaledRates:
     """Rows that move by a share of the learning rate; a callback of a training.
 
     What Adam moves a row by is proportional to the rate, so that a share of the move is the move at a share of the rate.
@@ -187,16 +187,16 @@ class _Slower:
         self._last = {name: table.detach().clone() for name, table in tables.items()}
 
     @torch.no_grad()
-    def __call__(self, course: Fit) -> None:
+    def __call__(self, training: Fit) -> None:
         for name, table in self._tables.items():
             table.copy_(torch.lerp(self._last[name], table, self._shares[name].to(table)))
             self._last[name].copy_(table)
 
 
-class _Landing:
-    """The loss of a refinement: near the optimum, from one of its steps on, with the gradient of the path alone.
+class _LossSchedule:
+    """The loss of a refinement, by the gradient of the path alone from one of its steps on; a callback of a training.
 
-    Far from there its noise can be large, and exact entropies do better.
+    Far from the optimum the noise of that gradient can be large, and exact entropies do better.
     """
 
     def __init__(self, guide: FactorizedGuide, start: int):
@@ -208,8 +208,8 @@ class _Landing:
         else:
             self.elbo = StickingTheLandingELBO(weight=self._weight)
 
-    def __call__(self, course: Fit) -> None:
-        if course.steps == self._start:
+    def __call__(self, training: Fit) -> None:
+        if training.steps == self._start:
             self._weight.fill_(1.0)
 
 

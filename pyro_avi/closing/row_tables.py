@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_avi.closing.judge import by_row
+from pyro_avi.closing.weight_source import by_row
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.local_guide import LocalGuide
 
@@ -75,7 +75,7 @@ def choose(first: Tensor, one: Tables, other: Tables, blocks: Mapping[str, Tenso
     Args:
         first: ``[M]`` where the first.
         one, other: the tables.
-        blocks: of the judge.
+        blocks: of the source of their log weights.
     """
     of_rows = {name: by_row(first, blocks and blocks[name]) for name in one}
     return {name: torch.where(of_rows[name].to(table.device), table, other[name]) for name, table in one.items()}

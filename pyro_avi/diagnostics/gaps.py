@@ -7,9 +7,9 @@ import torch
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from pyro_avi.closing.judge import JointJudge, Judge, judge_of
+from pyro_avi.closing.factor_search import FactorSearch, moments
 from pyro_avi.closing.row_tables import Tables, check_latents, read_tables
-from pyro_avi.closing.search import Search, moments
+from pyro_avi.closing.weight_source import JointWeights, WeightSource, weight_source
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.diagnostics.gap_results import Gaps
@@ -62,8 +62,8 @@ def measure_gaps(
     all at fixed model and :math:`\theta`. :math:`q^*_n` is looked for by the steps of :func:`~pyro_avi.refine` from the guide's
     own output, from the mean of its outputs, from a standard normal, and where draws of the prior show a mode that none of
     these has led to. It is refined in further rounds, each row at a rate of its own, until a round gains less than
-    ``tolerance`` and the slope of the row's bound says that little is left; other rows are reported. A row takes it only where
-    it gains beyond doubt. All bounds are measured by the same fresh draws, moved and stretched by the factors, and by
+    ``tolerance`` and the gradient of the row's bound says that little is left; other rows are reported. A row takes it only
+    where it gains beyond doubt. All bounds are measured by the same fresh draws, moved and stretched by the factors, and by
     their mirror images, so that most of their noise cancels in the differences; half of them choose what the other half
     reports.
 
@@ -123,14 +123,14 @@ def measure_gaps(
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     rows = _Rows(held, guide.row_plates, args, kwargs, num_samples, seed, max_memory)
     own = rows.table_of(guide.family, guide)
-    judge = rows.judge_of(own)
-    weights = judge.weights(own, num_samples=num_samples, seed=seed)
+    source = rows.weight_source(own)
+    weights = source.weights(own, num_samples=num_samples, seed=seed)
     exact = exact_evidence(held, args, evidence, weights.local.shape[1])
     # Rows whose density is no number are named here, before the work.
     tails = khat(weights)
     _check_bounded(weights, "the guide")
     budget = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
-    search = Search(held, judge, args, kwargs, **budget, report={"num_samples": num_samples, "seed": seed})
+    search = FactorSearch(held, source, args, kwargs, **budget, report={"num_samples": num_samples, "seed": seed})
     with torch.no_grad():
         tables = read_tables(own)
         mean = {name: table.mean(0) for name, table in tables.items()}
@@ -144,7 +144,7 @@ def measure_gaps(
         flexible = rows.richer(richer, own)
         with_richer = search.improve(flexible, of_best, [read_tables(flexible)])
         of_bound, converged = with_richer.weights, converged & with_richer.converged
-    others = [] if exact is not None else rows.of_mixture(judge, own, found.ends)
+    others = [] if exact is not None else rows.of_mixture(source, own, found.ends)
     if annealing is not None:
         others.append(rows.chains(own, annealing))
     known = Evidence(exact, of_bound, others)
@@ -153,7 +153,9 @@ def measure_gaps(
     approximation = known.above(two)
     return Gaps(
         inference=known.above(one),
-        approximation=approximation if found.left is None else short_by(approximation, found.left, weights.scale),
+        approximation=approximation
+        if found.remaining is None
+        else short_by(approximation, found.remaining, weights.scale),
         amortization=mean_of(two - one, weights.scale),
         richer=None if richer is None else mean_of(three - two, weights.scale),
         elbo=mean_of(one, weights.scale),
@@ -204,10 +206,10 @@ class _Rows:
                 table.copy_(rows.reshape(table.shape))
         return guide
 
-    def judge_of(self, guide: FactorizedGuide) -> Judge:
+    def weight_source(self, guide: FactorizedGuide) -> WeightSource:
         """What weighs the factors of the rows."""
         with sampling(self._seed):
-            return judge_of(self._model, guide, self._args, self._kwargs, max_memory=self._max_memory)
+            return weight_source(self._model, guide, self._args, self._kwargs, max_memory=self._max_memory)
 
     def richer(self, family: Family, best: FactorizedGuide) -> FactorizedGuide:
         """A table of a richer family, with the moments of the best factors; those of discrete latents as they are."""
@@ -227,16 +229,16 @@ class _Rows:
                 table.copy_(torch.cat([continuous, discrete], 1))
         return guide
 
-    def of_mixture(self, judge: Judge, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
+    def of_mixture(self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
         """The weights of draws from the best factors, from where the search has ended elsewhere, and from the prior."""
         factor = best.row_factors[0].factor
         # Of rows that are tied, or of several sets, no draw of one stands alone.
-        alone = len(best.row_plates) == len(best.row_factors) == 1 and judge.blocks is None
+        alone = len(best.row_plates) == len(best.row_factors) == 1 and source.blocks is None
         if not alone or all(latent.num_values is not None for latent in factor.latents):
             return []
         with sampling(self._seed + _MIXTURE), torch.no_grad():
             # The discrete latents are summed out.
-            joint = judge.joint if isinstance(judge, JointJudge) else self._joint_of_continuous()
+            joint = source.joint if isinstance(source, JointWeights) else self._joint_of_continuous()
             if joint is None:
                 return []
             tables = [best.table, *(table for end in ends for table in end.values())]

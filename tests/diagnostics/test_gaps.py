@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import pyro_avi as avi
-from pyro_avi.closing import search as search_module
-from pyro_avi.closing.convergence import left_to_gain
+from pyro_avi.closing import factor_search as search_module
+from pyro_avi.closing.remaining_gain import remaining_gain
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.diagnostics.gaps import _Rows
 from pyro_avi.estimators.gains import cross_fitted
@@ -397,11 +397,11 @@ def test_what_the_slope_promises_is_what_is_left():
     shift, stretch = 0.2 * torch.randn(30, 2), 0.2 * torch.randn(30, 2)
     model, guide, loss = off_by(x, shift, stretch)
     joint, factor = LocalJoint(model, (x,), {}, plate="data"), guide.row_factors[0].factor
-    left = left_to_gain(joint, factor, guide.table, seed=0, max_memory=2**30)
+    left = remaining_gain(joint, factor, guide.table, seed=0, max_memory=2**30)
     # Never much less than what is left, and not much more.
     assert 0.8 * loss.sum() < left.rows.sum() < 2 * loss.sum()
     assert (loss <= left.at_most(3.0) + 0.3 * loss).all()
-    best = left_to_gain(joint, factor, best_table(x), seed=0, max_memory=2**30)
+    best = remaining_gain(joint, factor, best_table(x), seed=0, max_memory=2**30)
     assert (best.rows.abs() < 4 * best.rows_se + 1e-9).all() and (best.at_most() < 0.03).all()
 
 

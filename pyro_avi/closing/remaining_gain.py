@@ -1,4 +1,4 @@
-"""What the rows of a table may still gain, by the slope of their bounds."""
+"""What the rows of a table may still gain, by the gradient of their bounds."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from pyro_avi.densities.log_joint import LocalJoint, center_of
 from pyro_avi.evidence.ais import sampling
 from pyro_avi.factors.factor import Factor
 
-__all__ = ["Left", "left_to_gain"]
+__all__ = ["RemainingGain", "remaining_gain"]
 
 # Groups of draws, each with a seed of its own, and how many pairs of mirror images a group has.
 _GROUPS, _PAIRS = 10, 15
@@ -20,7 +20,7 @@ _FLAT = 0.02
 
 
 @dataclass(frozen=True)
-class Left:
+class RemainingGain:
     """What rows may still gain, in nats.
 
     Attributes:
@@ -35,12 +35,12 @@ class Left:
         """``[N]`` upper ends: more is left in one row of twenty."""
         return self.rows.clamp(min=0.0) + score * self.rows_se
 
-    def plus(self, rows: Tensor, rows_se: Tensor) -> "Left":
+    def plus(self, rows: Tensor, rows_se: Tensor) -> "RemainingGain":
         """The same with ``[N]`` more, and its standard error."""
-        return Left(self.rows + rows, torch.hypot(self.rows_se, rows_se))
+        return RemainingGain(self.rows + rows, torch.hypot(self.rows_se, rows_se))
 
 
-def left_to_gain(joint: LocalJoint, factor: Factor, table: Tensor, *, seed: int, max_memory: int) -> Left:
+def remaining_gain(joint: LocalJoint, factor: Factor, table: Tensor, *, seed: int, max_memory: int) -> RemainingGain:
     r"""What the rows of a table may still gain, to second order.
 
     .. math:: \tfrac 1 2 g_n^\top F_n^{-1} g_n \, / \, r_n, \qquad r_n = \frac{d_n^\top H_n d_n}{d_n^\top F_n d_n}, \qquad
@@ -59,43 +59,43 @@ def left_to_gain(joint: LocalJoint, factor: Factor, table: Tensor, *, seed: int,
         max_memory: in bytes, what the draws that are evaluated at a time may take.
     """
     table = table.detach()
-    slopes, fisher = _slopes(joint, factor, table, _GROUPS, seed, max_memory)
+    gradients, fisher = _gradients(joint, factor, table, _GROUPS, seed, max_memory)
     fisher = fisher.mean(0).clamp(min=1e-12)
-    mean = slopes.mean(0)
+    mean = gradients.mean(0)
     natural = mean / fisher
     length = (natural * mean).sum(-1, keepdim=True).clamp(min=1e-300)
     step = natural * (2 * _APART / length).sqrt()
-    there, _ = _slopes(joint, factor, table + step.to(table), _FEW, seed, max_memory)
-    curvature = ((slopes[:_FEW] - there).mean(0) * step).sum(-1) / (2 * _APART)
+    there, _ = _gradients(joint, factor, table + step.to(table), _FEW, seed, max_memory)
+    curvature = ((gradients[:_FEW] - there).mean(0) * step).sum(-1) / (2 * _APART)
     curvature = curvature.nan_to_num(nan=_FLAT).clamp(_FLAT, 1.0)
-    whole, count = slopes / fisher.sqrt(), len(slopes)
+    whole, count = gradients / fisher.sqrt(), len(gradients)
     total, squares = whole.sum(0), whole.square().sum(-1)
     rows = 0.5 * (total.square().sum(-1) - squares.sum(0)) / (count * (count - 1))
     # The same without one of the groups, for the jackknife.
     without = (total - whole).square().sum(-1) - (squares.sum(0) - squares)
     without = 0.5 * without / ((count - 1) * (count - 2))
     error = ((count - 1) * (without - without.mean(0)).square().mean(0)).sqrt()
-    return Left(rows / curvature, error / curvature)
+    return RemainingGain(rows / curvature, error / curvature)
 
 
-def _slopes(
+def _gradients(
     joint: LocalJoint, factor: Factor, table: Tensor, groups: int, seed: int, max_memory: int
 ) -> tuple[Tensor, Tensor]:
     """The gradient of the rows' bounds, and the diagonal of their factors' Fisher information, ``[groups, N, P]`` each."""
-    slopes, fisher = [], []
+    gradients, fisher = [], []
     sizes = joint.chunks(_PAIRS, max_memory)
     for group in range(groups):
-        slope, information = 0.0, 0.0
+        gradient, information = 0.0, 0.0
         with sampling(seed + group):
             for count in sizes:
-                of_slope, of_fisher = _slope(joint, factor, table, count)
-                slope, information = slope + of_slope / _PAIRS, information + of_fisher / _PAIRS
-        slopes.append(slope)
+                of_gradient, of_fisher = _gradient_sums(joint, factor, table, count)
+                gradient, information = gradient + of_gradient / _PAIRS, information + of_fisher / _PAIRS
+        gradients.append(gradient)
         fisher.append(information)
-    return torch.stack(slopes), torch.stack(fisher)
+    return torch.stack(gradients), torch.stack(fisher)
 
 
-def _slope(joint: LocalJoint, factor: Factor, table: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _gradient_sums(joint: LocalJoint, factor: Factor, table: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Sums over pairs of draws ``[N, P]``."""
     with torch.enable_grad():
         # A copy for each draw, whose gradient is that of the draw.
@@ -106,12 +106,12 @@ def _slope(joint: LocalJoint, factor: Factor, table: Tensor, count: int) -> tupl
         if center_of(factor.distribution(table)) is not None:
             # Of normals the path alone: it has no noise where they are the posterior.
             points, density = [u, 2 * posterior.mean - u], factor.distribution(table)
-        slope, fisher = 0.0, 0.0
+        gradient, fisher = 0.0, 0.0
         for point in points:
             prior, likelihood = joint(point)
             weight = prior + likelihood - density.log_prob(point).double()
             (of_point,) = torch.autograd.grad(weight.sum(), copies, retain_graph=True)
             (score,) = torch.autograd.grad(posterior.log_prob(point.detach()).sum(), copies, retain_graph=True)
-            slope = slope + of_point.double().sum(0) / len(points)
+            gradient = gradient + of_point.double().sum(0) / len(points)
             fisher = fisher + score.double().square().sum(0) / len(points)
-    return slope, fisher
+    return gradient, fisher

@@ -8,17 +8,17 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_avi.closing.convergence import Left, left_to_gain
-from pyro_avi.closing.judge import JointJudge, Judge, by_row
 from pyro_avi.closing.refine import take_steps
+from pyro_avi.closing.remaining_gain import RemainingGain, remaining_gain
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, write_tables
+from pyro_avi.closing.weight_source import JointWeights, WeightSource, by_row
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.estimators.gains import cross_fitted, gains
 from pyro_avi.evidence.ais import sampling
 from pyro_avi.evidence.mixture import missed_modes
 from pyro_avi.guides import FactorizedGuide
 
-__all__ = ["Found", "Search", "moments"]
+__all__ = ["SearchResult", "FactorSearch", "moments"]
 
 # Draws by which one factor is told from another on the way, the same for all: to choose asks for less than to report.
 _DRAWS = 300
@@ -31,33 +31,33 @@ _SLOWS = 10.0
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """What a search has found.
 
     Attributes:
         weights: of the better factor of every row, the first one or that of the search, chosen by other draws than these.
-        converged: ``[M]`` which rows had stopped to gain, with a slope that says that nothing much is left.
-        left: ``[M]`` what rows may still gain; ``None`` where no slope is known.
+        converged: ``[M]`` which rows had stopped to gain, with a gradient that says that little is left.
+        remaining: ``[M]`` what rows may still gain; ``None`` where no gradient is known.
         ends: where the steps from each start have led.
     """
 
     weights: LogWeights
     converged: Tensor
-    left: Left | None
+    remaining: RemainingGain | None
     ends: list[Tables]
 
 
-class Search:
+class FactorSearch:
     """Refines tables in rounds.
 
     A row moves to where a round has led it if it gains there, by draws that it was not trained on, and otherwise stays. Where
     it gains less than ten tolerances, its learning rate is halved. It has converged when it has gained less than the tolerance
-    in the last round, and its slope promises at most three times that, at a confidence of 95 %. In the end what was found is
+    in the last round, and its gradient promises at most three times that, at a confidence of 95 %. In the end what was found is
     compared with where the rows began by draws that had no part in any choice.
 
     Args:
         model: of the rows, without global latents.
-        judge: of the factors.
+        source: of the log weights of the factors.
         args, kwargs: of the model.
         num_steps: the steps of a round.
         lr: the learning rate of the first round.
@@ -70,7 +70,7 @@ class Search:
     def __init__(
         self,
         model: Callable,
-        judge: Judge,
+        source: WeightSource,
         args: tuple,
         kwargs: Mapping[str, Any],
         *,
@@ -81,11 +81,11 @@ class Search:
         seed: int,
         report: Mapping[str, int],
     ):
-        self._model, self._judge, self._args, self._kwargs = model, judge, args, kwargs
+        self._model, self._source, self._args, self._kwargs = model, source, args, kwargs
         self._steps = {"num_steps": num_steps, "lr": lr}
         self._max_rounds, self._tolerance, self._seed, self._report = max_rounds, tolerance, seed, report
 
-    def improve(self, guide: FactorizedGuide, before: LogWeights, starts: Sequence[Tensor | Tables]) -> Found:
+    def improve(self, guide: FactorizedGuide, before: LogWeights, starts: Sequence[Tensor | Tables]) -> SearchResult:
         """The best factor of every row: that of the guide, or what the rounds find where the row really gains by it.
 
         Args:
@@ -97,22 +97,22 @@ class Search:
             ValueError: if a start has another shape.
         """
         first = read_tables(guide)
-        best, converged, left, ends = self._rounds(guide, [_start(guide, start) for start in starts])
-        after = self._judge.weights(guide, **self._report)
+        best, converged, remaining, ends = self._rounds(guide, [_start(guide, start) for start in starts])
+        after = self._source.weights(guide, **self._report)
         gained = gains(before.local, after.local)
         # A factor with draws of no density is none.
         better = gained.significant() & after.local.isfinite().all(0)
-        write_tables(guide, choose(better, best, first, self._judge.blocks))
-        if left is not None:
+        write_tables(guide, choose(better, best, first, self._source.blocks))
+        if remaining is not None:
             # Where the first factor stays, what the other seems to gain is left as well.
-            left = left.plus(torch.where(better, 0.0, gained.rows), torch.where(better, 0.0, gained.rows_se))
-            converged = converged & (better | self._is_little(left))
-        return Found(replace(after, local=cross_fitted(before.local, after.local)), converged, left, ends)
+            remaining = remaining.plus(torch.where(better, 0.0, gained.rows), torch.where(better, 0.0, gained.rows_se))
+            converged = converged & (better | self._is_little(remaining))
+        return SearchResult(replace(after, local=cross_fitted(before.local, after.local)), converged, remaining, ends)
 
     def _rounds(
         self, guide: FactorizedGuide, starts: Sequence[Tables]
-    ) -> tuple[Tables, Tensor, Left | None, list[Tables]]:
-        """The best that was found, which the guide is left with; what has converged; what is left; the first ends."""
+    ) -> tuple[Tables, Tensor, RemainingGain | None, list[Tables]]:
+        """The best that was found, which the guide ends with; what has converged; what may still be gained; the first ends."""
         best, local = read_tables(guide), self._weigh(guide)
         share, ends = torch.ones_like(local[0]), []
         for turn in range(self._max_rounds):
@@ -124,7 +124,7 @@ class Search:
                 end, there = read_tables(guide), self._weigh(guide)
                 gained = gains(local, there)
                 better = gained.rows > _MOVES * gained.rows_se
-                best = choose(better, end, best, self._judge.blocks)
+                best = choose(better, end, best, self._source.blocks)
                 local = torch.where(better, there, local)
                 gain = gain + torch.where(better, gained.rows, 0.0)
                 if turn == 0:
@@ -137,44 +137,44 @@ class Search:
             if not stopped.all() and turn + 1 < self._max_rounds:
                 continue
             write_tables(guide, best)
-            left = self._left_to_gain(guide)
-            # What no slope tells of is not known to have converged.
-            converged = stopped & (torch.zeros_like(stopped) if left is None else self._is_little(left))
+            remaining = self._remaining_gain(guide)
+            # Without a gradient a row is not known to have converged.
+            converged = stopped & (torch.zeros_like(stopped) if remaining is None else self._is_little(remaining))
             if converged.all():
                 break
-        return best, converged, left, ends
+        return best, converged, remaining, ends
 
     def _missed(self, guide: FactorizedGuide, best: Tables, ends: Sequence[Tables]) -> list[Tables]:
         """Where to start from to find a mode that no factor so far covers, if draws of the prior have met one."""
-        if not isinstance(self._judge, JointJudge):
+        if not isinstance(self._source, JointWeights):
             return []
         factor = guide.row_factors[0].factor
         ((name, table),) = best.items()
         with sampling(self._seed - 3), torch.no_grad():
             factors = [factor.distribution(each) for each in (table, *(end[name] for end in ends))]
-            options = {"num_samples": _PILOT, "max_memory": self._judge.max_memory}
+            options = {"num_samples": _PILOT, "max_memory": self._source.max_memory}
             center, spread = moments(factors[0])
-            place, missed = missed_modes(self._judge.joint, factors, center, **options)
+            place, missed = missed_modes(self._source.joint, factors, center, **options)
             start = factor.family.initial(place, spread)
         return [{name: torch.where(by_row(missed, None), start, table)}] if missed.any() else []
 
     def _weigh(self, guide: FactorizedGuide) -> Tensor:
-        return self._judge.weights(guide, num_samples=_DRAWS, seed=self._seed - 1).local
+        return self._source.weights(guide, num_samples=_DRAWS, seed=self._seed - 1).local
 
     def _take_steps(self, guide: FactorizedGuide, share: Tensor, seed: int) -> None:
-        blocks = self._judge.blocks
+        blocks = self._source.blocks
         shares = {name: by_row(share, blocks and blocks[name]) for name in guide.row_tables()}
         slower = None if (share == 1).all() else shares
         take_steps(self._model, guide, self._args, self._kwargs, **self._steps, seed=seed, shares=slower)
 
-    def _left_to_gain(self, guide: FactorizedGuide) -> Left | None:
-        if not isinstance(self._judge, JointJudge):
+    def _remaining_gain(self, guide: FactorizedGuide) -> RemainingGain | None:
+        if not isinstance(self._source, JointWeights):
             return None
-        factor, memory = guide.row_factors[0].factor, self._judge.max_memory
-        return left_to_gain(self._judge.joint, factor, guide.table, seed=self._seed - 2, max_memory=memory)
+        factor, memory = guide.row_factors[0].factor, self._source.max_memory
+        return remaining_gain(self._source.joint, factor, guide.table, seed=self._seed - 2, max_memory=memory)
 
-    def _is_little(self, left: Left) -> Tensor:
-        return left.at_most() < _LEFT * self._tolerance
+    def _is_little(self, remaining: RemainingGain) -> Tensor:
+        return remaining.at_most() < _LEFT * self._tolerance
 
 
 def _start(guide: FactorizedGuide, given: Tensor | Tables) -> Tables:

@@ -1,4 +1,4 @@
-"""How well the factors of a table do, row by row: the sources of log weights that a search asks."""
+"""The log weights of the factors of a table, row by row: what a search for better factors asks for."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -13,10 +13,10 @@ from pyro_avi.evidence.ais import posterior_of, sampling
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 
-__all__ = ["JointJudge", "Judge", "TraceJudge", "by_row", "judge_of"]
+__all__ = ["JointWeights", "WeightSource", "TraceWeights", "by_row", "weight_source"]
 
 
-class Judge(ABC):
+class WeightSource(ABC):
     """Gives the log weights of a table's factors, by the same draws for all tables of one family.
 
     Attributes:
@@ -37,7 +37,7 @@ class Judge(ABC):
         """
 
 
-class JointJudge(Judge):
+class JointWeights(WeightSource):
     """By the log joint of the rows, for many draws at once, each with its mirror image.
 
     Args:
@@ -57,7 +57,7 @@ class JointJudge(Judge):
             return self.joint.log_weights(factors, num_samples=num_samples, max_memory=self.max_memory)
 
 
-class TraceJudge(Judge):
+class TraceWeights(WeightSource):
     """By traces of the model and the guide, one after the other: for any latents, global ones included.
 
     Args:
@@ -72,16 +72,16 @@ class TraceJudge(Judge):
         even = num_samples + num_samples % 2
         with isolated_run(seed):
             weights = log_weights(self._model, guide, *self._args, num_samples=even, **self._kwargs)
-        # Rows that share a factor, as those of crossed plates share observations, are judged together.
+        # Rows that share a factor, as those of crossed plates share observations, are weighed together.
         if weights.blocks is not None:
             self.blocks = {" x ".join(plates): blocks for plates, blocks in weights.blocks.items()}
         return weights
 
 
-def judge_of(
+def weight_source(
     model: Callable, guide: FactorizedGuide, args: tuple, kwargs: Mapping[str, Any], *, max_memory: int = 2**30
-) -> Judge:
-    """The fastest judge that there is for a model.
+) -> WeightSource:
+    """The fastest source of log weights for a model.
 
     Args:
         model: what the guide is for.
@@ -92,13 +92,13 @@ def judge_of(
     latents = [latent for of in guide.row_factors for latent in of.rows.latents]
     alone = len(guide.row_plates) == len(guide.row_factors) == 1 and not guide.global_latents
     if not alone or any(latent.num_values is not None or latent.is_weighted for latent in latents):
-        return TraceJudge(model, args, kwargs)
+        return TraceWeights(model, args, kwargs)
     try:
         with isolated_run(0):
             joint = LocalJoint(model, args, kwargs, plate=guide.row_plates[0])
     except TiedRowsError:
-        return TraceJudge(model, args, kwargs)
-    return JointJudge(joint, args, kwargs, max_memory=max_memory)
+        return TraceWeights(model, args, kwargs)
+    return JointWeights(joint, args, kwargs, max_memory=max_memory)
 
 
 def by_row(values: Tensor, blocks: Tensor | None) -> Tensor:
