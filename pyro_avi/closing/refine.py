@@ -130,7 +130,7 @@ def take_steps(
     trained, elbo = (guide, schedule.elbo) if summed is None else (Enumerated(guide), summed)
     scaled = [] if shares is None else [_ScaledRates(tables, shares)]
     # By the tables alone: weights that the rows share would tie them together.
-    shared = [parameter for of in guide.row_factors for parameter in of.factor.parameters()]
+    shared = [parameter for row_factor in guide.row_factors for parameter in row_factor.factor.parameters()]
     # In evaluation mode, where Pyro does not wonder about parameters that need no gradient.
     guide.row_factors.eval()
     for parameter in shared:
@@ -201,7 +201,9 @@ class _LossSchedule:
 
     def __init__(self, guide: FactorizedGuide, start: int):
         self._start, self._weight = start, torch.full((1,), float(start == 0))
-        discrete = any(latent.num_values is not None for of in guide.row_factors for latent in of.rows.latents)
+        discrete = any(
+            latent.num_values is not None for row_factor in guide.row_factors for latent in row_factor.rows.latents
+        )
         if not guide.family.cheap_density and not discrete:
             # The path alone would take a flow's inverse.
             self.elbo: ELBO = TraceMeanField_ELBO()
@@ -225,15 +227,15 @@ def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) ->
     with torch.no_grad():
         asked = refined.variational_parameters(*args, **kwargs)
     starts = {}
-    for (name, table), of in zip(refined.row_tables().items(), refined.row_factors, strict=True):
-        rows = (asked[of.rows.plates] if isinstance(asked, dict) else asked).shape[:-1]
-        if tuple(rows) != of.function.sizes:
+    for (name, table), row_factor in zip(refined.row_tables().items(), refined.row_factors, strict=True):
+        rows = (asked[row_factor.rows.plates] if isinstance(asked, dict) else asked).shape[:-1]
+        if tuple(rows) != row_factor.function.sizes:
             raise ValueError(
                 f"Expected all {len(table)} rows of {name!r}, got {rows.numel()} of them.\n"
                 "Pass the rows to refine as a data set of their own, without positions."
             )
-        given = start[of.rows.plates] if isinstance(start, dict) else start
-        if given.shape not in (table.shape, table.shape[1:], (*of.function.sizes, table.shape[1])):
+        given = start[row_factor.rows.plates] if isinstance(start, dict) else start
+        if given.shape not in (table.shape, table.shape[1:], (*row_factor.function.sizes, table.shape[1])):
             raise ValueError(
                 f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
             )

@@ -34,9 +34,9 @@ def table_like(model: Callable, guide: LocalGuide, args: tuple, kwargs: Mapping[
     )
     table.setup(*args, **kwargs)
     check_latents(table, guide)
-    for of, theirs in zip(table.row_factors, guide.row_factors, strict=True):
+    for row_factor, theirs in zip(table.row_factors, guide.row_factors, strict=True):
         # What rows share in a family is the model of their factors: it is taken over, and frozen with the globals.
-        of.factor.load_state_dict(theirs.factor.state_dict())
+        row_factor.factor.load_state_dict(theirs.factor.state_dict())
     return table
 
 
@@ -48,7 +48,8 @@ def check_latents(mine: LocalGuide, theirs: LocalGuide) -> None:
         theirs: the guide given with that model.
     """
     needed, given = (
-        [sorted(latent.name for latent in of.rows.latents) for of in guide.row_factors] for guide in (mine, theirs)
+        [sorted(latent.name for latent in row_factor.rows.latents) for row_factor in guide.row_factors]
+        for guide in (mine, theirs)
     )
     if needed != given:
         raise ValueError(

@@ -38,33 +38,41 @@ def plot_gaps(gaps: Mapping, *, images: Tensor | None = None, worst: int = 10):
     return figure
 
 
-def _parts(of, rows=None) -> list[tuple[str, str, object]]:
+def _parts(measured, rows=None) -> list[tuple[str, str, object]]:
     """Label, colour and what is drawn: means over rows, or the values of some rows."""
 
     def get(estimate):
-        return estimate.value / (len(of.elbo.rows) * of.scale) if rows is None else estimate.rows[rows].cpu().numpy()
+        return (
+            estimate.value / (len(measured.elbo.rows) * measured.scale)
+            if rows is None
+            else estimate.rows[rows].cpu().numpy()
+        )
 
-    rest, parts = get(of.approximation), []
-    if of.richer is not None:
-        parts = [("approximation, closed by the richer family", _RICHER, get(of.richer))]
-        rest = rest - get(of.richer)
-    return [("approximation", _APPROXIMATION, rest), *parts, ("amortization", _AMORTIZATION, get(of.amortization))]
+    rest, parts = get(measured.approximation), []
+    if measured.richer is not None:
+        parts = [("approximation, closed by the richer family", _RICHER, get(measured.richer))]
+        rest = rest - get(measured.richer)
+    return [
+        ("approximation", _APPROXIMATION, rest),
+        *parts,
+        ("amortization", _AMORTIZATION, get(measured.amortization)),
+    ]
 
 
 def _bars(axes, gaps) -> None:
-    for position, of in enumerate(gaps.values()):
-        bottom, count = 0.0, len(of.elbo.rows) * of.scale
-        for label, color, height in _parts(of):
+    for position, measured in enumerate(gaps.values()):
+        bottom, count = 0.0, len(measured.elbo.rows) * measured.scale
+        for label, color, height in _parts(measured):
             axes.bar(position, height, bottom=bottom, color=color, width=0.6, label=label)
             bottom += height
-        slack = of.slack.value / count
+        slack = measured.slack.value / count
         if slack > 0:
             style = {"color": "none", "edgecolor": _SLACK, "hatch": "//", "width": 0.6}
             axes.bar(position, slack, bottom=bottom, label="evidence above its bound", **style)
         # Side by side, so that one does not hide the other.
-        split = (of.inference.value - of.amortization.value) / count
-        axes.errorbar(position - 0.1, split, 2 * of.approximation.se / count, color="black", capsize=4)
-        axes.errorbar(position + 0.1, bottom, 2 * of.inference.se / count, color="black", capsize=4)
+        split = (measured.inference.value - measured.amortization.value) / count
+        axes.errorbar(position - 0.1, split, 2 * measured.approximation.se / count, color="black", capsize=4)
+        axes.errorbar(position + 0.1, bottom, 2 * measured.inference.se / count, color="black", capsize=4)
     axes.set_xticks(range(len(gaps)), list(gaps))
     axes.set_xlim(-0.6, max(len(gaps) - 0.4, 1.4))
     # Room for the legend.
@@ -77,8 +85,8 @@ def _bars(axes, gaps) -> None:
 
 
 def _distribution(axes, gaps) -> None:
-    for color, (name, of) in zip(_GUIDES * len(gaps), gaps.items(), strict=False):
-        for estimate, style in ((of.inference, "-"), (of.amortization, "--")):
+    for color, (name, measured) in zip(_GUIDES * len(gaps), gaps.items(), strict=False):
+        for estimate, style in ((measured.inference, "-"), (measured.amortization, "--")):
             values = np.sort(estimate.rows.cpu().numpy())
             share = np.arange(1, len(values) + 1) / len(values)
             kind = "inference" if style == "-" else "amortization"
@@ -89,15 +97,15 @@ def _distribution(axes, gaps) -> None:
     axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
-def _worst(axes, of, images, worst: int) -> None:
+def _worst(axes, measured, images, worst: int) -> None:
     from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
-    rows = of.lost_most(worst)
+    rows = measured.lost_most(worst)
     left = np.zeros(len(rows))
-    for _, color, width in _parts(of, rows):
+    for _, color, width in _parts(measured, rows):
         axes.barh(range(len(rows)), width, left=left, color=color)
         left = left + width
-    flags = [f"{'' if of.converged[row] else '*'}{'?' if of.unreliable[row] else ''}" for row in rows]
+    flags = [f"{'' if measured.converged[row] else '*'}{'?' if measured.unreliable[row] else ''}" for row in rows]
     axes.set_yticks(range(len(rows)), [f"{row}{flag}" for row, flag in zip(rows.tolist(), flags, strict=True)])
     axes.invert_yaxis()
     axes.set_xlabel("nats")

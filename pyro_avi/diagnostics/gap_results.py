@@ -157,20 +157,20 @@ class Gaps:
         rows = len(self.elbo.rows)
         count = rows * self.scale
 
-        def of(estimate: Estimate, slack: float = 0.0):
+        def entry(estimate: Estimate, slack: float = 0.0):
             value = estimate.value / count
             return value, estimate.se / count, value + slack
 
         slack = self.slack.value / count
         entries = {
-            "log evidence" if self.exact else "log evidence (bound)": of(self.evidence, slack),
-            "ELBO": of(self.elbo),
-            "inference gap": of(self.inference, slack),
-            "  approximation gap": of(self.approximation, slack),
+            "log evidence" if self.exact else "log evidence (bound)": entry(self.evidence, slack),
+            "ELBO": entry(self.elbo),
+            "inference gap": entry(self.inference, slack),
+            "  approximation gap": entry(self.approximation, slack),
         }
         if self.richer is not None:
-            entries["    closed by the richer family"] = of(self.richer)
-        return {**entries, "  amortization gap": of(self.amortization)}
+            entries["    closed by the richer family"] = entry(self.richer)
+        return {**entries, "  amortization gap": entry(self.amortization)}
 
     def _notes(self) -> str:
         rows, late = len(self.elbo.rows), int((~self.converged).sum())

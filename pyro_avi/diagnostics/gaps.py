@@ -135,7 +135,8 @@ def measure_gaps(
         tables = read_tables(own)
         mean = {name: table.mean(0) for name, table in tables.items()}
         initial = {
-            name: of.factor.initial(1.0).flatten(0, -2) for name, of in zip(tables, own.row_factors, strict=True)
+            name: row_factor.factor.initial(1.0).flatten(0, -2)
+            for name, row_factor in zip(tables, own.row_factors, strict=True)
         }
     found = search.improve(own, weights, [tables, mean, initial, *starts])
     of_best = of_bound = found.weights
@@ -194,15 +195,15 @@ class _Rows:
         with torch.no_grad():
             check_latents(guide, like)
             given = like.variational_parameters(*self._args, **self._kwargs)
-            for of, theirs in zip(guide.row_factors, like.row_factors, strict=True):
-                rows = given[of.rows.plates] if isinstance(given, dict) else given
-                table = of.function.table
+            for row_factor, theirs in zip(guide.row_factors, like.row_factors, strict=True):
+                rows = given[row_factor.rows.plates] if isinstance(given, dict) else given
+                table = row_factor.function.table
                 if rows.numel() != table.numel():
                     raise ValueError(
                         f"Expected all rows of a data set, got {len(rows)} of {len(table)}.\n"
                         "Pass them as a data set of their own, without positions."
                     )
-                of.factor.load_state_dict(theirs.factor.state_dict())
+                row_factor.factor.load_state_dict(theirs.factor.state_dict())
                 table.copy_(rows.reshape(table.shape))
         return guide
 
@@ -222,9 +223,9 @@ class _Rows:
                 "- train a guide with this family, and measure the gaps of that"
             )
         with sampling(self._seed + _MOMENTS), torch.no_grad():
-            for of, theirs in zip(guide.row_factors, best.row_factors, strict=True):
-                table, narrow = of.function.table, theirs.function.table
-                continuous = of.factor.family.initial(*moments(theirs.factor.distribution(narrow)))
+            for row_factor, theirs in zip(guide.row_factors, best.row_factors, strict=True):
+                table, narrow = row_factor.function.table, theirs.function.table
+                continuous = row_factor.factor.family.initial(*moments(theirs.factor.distribution(narrow)))
                 discrete = narrow[:, narrow.shape[1] - (table.shape[1] - continuous.shape[1]) :]
                 table.copy_(torch.cat([continuous, discrete], 1))
         return guide

@@ -38,7 +38,7 @@ class Coverage:
     def __repr__(self) -> str:
         off = (self.empirical - self.nominal.unsqueeze(-1)).abs()
         level, quantity = divmod(int(off.argmax()), off.shape[-1])
-        found, error = (of[level, quantity].item() for of in (self.empirical, self.se))
+        found, error = (values[level, quantity].item() for values in (self.empirical, self.se))
         far = f"{with_error(found, error)} in place of {self.nominal[level]:.3g} the furthest off"
         return f"Coverage({counted(off.shape[0], 'interval')} of {counted(off.shape[1], 'quantity')}, {far})"
 
@@ -129,8 +129,8 @@ class Calibration:
         if format == "frame":
             import pandas
 
-            return pandas.DataFrame({name: of.tolist() for name, of in columns.items()}, index=list(self.names))
-        rows = zip(*(of.tolist() for of in columns.values()), strict=True)
+            return pandas.DataFrame({name: column.tolist() for name, column in columns.items()}, index=list(self.names))
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
         cells = [("ranked", *columns)]
         for name, (p, mean, *shares, contraction) in zip(self.names, rows, strict=True):
             last = "" if contraction != contraction else f"{contraction:.2f}"

@@ -134,18 +134,18 @@ class Validation:
             f"{counted(self.best_step, 'step')}{stopped})"
         )
 
-    def __call__(self, course: Fit) -> bool:
+    def __call__(self, training: Fit) -> bool:
         """Evaluate the bound if it is time; return whether the training is to end."""
-        self._check(course)
-        last = course.steps == course.num_steps
-        if self.steps and course.steps % self._every and not last:
+        self._check(training)
+        last = training.steps == training.num_steps
+        if self.steps and training.steps % self._every and not last:
             return False
         draws = self._evaluate()
-        self.steps.append(course.steps)
-        self._seconds.append(course.seconds)
+        self.steps.append(training.steps)
+        self._seconds.append(training.seconds)
         self._draws.append(draws)
         if self._improves(draws):
-            self._best, self.best_step, self._in_vain = draws, course.steps, 0
+            self._best, self.best_step, self._in_vain = draws, training.steps, 0
             self._keep()
         else:
             self._in_vain += 1
@@ -172,16 +172,16 @@ class Validation:
             if name in self._kept:
                 tensor.copy_(self._kept[name])
 
-    def _check(self, course: Fit) -> None:
-        if not isinstance(course, Fit):
+    def _check(self, training: Fit) -> None:
+        if not isinstance(training, Fit):
             raise TypeError(
-                f"Expected the course of one training, got a {type(course).__name__} of {len(course)}.\n"
+                f"Expected the course of one training, got a {type(training).__name__} of {len(training)}.\n"
                 "With avi.fit_many give each replica one of its own, without patience: "
                 "callbacks=[lambda fits: [validation(fit) for validation, fit in zip(validations, fits)]]."
             )
-        if self.steps and course.steps <= self.steps[-1]:
+        if self.steps and training.steps <= self.steps[-1]:
             raise ValueError(
-                f"Expected a training behind step {self.steps[-1]}, the last one evaluated, got step {course.steps}.\n"
+                f"Expected a training behind step {self.steps[-1]}, the last one evaluated, got step {training.steps}.\n"
                 "Make a Validation for each training."
             )
 
@@ -220,8 +220,8 @@ class Validation:
     def _tensors(self) -> dict[str, Tensor]:
         """The parameters and buffers of model and guide."""
         found: dict[str, Tensor] = {}
-        for kind, of in (("model", self._model), ("guide", self._guide)):
-            root = getattr(of, "__self__", of)
+        for kind, program in (("model", self._model), ("guide", self._guide)):
+            root = getattr(program, "__self__", program)
             if isinstance(root, nn.Module):
                 own = (*root.named_parameters(), *root.named_buffers())
                 found.update((f"{kind}.{name}", tensor) for name, tensor in own)

@@ -31,18 +31,18 @@ class ConditionalMembers:
 
     def __init__(self, family: Family, discrete: Sequence[DiscreteFactor]):
         self._family, self._discrete = family, discrete
-        for of in discrete:
-            if not of.is_event:
+        for factor in discrete:
+            if not factor.is_event:
                 raise ValueError(
-                    f"Expected discrete latents without plates inside a row for {family!r}, got {of.latent.name!r} with rows "
-                    f"of shape {tuple(of.row_shape)}.\n"
+                    f"Expected discrete latents without plates inside a row for {family!r}, got {factor.latent.name!r} "
+                    f"with rows of shape {tuple(factor.row_shape)}.\n"
                     "Give that plate's rows factors of their own by plate=..., or use a family that is not conditional."
                 )
-        self.count = prod(of.latent.num_values**of.num_elements for of in discrete)
+        self.count = prod(factor.latent.num_values**factor.num_elements for factor in discrete)
         if self.count > _MOST_VALUES:
             raise ValueError(
                 f"Expected at most {_MOST_VALUES} values of a row's discrete latents for {family!r}, got {self.count} of "
-                f"{[of.latent.name for of in discrete]} together.\nUse a family that is not conditional."
+                f"{[factor.latent.name for factor in discrete]} together.\nUse a family that is not conditional."
             )
 
     def at(self, table: Tensor, values: Mapping[str, Tensor]) -> Tensor:
@@ -53,8 +53,10 @@ class ConditionalMembers:
             values: of the discrete sites, in any more dimensions on the left: those of particles or enumerated values.
         """
         position: Tensor | int = 0
-        for of in self._discrete:
-            position = position * of.latent.num_values**of.num_elements + of.position(values[of.latent.name])
+        for factor in self._discrete:
+            position = position * factor.latent.num_values**factor.num_elements + factor.position(
+                values[factor.latent.name]
+            )
         table = table.unflatten(-1, (self.count, -1))
         shape = torch.broadcast_shapes(position.shape, table.shape[:-2])
         index = position.expand(shape)[..., None, None].expand(*shape, 1, table.shape[-1])
@@ -82,7 +84,7 @@ class ConditionalMembers:
 
     def _logits(self, of_discrete: Sequence[Tensor]) -> Tensor:
         parts = zip(self._discrete, of_discrete, strict=True)
-        return _joint_logits([each for of, x in parts for each in of.elements(x)])
+        return _joint_logits([each for factor, x in parts for each in factor.elements(x)])
 
 
 def _joint_logits(elements: list[Tensor]) -> Tensor:

@@ -68,7 +68,7 @@ class Factor(nn.Module):
         if self._continuous:
             self.family.prepare(self.num_latents)
             of_family = self.family.num_parameters(self.num_latents) * self._num_members
-        self._split = [of_family, *(of.num_parameters for of in self._discrete)]
+        self._split = [of_family, *(factor.num_parameters for factor in self._discrete)]
         self.num_parameters = sum(self._split)
 
     @property
@@ -87,11 +87,11 @@ class Factor(nn.Module):
             locs = [self._layouts[latent.name].to_rows(latent.initial) for latent in self._continuous]
             member = self.family.initial(torch.cat(locs, -1), scale)
             parts.append(member.repeat(*(1,) * (member.dim() - 1), self._num_members))
-        for of in self._discrete:
+        for factor in self._discrete:
             # Every value alike: what one draw was is no information.
-            rows = self._layouts[of.latent.name].to_rows(of.latent.initial)
+            rows = self._layouts[factor.latent.name].to_rows(factor.latent.initial)
             # Values may be whole numbers.
-            parts.append(rows.new_zeros(*rows.shape[:-1], of.num_parameters, dtype=of.latent.dtype))
+            parts.append(rows.new_zeros(*rows.shape[:-1], factor.num_parameters, dtype=factor.latent.dtype))
         return torch.cat([part.to(parts[0]) for part in parts], -1)
 
     def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
@@ -143,9 +143,9 @@ class Factor(nn.Module):
 
         of_family, *of_discrete = parameters.split(self._split, -1) if self._discrete else [parameters]
         sites = {
-            of.latent.name: partial(sample, of.latent, of.distribution(x))
-            for of, x in zip(self._discrete, of_discrete, strict=True)
-            if of.latent.name not in given
+            factor.latent.name: partial(sample, factor.latent, factor.distribution(x))
+            for factor, x in zip(self._discrete, of_discrete, strict=True)
+            if factor.latent.name not in given
         }
         observed = [latent.name for latent in self._continuous if latent.name in given]
         if len(observed) == len(self._continuous):
@@ -186,12 +186,12 @@ class Factor(nn.Module):
             parameters: ``[*B, P]``, one row for each row of the plates.
             given: the values of latents that the call observes, by site.
         """
-        if not any(of.latent.name in given for of in self._discrete):
+        if not any(factor.latent.name in given for factor in self._discrete):
             return parameters
         of_family, *of_discrete = parameters.split(self._split, -1)
         parts = [
-            of.known(given[of.latent.name]).to(x) if of.latent.name in given else x
-            for of, x in zip(self._discrete, of_discrete, strict=True)
+            factor.known(given[factor.latent.name]).to(x) if factor.latent.name in given else x
+            for factor, x in zip(self._discrete, of_discrete, strict=True)
         ]
         return torch.cat([of_family, *parts], -1)
 
@@ -222,8 +222,8 @@ class Factor(nn.Module):
         """
         of_family, *of_discrete = parameters.split(self._split, -1)
         result = {
-            of.latent.name: of.distribution(x).sample((count,))
-            for of, x in zip(self._discrete, of_discrete, strict=True)
+            factor.latent.name: factor.distribution(x).sample((count,))
+            for factor, x in zip(self._discrete, of_discrete, strict=True)
         }
         if self._members is not None:
             depth = max(-frame.dim for frame in self.frames)
@@ -248,7 +248,7 @@ class Factor(nn.Module):
             parameters: ``[*B, P]``, one row for each row of the plates.
         """
         of_family, *of_discrete = parameters.split(self._split, -1)
-        result = {of.latent.name: of.mean(x) for of, x in zip(self._discrete, of_discrete, strict=True)}
+        result = {factor.latent.name: factor.mean(x) for factor, x in zip(self._discrete, of_discrete, strict=True)}
         result |= self._known_means(of_family, of_discrete) if self._continuous else {}
         drawn = [latent.name for latent in self._continuous if latent.name not in result]
         if drawn:
@@ -282,7 +282,9 @@ class Factor(nn.Module):
     def quantile(self, parameters: Tensor, q: Tensor) -> dict[str, Tensor]:
         """The ``q``-quantiles of every coordinate, mapped to the supports: ``q.shape + shape of the site``."""
         of_family, *of_discrete = parameters.split(self._split, -1)
-        result = {of.latent.name: of.quantile(x, q) for of, x in zip(self._discrete, of_discrete, strict=True)}
+        result = {
+            factor.latent.name: factor.quantile(x, q) for factor, x in zip(self._discrete, of_discrete, strict=True)
+        }
         if self._members is not None:
             result |= self._on_sites(drawn_quantile(self.distribution, parameters, q))
         elif self._continuous:

@@ -92,12 +92,12 @@ class AmortizedGuide(LocalGuide):
     @property
     def encoder(self) -> nn.Module | dict[tuple[str, ...], nn.Module]:
         """The encoder, ``[B, *input]`` to ``[B, H]``; by plates where there are several row sets."""
-        return self._by_rows(lambda of: of.function.encoder)
+        return self._by_rows(lambda row_factor: row_factor.function.encoder)
 
     @property
     def head(self) -> nn.Linear | dict[tuple[str, ...], nn.Linear]:
         """The linear head, ``[B, H]`` to ``[B, P]``; by plates where there are several row sets."""
-        return self._by_rows(lambda of: of.function.head)
+        return self._by_rows(lambda row_factor: row_factor.function.head)
 
     def _create_reader(self, structure):
         sites: dict[str, None] = {}
@@ -136,7 +136,10 @@ class AmortizedGuide(LocalGuide):
     def describe(self):
         """What kind of guide this is, as plain data; of modules and functions their names."""
         encoder = _qualified(self._given_encoder[0])
-        reads = [[covariate.describe() for covariate in self._covariates[of.rows.plates]] for of in self.row_factors]
+        reads = [
+            [covariate.describe() for covariate in self._covariates[row_factor.rows.plates]]
+            for row_factor in self.row_factors
+        ]
         own = {"encoder": encoder, "inputs": _qualified(self._inputs), "standardize": self._standardize}
         return {**super().describe(), **own, "covariates": reads}
 
@@ -152,26 +155,28 @@ class AmortizedGuide(LocalGuide):
             )
         return given
 
-    def _create_function(self, of, initial, data, args, kwargs):
-        plates, count = of.rows.plates, len(self._structure.row_sets)
-        for name in of.rows.observations:
+    def _create_function(self, row_factor, initial, data, args, kwargs):
+        plates, count = row_factor.rows.plates, len(self._structure.row_sets)
+        for name in row_factor.rows.observations:
             self._masked[name] = name in data.masks
-        self._check_finite(of, data)
+        self._check_finite(row_factor, data)
         encoder = self._of_rows(self._given_encoder[0], plates, "encoder", count)
         if encoder is None:
-            raise ValueError(f"Expected encoder= for {of.rows}, got those for {sorted(self._given_encoder[0])}.")
+            raise ValueError(
+                f"Expected encoder= for {row_factor.rows}, got those for {sorted(self._given_encoder[0])}."
+            )
         by_widths, is_found = (
             not isinstance(encoder, nn.Module),
             self._of_rows(self._inputs, plates, "inputs", count) is None,
         )
-        self._covariates[plates] = self._find_covariates(of, data, args, kwargs, by_widths) if is_found else []
+        self._covariates[plates] = self._find_covariates(row_factor, data, args, kwargs, by_widths) if is_found else []
         parts = [
             (value.to(initial.device), None if known is None else known.to(initial.device))
-            for value, known in self._parts(of, data, args, kwargs)
+            for value, known in self._parts(row_factor, data, args, kwargs)
         ]
         depth, standardize = len(plates), nn.ModuleList()
         if by_widths and is_found if self._standardize is None else self._standardize:
-            for (value, known), transform in zip(parts, self._transforms(of, data, is_found), strict=True):
+            for (value, known), transform in zip(parts, self._transforms(row_factor, data, is_found), strict=True):
                 known = None if known is None else known.flatten(0, depth - 1)
                 standardize.append(Standardize(value.flatten(0, depth - 1), known, transform=transform))
         inputs = _joined(parts, standardize, depth).flatten(0, depth - 1)
@@ -179,12 +184,14 @@ class AmortizedGuide(LocalGuide):
             encoder = MLP(prod(inputs.shape[1:]), encoder).to(initial)
         return Network(encoder, inputs, initial.flatten(0, -2), standardize)
 
-    def _transforms(self, of: RowFactor, data: CallData, is_found: bool) -> list[str]:
+    def _transforms(self, row_factor: RowFactor, data: CallData, is_found: bool) -> list[str]:
         """What is done to each part of the inputs before it is standardized."""
         if not is_found:
             return ["none"]
-        observed = [transform_of(data.values[name], of.rows.supports[name]) for name in of.rows.observations]
-        return observed + [covariate.transform for covariate in self._covariates[of.rows.plates]]
+        observed = [
+            transform_of(data.values[name], row_factor.rows.supports[name]) for name in row_factor.rows.observations
+        ]
+        return observed + [covariate.transform for covariate in self._covariates[row_factor.rows.plates]]
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent of the model; return the values by site.
@@ -199,17 +206,17 @@ class AmortizedGuide(LocalGuide):
             if self._structure is not None and not torch.jit.is_tracing():
                 with poutine.block():
                     data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-                    for of in self.row_factors:
-                        self._check_finite(of, data)
+                    for row_factor in self.row_factors:
+                        self._check_finite(row_factor, data)
             raise
 
-    def _check_finite(self, of: RowFactor, data: CallData) -> None:
+    def _check_finite(self, row_factor: RowFactor, data: CallData) -> None:
         """Refuse observed values that would make every parameter nan."""
-        if self._of_rows(self._inputs, of.rows.plates, "inputs", len(self._structure.row_sets)) is not None:
+        if self._of_rows(self._inputs, row_factor.rows.plates, "inputs", len(self._structure.row_sets)) is not None:
             return
-        depth = len(of.rows.plates)
-        for name in of.rows.observations:
-            value, known = self._observed(of, name, data, self._like.dtype)
+        depth = len(row_factor.rows.plates)
+        for name in row_factor.rows.observations:
+            value, known = self._observed(row_factor, name, data, self._like.dtype)
             bad = ~value.isfinite() if known is None else ~value.isfinite() & known
             bad = bad.flatten(0, depth - 1)
             if bad.any():
@@ -222,35 +229,35 @@ class AmortizedGuide(LocalGuide):
                     "- leave these rows out"
                 )
 
-    def _find_covariates(self, of: RowFactor, data: CallData, args, kwargs, by_widths: bool) -> list[Covariate]:
+    def _find_covariates(self, row_factor: RowFactor, data: CallData, args, kwargs, by_widths: bool) -> list[Covariate]:
         """The arguments that the rows depend on beyond what is observed, where the encoder can read them."""
-        search = CovariateSearch(self.model, args, kwargs, of.rows)
+        search = CovariateSearch(self.model, args, kwargs, row_factor.rows)
         if self._expected is not None:
-            at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(of.rows.plates)
+            at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(row_factor.rows.plates)
             return [search.named(each) for each in self._expected["covariates"][at]]
-        observed = {name: data.values[name] for name in of.rows.observations}
+        observed = {name: data.values[name] for name in row_factor.rows.observations}
         covariates = search.find(data.rows, observed)
         names = {} if by_widths else {each.argument.name: "its encoder is a module of yours" for each in covariates}
         for name, reason in {**names, **search.undecided}.items():
             warnings.warn(
-                f"The rows of {of.rows} may depend on argument {name} of the model, which the guide does not read "
+                f"The rows of {row_factor.rows} may depend on argument {name} of the model, which the guide does not read "
                 f"({reason}).\nSay what it reads, here as an example one number a row each: "
                 f"inputs=lambda {_signature(self.model)}: torch.stack([{', '.join([*observed, name])}], -1)",
                 stacklevel=2,
             )
         return covariates if by_widths else []
 
-    def _infer(self, of, data, args, kwargs):
-        depth = len(of.rows.plates)
-        inputs = _joined(self._parts(of, data, args, kwargs), of.function.standardize, depth)
+    def _infer(self, row_factor, data, args, kwargs):
+        depth = len(row_factor.rows.plates)
+        inputs = _joined(self._parts(row_factor, data, args, kwargs), row_factor.function.standardize, depth)
         if depth == 1:
-            return of.function(inputs)
-        return of.function(inputs.flatten(0, depth - 1)).unflatten(0, inputs.shape[:depth])
+            return row_factor.function(inputs)
+        return row_factor.function(inputs.flatten(0, depth - 1)).unflatten(0, inputs.shape[:depth])
 
-    def _parts(self, of: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
+    def _parts(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
         """What the encoder reads, ``[*B, ...]`` each, and what of it is known where there is a mask."""
-        plates = of.rows.plates
-        dtype = of.function.head.weight.dtype if of.function else self._like.dtype
+        plates = row_factor.rows.plates
+        dtype = row_factor.function.head.weight.dtype if row_factor.function else self._like.dtype
         given = self._of_rows(self._inputs, plates, "inputs", len(self._structure.row_sets))
         if given is not None:
             inputs = given(*args, **kwargs)
@@ -258,21 +265,21 @@ class AmortizedGuide(LocalGuide):
                 raise TypeError(f"Expected inputs= to return a tensor [B, ...], got a {type(inputs).__name__}.")
             inputs = self._read_given(inputs, plates, data, args, kwargs)
             return [(inputs.to(dtype) if self._standardize else inputs, None)]
-        parts = [self._observed(of, name, data, dtype) for name in of.rows.observations]
+        parts = [self._observed(row_factor, name, data, dtype) for name in row_factor.rows.observations]
         rows = [data.rows[name] for name in plates]
         covariates = self._covariates[plates]
         return parts + [(covariate.read(args, kwargs, rows).to(dtype), None) for covariate in covariates]
 
-    def _observed(self, of: RowFactor, name: str, data: CallData, dtype: torch.dtype) -> Part:
+    def _observed(self, row_factor: RowFactor, name: str, data: CallData, dtype: torch.dtype) -> Part:
         """The observed value of a site, and its mask where it has one."""
-        value, mask, dims = data.values[name].to(dtype), data.masks.get(name), of.rows.observations[name]
+        value, mask, dims = data.values[name].to(dtype), data.masks.get(name), row_factor.rows.observations[name]
         if mask is not None and not self._masked[name]:
             raise ValueError(
                 f"Expected site {name!r} without a mask, as in the first call, got a mask.\n"
                 "Call guide.setup(*args) with arguments for which it is masked: the encoder reads the mask too."
             )
         if self._masked[name]:
-            mask = True if mask is None else mask.of_elements(of.rows.frames[0].dim - dims[0])
+            mask = True if mask is None else mask.of_elements(row_factor.rows.frames[0].dim - dims[0])
             mask = _rows_first(torch.as_tensor(mask, device=value.device).expand_as(value), dims)
         return _rows_first(value, dims), mask
 

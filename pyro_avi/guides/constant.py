@@ -37,13 +37,13 @@ class ConstantGuide(LocalGuide):
         torch.Size([3, 4])
     """
 
-    def _create_function(self, of, initial, data, args, kwargs):
+    def _create_function(self, row_factor, initial, data, args, kwargs):
         return _Constant(initial.flatten(0, -2)[0])
 
-    def _infer(self, of, data, args, kwargs):
-        return of.function.vector.expand(*(len(data.rows[name]) for name in of.rows.plates), -1)
+    def _infer(self, row_factor, data, args, kwargs):
+        return row_factor.function.vector.expand(*(len(data.rows[name]) for name in row_factor.rows.plates), -1)
 
     @property
     def vector(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
         """``[P]`` the parameters of all rows; by plates where there are several row sets."""
-        return self._by_rows(lambda of: of.function.vector)
+        return self._by_rows(lambda row_factor: row_factor.function.vector)

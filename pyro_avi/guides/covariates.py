@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 
 from pyro_avi.encoders.standardize import transform_of
-from pyro_avi.inspection.arguments import Argument, argument_at, shuffled, tells_apart, with_another_row
+from pyro_avi.inspection.arguments import Argument, argument_at, shuffled, used_as_index, with_another_row
 from pyro_avi.inspection.call_data import Subsample
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import site_mask
@@ -60,24 +60,24 @@ class Covariate:
             args, kwargs: the arguments of the model.
             rows: of each plate of the row set.
         """
-        value, there = self.argument.of(args, kwargs), []
-        for dim, of in zip(self.dims, rows, strict=True):
+        value, there = self.argument.value_in(args, kwargs), []
+        for dim, subsample in zip(self.dims, rows, strict=True):
             if dim is None:
                 continue
             size = value.shape[dim] if dim < value.dim() else None
-            if of.index is not None and size == of.size and (self.by_position or size != len(of)):
-                value = value.index_select(dim, of.index)
-            elif size != len(of):
+            if subsample.index is not None and size == subsample.size and (self.by_position or size != len(subsample)):
+                value = value.index_select(dim, subsample.index)
+            elif size != len(subsample):
                 raise ValueError(
-                    f"Expected argument {self.argument.name} of the model with the {len(of)} rows of the call, or all "
-                    f"{of.size}, in dimension {dim}, got shape {tuple(value.shape)}."
+                    f"Expected argument {self.argument.name} of the model with the {len(subsample)} rows of the call, or all "
+                    f"{subsample.size}, in dimension {dim}, got shape {tuple(value.shape)}."
                 )
             there.append(dim)
         value = value.movedim(there, tuple(range(len(there))))
-        for position, (dim, of) in enumerate(zip(self.dims, rows, strict=True)):
+        for position, (dim, subsample) in enumerate(zip(self.dims, rows, strict=True)):
             if dim is None:
                 value = value.unsqueeze(position)
-                value = value.expand(*value.shape[:position], len(of), *value.shape[position + 1 :])
+                value = value.expand(*value.shape[:position], len(subsample), *value.shape[position + 1 :])
         return value
 
 
@@ -141,31 +141,31 @@ class CovariateSearch:
             sizes: the rows of the call by plate.
             observed: the observed values that are read anyway, by site.
         """
-        of_rows = [sizes[name] for name in self._rows.plates]
-        lengths = {number for of in of_rows for number in (of.size, len(of))}
+        subsamples = [sizes[name] for name in self._rows.plates]
+        lengths = {number for subsample in subsamples for number in (subsample.size, len(subsample))}
         found = []
         for position, leaf in enumerate(self._leaves):
             if not _is_tensor(leaf) or not lengths & set(leaf.shape):
                 continue
-            known = [*observed.values(), *(of.index for of in of_rows if of.index is not None)]
+            known = [*observed.values(), *(subsample.index for subsample in subsamples if subsample.index is not None)]
             if any(leaf is value or equal(leaf, value) for value in known):
                 continue
             try:
-                found.append(self._covariate(position, of_rows, observed))
+                found.append(self._covariate(position, subsamples, observed))
             except _CannotExchange as error:
                 self.undecided[self._arguments[position].name] = str(error)
         return [covariate for covariate in found if covariate is not None]
 
     def _covariate(
-        self, position: int, of_rows: Sequence[Subsample], observed: Mapping[str, Tensor]
+        self, position: int, subsamples: Sequence[Subsample], observed: Mapping[str, Tensor]
     ) -> Covariate | None:
         leaf = self._leaves[position]
-        if not leaf.is_floating_point() and leaf.dtype != torch.bool and self._tells_apart(position):
+        if not leaf.is_floating_point() and leaf.dtype != torch.bool and self._is_index(position):
             return None
         dims: list[int | None] = []
         by_position = False
-        for axis, of in enumerate(of_rows):
-            rows, size = self._positions(axis, of)
+        for axis, subsample in enumerate(subsamples):
+            rows, size = self._positions(axis, subsample)
             call = torch.arange(len(rows), device=rows.device)
             free = [dim for dim in range(leaf.dim()) if dim not in dims]
             found = self._dim(position, axis, free, call, len(rows))
@@ -199,13 +199,13 @@ class CovariateSearch:
                 return False
         return matters
 
-    def _positions(self, axis: int, of: Subsample) -> tuple[Tensor, int]:
+    def _positions(self, axis: int, subsample: Subsample) -> tuple[Tensor, int]:
         """The positions ``[B]`` of the rows in the run that all others are compared with, and the size of their plate."""
         self._densities()
         site = self._base.nodes.get(self._rows.plates[axis])
         if site is not None:
             return torch.as_tensor(site["value"]), site["fn"].size
-        return (torch.arange(of.size) if of.index is None else of.index), of.size
+        return (torch.arange(subsample.size) if subsample.index is None else subsample.index), subsample.size
 
     def _densities(self, position: int | None = None, value: Tensor | None = None) -> Tensor:
         """The log densities by row, ``[*B]``, with one argument replaced."""
@@ -259,14 +259,14 @@ class CovariateSearch:
                     return True
         return False
 
-    def _tells_apart(self, position: int) -> bool:
+    def _is_index(self, position: int) -> bool:
         """Whether whole numbers are positions or kinds."""
         self._densities()
         leaves = [leaf.detach() if _is_tensor(leaf) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)
         with isolated_run(0), pyro.validation_enabled(False), _Hold(self._values()), Recorder() as recorder:
             self._model(*args, **kwargs)
-        return tells_apart(recorder, leaves[position])
+        return used_as_index(recorder, leaves[position])
 
 
 def _is_tensor(leaf: Any) -> bool:

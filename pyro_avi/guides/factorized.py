@@ -78,46 +78,46 @@ class FactorizedGuide(LocalGuide):
 
     def describe(self):
         """What kind of guide this is, as plain data, with the numbers of rows of its tables."""
-        sizes = [list(of.function.sizes) for of in self.row_factors]
+        sizes = [list(row_factor.function.sizes) for row_factor in self.row_factors]
         return {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
 
-    def _create_function(self, of, initial, data, args, kwargs):
-        sizes = tuple(data.rows[name].size for name in of.rows.plates)
+    def _create_function(self, row_factor, initial, data, args, kwargs):
+        sizes = tuple(data.rows[name].size for name in row_factor.rows.plates)
         return Table(initial.flatten(0, -2), sizes, self._rows_on)
 
-    def _infer(self, of, data, args, kwargs):
-        self._check_sizes(of, data)
+    def _infer(self, row_factor, data, args, kwargs):
+        self._check_sizes(row_factor, data)
         if self._touched is None and not torch.jit.is_tracing():
             self._check_same_rows(data)
-        shape = (*(len(data.rows[name]) for name in of.rows.plates), of.factor.num_parameters)
-        return self._read_rows(of, data).reshape(shape)
+        shape = (*(len(data.rows[name]) for name in row_factor.rows.plates), row_factor.factor.num_parameters)
+        return self._read_rows(row_factor, data).reshape(shape)
 
-    def _read_rows(self, of: RowFactor, data: CallData) -> Tensor:
+    def _read_rows(self, row_factor: RowFactor, data: CallData) -> Tensor:
         """The parameters ``[B, P]`` of the rows of a call, those of several plates flattened."""
-        name = self._table_name(of)
-        index = self._position(of, data) if self._gathered is None else self._gathered.indices[name]
+        name = self._table_name(row_factor)
+        index = self._position(row_factor, data) if self._gathered is None else self._gathered.indices[name]
         if self._touched is None:
             # For optimizers that move the rows of the batch alone, as Pyro's DCTAdam(subsample_aware=True).
-            of.function.table._pyro_subsample = {} if index is None else {-2: index}
-            return of.function.read(index)
+            row_factor.function.table._pyro_subsample = {} if index is None else {-2: index}
+            return row_factor.function.read(index)
         for touched, known, rows in self._touched:
             if touched == name and (index is known or (index is not None and known is not None and index.equal(known))):
                 return rows
-        rows = of.function.read(index) if self._gathered is None else self._gathered.rows[name]
+        rows = row_factor.function.read(index) if self._gathered is None else self._gathered.rows[name]
         rows = rows.detach().requires_grad_()
         self._touched.append((name, index, rows))
         return rows
 
-    def _position(self, of: RowFactor, data: CallData) -> Tensor | None:
+    def _position(self, row_factor: RowFactor, data: CallData) -> Tensor | None:
         """The positions of the rows of a call in the table, where the table is; ``None`` for all in order."""
-        rows = [data.rows[name] for name in of.rows.plates]
+        rows = [data.rows[name] for name in row_factor.rows.plates]
         if all(each.index is None for each in rows):
             return None
         position = None
         for each in rows:
             index = torch.arange(each.size, device=self._device) if each.index is None else each.index
             position = index if position is None else (position.unsqueeze(-1) * each.size + index).flatten()
-        return position.to(of.function.table.device)
+        return position.to(row_factor.function.table.device)
 
     def _check_drawn(self, ignored):
         if ignored:
@@ -138,11 +138,11 @@ class FactorizedGuide(LocalGuide):
     @property
     def _device(self):
         # That of the model, which tables in host memory are not on.
-        tables = [of.function for of in self.row_factors if of.function is not None]
+        tables = [row_factor.function for row_factor in self.row_factors if row_factor.function is not None]
         return tables[0].device if tables else super()._device
 
-    def _check_sizes(self, of: RowFactor, data: CallData) -> None:
-        for name, size in zip(of.rows.plates, of.function.sizes, strict=True):
+    def _check_sizes(self, row_factor: RowFactor, data: CallData) -> None:
+        for name, size in zip(row_factor.rows.plates, row_factor.function.sizes, strict=True):
             if data.rows[name].size != size:
                 raise ValueError(
                     f'Expected all {size} rows of plate "{name}", got {data.rows[name].size}.\n'
@@ -172,8 +172,8 @@ class FactorizedGuide(LocalGuide):
         else:
             with isolated_run():
                 data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-        for of in self.row_factors:
-            self._check_sizes(of, data)
+        for row_factor in self.row_factors:
+            self._check_sizes(row_factor, data)
         self._check_same_rows(data)
 
     def knows_rows(self, *args, **kwargs) -> bool:
@@ -197,7 +197,7 @@ class FactorizedGuide(LocalGuide):
     @property
     def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
         """``[N, P]`` the parameters of all rows; by plates where there are several row sets."""
-        return self._by_rows(lambda of: of.function.table)
+        return self._by_rows(lambda row_factor: row_factor.function.table)
 
     def append_rows(self, count: int, start: Tensor | None = None) -> None:
         """Give the data set more rows, behind those there are, whose parameters stay as they are.
@@ -225,7 +225,7 @@ class FactorizedGuide(LocalGuide):
             torch.Size([5])
         """
         self._require_setup()
-        if [len(of.rows.plates) for of in self.row_factors] != [1]:
+        if [len(row_factor.rows.plates) for row_factor in self.row_factors] != [1]:
             raise ValueError(
                 f"Expected a guide for the rows of one plate, got {', '.join(map(repr, self.row_plates))}."
             )
@@ -248,17 +248,19 @@ class FactorizedGuide(LocalGuide):
         if data is None:
             return None
         sizes = {
-            name: size for of in self.row_factors for name, size in zip(of.rows.plates, of.function.sizes, strict=True)
+            name: size
+            for row_factor in self.row_factors
+            for name, size in zip(row_factor.rows.plates, row_factor.function.sizes, strict=True)
         }
         return replace(data, rows={name: Subsample(size, None) for name, size in sizes.items()})
 
     @staticmethod
-    def _table_name(of: RowFactor) -> str:
-        return " x ".join(of.rows.plates)
+    def _table_name(row_factor: RowFactor) -> str:
+        return " x ".join(row_factor.rows.plates)
 
     def row_tables(self) -> Mapping[str, nn.Parameter]:
         """The parameters with one row for each row of the plates, by name; what a row-wise optimizer updates."""
-        return {self._table_name(of): of.function.table for of in self.row_factors}
+        return {self._table_name(row_factor): row_factor.function.table for row_factor in self.row_factors}
 
     @property
     def rows_on(self) -> str | None:
@@ -279,9 +281,13 @@ class FactorizedGuide(LocalGuide):
             raise NotImplementedError("create_plates= draws rows whose parameters are in host memory")
         draws = {name: self._drawn_rows(name, *counts).sample() for name, counts in call.drawn.items()}
         data = call.read(draws)
-        indices = {self._table_name(of): self._position(of, data) for of in self.row_factors}
+        indices = {self._table_name(row_factor): self._position(row_factor, data) for row_factor in self.row_factors}
         with torch.no_grad():
-            rows = {name: of.function.read(indices[name]) for of in self.row_factors for name in [self._table_name(of)]}
+            rows = {
+                name: row_factor.function.read(indices[name])
+                for row_factor in self.row_factors
+                for name in [self._table_name(row_factor)]
+            }
         return GatheredRows(draws, indices, rows)
 
     @contextmanager

@@ -90,7 +90,7 @@ class LocalGuide(SiteSummaries):
 
     @abstractmethod
     def _create_function(
-        self, of: RowFactor, initial: Tensor, data: CallData, args: tuple, kwargs: Mapping[str, Any]
+        self, row_factor: RowFactor, initial: Tensor, data: CallData, args: tuple, kwargs: Mapping[str, Any]
     ) -> nn.Module:
         """The inference function of a set of rows; ``initial [*B, P]`` are to be its values at the rows of the call."""
 
@@ -125,10 +125,10 @@ class LocalGuide(SiteSummaries):
             with isolated_run():
                 self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
                 data, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
-                for of in self.row_factors:
-                    initial = of.factor.initial(self._init_scale)
-                    of.factor.to(initial)
-                    of.function = self._create_function(of, initial, data, args, kwargs)
+                for row_factor in self.row_factors:
+                    initial = row_factor.factor.initial(self._init_scale)
+                    row_factor.factor.to(initial)
+                    row_factor.function = self._create_function(row_factor, initial, data, args, kwargs)
                 self.global_guide = self._create_global_guide(structure)
                 if self.global_guide is not None:
                     self.plates = self._plates(self._frames(), {}, structure.without_size)
@@ -164,10 +164,12 @@ class LocalGuide(SiteSummaries):
             "global_latents": {latent.name: list(latent.initial.shape) for latent in structure.global_latents},
             "row_sets": [
                 {
-                    "plates": list(of.rows.plates),
-                    "latents": {latent.name: of.factor.row_shape(latent.name) for latent in of.rows.latents},
+                    "plates": list(row_factor.rows.plates),
+                    "latents": {
+                        latent.name: row_factor.factor.row_shape(latent.name) for latent in row_factor.rows.latents
+                    },
                 }
-                for of in self.row_factors
+                for row_factor in self.row_factors
             ],
         }
 
@@ -235,9 +237,9 @@ class LocalGuide(SiteSummaries):
             samplers.update(self.global_guide.samplers(self.plates, data))
         elif self.global_guide is not None:
             result.update(self.global_guide(*args, **kwargs))
-        for of in self.row_factors:
-            parameters = self._infer(of, data, args, kwargs)
-            samplers.update(of.factor.samplers(parameters, self.plates, data.masks, data.scales, data.given))
+        for row_factor in self.row_factors:
+            parameters = self._infer(row_factor, data, args, kwargs)
+            samplers.update(row_factor.factor.samplers(parameters, self.plates, data.masks, data.scales, data.given))
         result.update((name, samplers[name]()) for name in self._structure.order if name in samplers)
         return result
 
@@ -261,9 +263,9 @@ class LocalGuide(SiteSummaries):
     @property
     def _device(self) -> torch.device:
         # Asked at every call, and a walk through all modules takes longer than a draw.
-        for of in self.row_factors:
-            if of.function is not None:
-                return next(of.function.parameters()).device
+        for row_factor in self.row_factors:
+            if row_factor.function is not None:
+                return next(row_factor.function.parameters()).device
         return self._like.device
 
     @property

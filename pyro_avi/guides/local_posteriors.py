@@ -36,7 +36,7 @@ class LocalPosteriors(PlateGuide):
         """Look at the model and create all parameters, if that has not been done; return the guide."""
 
     @abstractmethod
-    def _infer(self, of: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    def _infer(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call."""
 
     def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
@@ -44,7 +44,7 @@ class LocalPosteriors(PlateGuide):
         self._require_setup()
         if len(self.row_factors) == 1:
             return get(self.row_factors[0])
-        return {of.rows.plates: get(of) for of in self.row_factors}
+        return {row_factor.rows.plates: get(row_factor) for row_factor in self.row_factors}
 
     def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
         """What the inference function gives for the rows of a call: ``[B, P]``.
@@ -58,7 +58,7 @@ class LocalPosteriors(PlateGuide):
         self.setup(*args, **kwargs)
         with poutine.block():
             data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(lambda of: self._infer(of, data, args, kwargs))
+            return self._by_rows(lambda row_factor: self._infer(row_factor, data, args, kwargs))
 
     def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
@@ -72,11 +72,13 @@ class LocalPosteriors(PlateGuide):
         self.setup(*args, **kwargs)
         with poutine.block():
             data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(lambda of: of.factor.distribution(self._known(of, data, args, kwargs)))
+            return self._by_rows(
+                lambda row_factor: row_factor.factor.distribution(self._known(row_factor, data, args, kwargs))
+            )
 
-    def _known(self, of: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    def _known(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call, sure of the discrete latents that the call observes."""
-        return of.factor.known(self._infer(of, data, args, kwargs), data.given)
+        return row_factor.factor.known(self._infer(row_factor, data, args, kwargs), data.given)
 
     @torch.no_grad()
     def posterior_by_row(
@@ -117,24 +119,32 @@ class LocalPosteriors(PlateGuide):
             self.setup(*call)
             asked = self._sites_by_rows(sites)
             merged = merged or {
-                of.rows.plates: MergedBatches(of.rows.plates, {name: of.factor.row_dims(name) for name in names})
-                for of, names in asked
+                row_factor.rows.plates: MergedBatches(
+                    row_factor.rows.plates, {name: row_factor.factor.row_dims(name) for name in names}
+                )
+                for row_factor, names in asked
             }
             with poutine.block():
                 data, _ = self._find(call, {}, self._given_plates(call, {}))
-                for of, names in asked:
-                    values = self._summarize(of, data, call, num_samples)
-                    merged[of.rows.plates].add(data.rows, {name: values[name] for name in names})
+                for row_factor, names in asked:
+                    values = self._summarize(row_factor, data, call, num_samples)
+                    merged[row_factor.rows.plates].add(data.rows, {name: values[name] for name in names})
             if all(each.complete for each in merged.values()):
                 break
         if not merged:
             raise ValueError("Expected at least one batch, got none.")
         return {name: value for each in merged.values() for name, value in each.result().items()}
 
-    def _summarize(self, of: RowFactor, data: CallData, call: tuple, num_samples: int | None) -> dict[str, Tensor]:
+    def _summarize(
+        self, row_factor: RowFactor, data: CallData, call: tuple, num_samples: int | None
+    ) -> dict[str, Tensor]:
         """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
-        parameters = self._known(of, data, call, {})
-        values = of.factor.mean(parameters) if num_samples is None else of.factor.draw(parameters, num_samples)
+        parameters = self._known(row_factor, data, call, {})
+        values = (
+            row_factor.factor.mean(parameters)
+            if num_samples is None
+            else row_factor.factor.draw(parameters, num_samples)
+        )
         values.update((name, given.expand(values[name].shape)) for name, given in data.given.items() if name in values)
         return values
 
@@ -144,8 +154,11 @@ class LocalPosteriors(PlateGuide):
         asked = known if sites is None else list(sites)
         if not asked or not set(asked) <= set(known):
             raise ValueError(f"Expected sites= among the local latents {known}, got {asked}.")
-        by_rows = [(of, [latent.name for latent in of.rows.latents if latent.name in asked]) for of in self.row_factors]
-        return [(of, names) for of, names in by_rows if names]
+        by_rows = [
+            (row_factor, [latent.name for latent in row_factor.rows.latents if latent.name in asked])
+            for row_factor in self.row_factors
+        ]
+        return [(row_factor, names) for row_factor, names in by_rows if names]
 
     def _all_rows(self) -> CallData | None:
         """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""

@@ -70,8 +70,8 @@ class PlateGuide(BaseGuide):
         if self._reader is None:
             self._require_plates(given)
             rows = {name: Subsample(given[name].size, given[name].indices) for name in structure.frames}
-            for name, of in rows.items():
-                check_positions(name, of.size, of.index)
+            for name, subsample in rows.items():
+                check_positions(name, subsample.size, subsample.index)
             return CallData(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
         call = self._reader.call(args, kwargs, self._counts(given))
         self._check_drawn([name for name in call.ignored if name not in given])
@@ -95,11 +95,11 @@ class PlateGuide(BaseGuide):
                 self._check_given(given[name], data, call.drawn)
                 plates[name] = given[name]
                 continue
-            of = data.rows[name]
-            size = None if name in structure.without_size else of.size
+            subsample = data.rows[name]
+            size = None if name in structure.without_size else subsample.size
             # The rows are settled; a statement of the plate's name would stand in the trace a second time.
             with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
-                plates[name] = pyro.plate(name, size, subsample=of.index, dim=frame.dim)
+                plates[name] = pyro.plate(name, size, subsample=subsample.index, dim=frame.dim)
         return data, plates
 
     def rows_of(self, *args, **kwargs) -> dict[str, Subsample]:
@@ -118,14 +118,14 @@ class PlateGuide(BaseGuide):
             data, _ = self._find(args, kwargs, given)
             drawn = {} if self._reader is None else self._reader.call(args, kwargs, self._counts(given)).drawn
         return {
-            name: Subsample(drawn[name][0], None) if name in drawn and name not in given else of
-            for name, of in data.rows.items()
+            name: Subsample(drawn[name][0], None) if name in drawn and name not in given else subsample
+            for name, subsample in data.rows.items()
         }
 
     @staticmethod
     def _counts(given: Mapping[str, pyro.plate]) -> dict[str, int]:
         """The number of rows of each plate given that takes a part of its rows."""
-        return {name: of.subsample_size for name, of in given.items() if of.subsample_size < of.size}
+        return {name: plate.subsample_size for name, plate in given.items() if plate.subsample_size < plate.size}
 
     def _check_drawn(self, ignored: Sequence[str]) -> None:
         """Refuse rows that the model draws and makes nothing of; no matter where rows have no parameters of their own."""

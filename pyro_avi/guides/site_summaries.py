@@ -58,7 +58,9 @@ class SiteSummaries(LocalPosteriors):
                 return guide.sample(*args, num_samples=num_samples, **kwargs)
             return _drawn(guide, args, kwargs, names, num_samples)
 
-        return self._answer(args, kwargs, of_globals, lambda of, parameters: of.factor.draw(parameters, num_samples))
+        return self._answer(
+            args, kwargs, of_globals, lambda row_factor, parameters: row_factor.factor.draw(parameters, num_samples)
+        )
 
     @torch.no_grad()
     def mean(self, *args, **kwargs) -> dict[str, Tensor]:
@@ -94,7 +96,7 @@ class SiteSummaries(LocalPosteriors):
                 return guide.mean(*args, **kwargs)
             return drawn_means(lambda count: _drawn(guide, args, kwargs, names, count), names, 1)
 
-        return self._answer(args, kwargs, of_globals, lambda of, parameters: of.factor.mean(parameters))
+        return self._answer(args, kwargs, of_globals, lambda row_factor, parameters: row_factor.factor.mean(parameters))
 
     @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
@@ -121,8 +123,8 @@ class SiteSummaries(LocalPosteriors):
         )
 
     def _quantiles(self, quantiles, args: tuple, kwargs: Mapping[str, Any], of_globals) -> dict[str, Tensor]:
-        def of_rows(of: RowFactor, parameters: Tensor) -> Mapping[str, Tensor]:
-            return of.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters))
+        def of_rows(row_factor: RowFactor, parameters: Tensor) -> Mapping[str, Tensor]:
+            return row_factor.factor.quantile(parameters, torch.as_tensor(quantiles).to(parameters))
 
         return self._answer(args, kwargs, of_globals, of_rows)
 
@@ -148,8 +150,8 @@ class SiteSummaries(LocalPosteriors):
             names = [name for name in self.global_latents if name not in data.given]
             if names:
                 result.update(of_globals(self.global_guide, names))
-            for of in self.row_factors:
-                result.update(of_rows(of, self._known(of, data, args, kwargs)))
+            for row_factor in self.row_factors:
+                result.update(of_rows(row_factor, self._known(row_factor, data, args, kwargs)))
         # What a call observes is no latent of it.
         order = dict.fromkeys([*self._structure.order, *result])
         return {name: result[name] for name in order if name in result and name not in data.given}

@@ -12,7 +12,7 @@ from torch.utils._pytree import SequenceKey, key_get, keystr, tree_leaves
 from pyro_avi.inspection.replay import Recorder
 from pyro_avi.inspection.sites import equal
 
-__all__ = ["Argument", "argument_at", "shuffled", "tells_apart", "with_another_row"]
+__all__ = ["Argument", "argument_at", "shuffled", "used_as_index", "with_another_row"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Argument:
     keyword: str | None
     path: tuple
 
-    def of(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    def value_in(self, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The tensor in a call.
 
         Raises:
@@ -73,8 +73,17 @@ def argument_at(model: Callable, path: tuple) -> Argument:
 
 
 # What uses whole numbers to tell things apart.
-_TELLING = {"__getitem__", "__setitem__", "index_select", "index_add", "index_add_", "gather", "take", "take_along_dim"}
-_TELLING |= {
+_INDEXING = {
+    "__getitem__",
+    "__setitem__",
+    "index_select",
+    "index_add",
+    "index_add_",
+    "gather",
+    "take",
+    "take_along_dim",
+}
+_INDEXING |= {
     "scatter",
     "scatter_add",
     "embedding",
@@ -86,7 +95,7 @@ _TELLING |= {
     "__eq__",
     "__ne__",
 }
-_TELLING |= {"item", "tolist", "numpy", "unique", "__index__", "__int__", "__array__", "__contains__"}
+_INDEXING |= {"item", "tolist", "numpy", "unique", "__index__", "__int__", "__array__", "__contains__"}
 
 # Of these only what comes after the first argument.
 _INDEXED = {"__getitem__", "__setitem__", "index_select", "gather", "take", "take_along_dim"}
@@ -96,7 +105,7 @@ _SAME = {"long", "int", "to", "type", "float", "double", "type_as", "clone", "de
 _SAME |= {"view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "t", "transpose"}
 
 
-def tells_apart(recorder: Recorder, numbers: Tensor) -> bool:
+def used_as_index(recorder: Recorder, numbers: Tensor) -> bool:
     """Whether a run used whole numbers as positions or kinds: to index, to compare for equality, or in Python.
 
     Args:
@@ -108,7 +117,7 @@ def tells_apart(recorder: Recorder, numbers: Tensor) -> bool:
         # What is indexed is no index.
         used = call.args[1:] if call.name in _INDEXED else call.args
         if same & {id(x) for x in tree_leaves((used, call.kwargs)) if isinstance(x, Tensor)}:
-            if call.name in _TELLING:
+            if call.name in _INDEXING:
                 return True
             if call.name in _SAME:
                 same.add(id(call.out))

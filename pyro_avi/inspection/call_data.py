@@ -141,9 +141,9 @@ class Call:
     def read(self, rows: Mapping[str, Tensor]) -> CallData:
         """As :meth:`CallReader.read`."""
         data = self._slice.read(self._args, self._kwargs, rows, self._leaves)
-        for name, of in data.rows.items():
-            if of.index is not None and name not in self._slice.drawn:
-                check_positions(name, of.size, of.index)
+        for name, subsample in data.rows.items():
+            if subsample.index is not None and name not in self._slice.drawn:
+                check_positions(name, subsample.size, subsample.index)
         return data
 
 
@@ -177,7 +177,7 @@ class _Slice:
     def read(self, args, kwargs, rows: Mapping[str, Tensor], leaves) -> CallData:
         given, data = iter(self._replay([*leaves, *(rows.get(name) for name in self.drawn)])), self._data
         return CallData(
-            {name: Subsample(of.size, next(given)) for name, of in data.rows.items()},
+            {name: Subsample(subsample.size, next(given)) for name, subsample in data.rows.items()},
             {name: next(given) for name in data.values},
             {name: replace(mask, values=next(given)) for name, mask in data.masks.items()},
             {name: next(given) / self._plain[name] for name in data.scales},
@@ -318,7 +318,7 @@ def _check_followed(query: DataQuery, run: Run, recorder: Recorder, again: Calla
     for seed in range(2, 10) if reader is not None else ():
         masks = again(seed).masks
         for name in {*run.data.masks, *masks}:
-            if not _equal(*(of.get(name, Mask(True)).values for of in (run.data.masks, masks))):
+            if not _equal(*(each.get(name, Mask(True)).values for each in (run.data.masks, masks))):
                 raise _following_mask(name, is_latent(nodes[name]))
     if query.unobserved and row_plates(run.trace):
         names = [name for name, site in nodes.items() if is_observation(site) and id(site["value"]) not in of_latents]

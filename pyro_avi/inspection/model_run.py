@@ -189,8 +189,8 @@ def run_once(
                 masks[name] = mask
             if is_scaled(site):
                 scales[name] = site["scale"]
-    for name, of in given.given.items():
-        check_positions(name, of.size, of.index, wait=recorder is not None)
+    for name, subsample in given.given.items():
+        check_positions(name, subsample.size, subsample.index, wait=recorder is not None)
     latents = {name: trace.nodes[name] for name in query.latents if name in trace.nodes}
     known = {name: site["value"] for name, site in latents.items() if site["is_observed"]}
     data = CallData(_all_plates(query, given.by_plate, trace), values, masks, scales, known)
@@ -201,7 +201,7 @@ def _all_plates(query: DataQuery, data: dict[str, Subsample], trace: Trace) -> d
     """The rows of all plates, in their order; those of a plate without a size are the ones that its sites have."""
     by_shape = sizes_by_shape(trace)
     rows = {name: Subsample(by_shape[name], None) if name in by_shape else data.get(name) for name in query.plates}
-    missing = [name for name, of in rows.items() if of is None]
+    missing = [name for name, subsample in rows.items() if subsample is None]
     if missing:
         raise ValueError(f"Expected the plates {list(query.plates)} in every call of the model, got none of {missing}.")
     return rows

@@ -195,7 +195,7 @@ def inspect_model(
             _check_support(latent, chosen)
     global_latents = members.pop((), [])
     return Structure(
-        row_sets=tuple(_row_set([frames[name] for name in names], of, observed) for names, of in members.items()),
+        row_sets=tuple(_row_set([frames[name] for name in names], group, observed) for names, group in members.items()),
         global_latents=tuple(global_latents),
         observations=tuple(observed),
         order=tuple(latent.name for latent in latents),

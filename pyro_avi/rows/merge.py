@@ -36,9 +36,9 @@ class MergedBatches:
         Raises:
             ValueError: if some batches say which rows they hold and others do not, or of another number of rows.
         """
-        of = [rows[plate] for plate in self._plates]
-        sizes = tuple(each.size for each in of)
-        known = len(of) > 1 or any(each.index is not None for each in rows.values())
+        subsamples = [rows[plate] for plate in self._plates]
+        sizes = tuple(each.size for each in subsamples)
+        known = len(subsamples) > 1 or any(each.index is not None for each in rows.values())
         if (self._seen is not None and (not known or self._seen.shape != sizes)) or (
             known and any(self._parts.values())
         ):
@@ -52,7 +52,7 @@ class MergedBatches:
             return
         if self._seen is None:
             self._seen = torch.zeros(sizes, dtype=torch.bool)
-        indices = [torch.arange(each.size) if each.index is None else each.index.cpu() for each in of]
+        indices = [torch.arange(each.size) if each.index is None else each.index.cpu() for each in subsamples]
         at = torch.meshgrid(*indices, indexing="ij")
         self._seen[at] = True
         front = list(range(len(sizes)))
