@@ -258,10 +258,12 @@ def center_of(posterior: TorchDistribution) -> Tensor | None:
         center, scale = posterior.mean, posterior.stddev
         one = center + scale * torch.arange(1, center.shape[-1] + 1).to(center).sin()
         # A mirror image of a draw is a draw of a symmetric factor only.
-        alike = torch.allclose(posterior.log_prob(one), posterior.log_prob(2 * center - one), rtol=1e-3, atol=1e-3)
+        without_equal_rows = torch.allclose(
+            posterior.log_prob(one), posterior.log_prob(2 * center - one), rtol=1e-3, atol=1e-3
+        )
     except (NotImplementedError, ValueError):
         return None
-    return center if alike else None
+    return center if without_equal_rows else None
 
 
 def _check(structure, plate: str) -> None:

@@ -15,7 +15,7 @@ from pyro_avi.densities.log_factors import complete, enumeration_depth, log_fact
 from pyro_avi.densities.perturbation import HasRowPlates
 from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.evaluation_mode import evaluation_mode
-from pyro_avi.inspection.data_errors import data_explained
+from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import check_data, is_latent, row_plate
 from pyro_avi.param_store import own_parameters
@@ -130,7 +130,7 @@ class Weigher:
         plate: str | Sequence[str] | None = None,
     ):
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
-        with isolated_run(0), data_explained(args, kwargs):
+        with isolated_run(0), explain_data_errors(args, kwargs):
             guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
             trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
             check_data(trace)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_avi.densities.attribution import Attribution, attribute
 from pyro_avi.densities.log_factors import enumeration_depth, log_factors, trace_at
-from pyro_avi.inspection.data_errors import data_explained
+from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.sites import check_data, is_observation
 
 __all__ = ["RowDensities", "TiedRowsError"]
@@ -45,7 +45,7 @@ class RowDensities:
 
     def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], *, plate: str):
         self._model, self._args, self._kwargs, self._plate = model, args, kwargs, plate
-        with torch.no_grad(), data_explained(args, kwargs):
+        with torch.no_grad(), explain_data_errors(args, kwargs):
             self.trace = poutine.trace(model).get_trace(*args, **kwargs)
             check_data(self.trace)
         self.rows = Trace()

@@ -72,7 +72,7 @@ class ConditionalMembers:
         members = self._family.distribution(table.unflatten(-1, (self.count, -1)))
         return dist.MixtureSameFamily(dist.Categorical(logits=self._logits(of_discrete)), members)
 
-    def apart(self, table: Tensor, of_discrete: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def components(self, table: Tensor, of_discrete: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The parameters ``[C, *B, P]`` of all members, and the probabilities ``[C, *B]`` of their values.
 
         Args:

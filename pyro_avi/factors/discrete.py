@@ -47,7 +47,7 @@ class DiscreteFactor:
             return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0]).to_event(event_dim)
         return dist.Categorical(logits=logits).to_event(event_dim)
 
-    def known(self, value: Tensor) -> Tensor:
+    def certain_of(self, value: Tensor) -> Tensor:
         """The parameters ``[*B, P]`` of factors that are sure of a value in the site's shape."""
         rows = self._layout.to_rows(value)
         if not self.latent.is_one_hot:

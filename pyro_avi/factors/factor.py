@@ -14,7 +14,7 @@ from pyro_avi.factors.conditional_members import ConditionalMembers
 from pyro_avi.factors.discrete import DiscreteFactor
 from pyro_avi.factors.layout import Layout, spread
 from pyro_avi.factors.means import drawn_means, mean_on_support
-from pyro_avi.factors.row_masks import enter, of_coordinates, of_rows
+from pyro_avi.factors.row_masks import common_to_rows, coordinate_mask, enter_mask_and_scale
 from pyro_avi.factors.site_distributions import site_from_draw, site_from_normals
 from pyro_avi.factors.transformed_delta import TransformedDelta
 from pyro_avi.families import DiagonalNormal, Family
@@ -138,7 +138,7 @@ class Factor(nn.Module):
             with ExitStack() as stack:
                 for frame in latent.frames:
                     stack.enter_context(plates[frame.name])
-                enter(stack, mask, scales.get(latent.name))
+                enter_mask_and_scale(stack, mask, scales.get(latent.name))
                 return pyro.sample(latent.name, fn)
 
         of_family, *of_discrete = parameters.split(self._split, -1) if self._discrete else [parameters]
@@ -179,7 +179,7 @@ class Factor(nn.Module):
                 "A joint factor has no density of the others given some. Use family=DiagonalNormal()."
             )
 
-    def known(self, parameters: Tensor, given: Mapping[str, Tensor]) -> Tensor:
+    def condition(self, parameters: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """The parameters ``[*B, P]`` with factors that are sure of the discrete latents that a call observes.
 
         Args:
@@ -190,7 +190,7 @@ class Factor(nn.Module):
             return parameters
         of_family, *of_discrete = parameters.split(self._split, -1)
         parts = [
-            factor.known(given[factor.latent.name]).to(x) if factor.latent.name in given else x
+            factor.certain_of(given[factor.latent.name]).to(x) if factor.latent.name in given else x
             for factor, x in zip(self._discrete, of_discrete, strict=True)
         ]
         return torch.cat([of_family, *parts], -1)
@@ -203,14 +203,14 @@ class Factor(nn.Module):
         mask = None
         if self.family.sequential and any(name in masks for name in names):
             sizes = parameters.shape[:-1][-depth:]
-            fn = fn.mask_elements(of_coordinates(masks, self._continuous, self._layouts, self.frames, sizes))
+            fn = fn.mask_elements(coordinate_mask(masks, self._continuous, self._layouts, self.frames, sizes))
         else:
-            mask = of_rows(masks, "mask", names, self.frames, self.family)
-        scale = of_rows(scales, "scale", names, self.frames, self.family)
+            mask = common_to_rows(masks, "mask", names, self.frames, self.family)
+        scale = common_to_rows(scales, "scale", names, self.frames, self.family)
         with ExitStack() as stack:
             for frame in self.frames:
                 stack.enter_context(plates[frame.name])
-            enter(stack, mask, scale)
+            enter_mask_and_scale(stack, mask, scale)
             return pyro.sample(self.name, fn, infer={"is_auxiliary": True})
 
     def draw(self, parameters: Tensor, count: int) -> dict[str, Tensor]:
@@ -260,7 +260,7 @@ class Factor(nn.Module):
         if self._members is None:
             members, shares = of_family.unsqueeze(0), of_family.new_ones(1, *of_family.shape[:-1])
         else:
-            members, shares = self._members.apart(of_family, of_discrete)
+            members, shares = self._members.components(of_family, of_discrete)
         normals, result = self.family.marginals(members), {}
         for latent, normal in () if normals is None else self._normals_by_site(normals, is_spread=False):
             means = mean_on_support(latent, normal.loc, normal.scale)

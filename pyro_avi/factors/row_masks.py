@@ -13,10 +13,10 @@ from pyro_avi.families import Family
 from pyro_avi.inspection.masks import Mask
 from pyro_avi.inspection.structure import Latent
 
-__all__ = ["enter", "of_coordinates", "of_rows"]
+__all__ = ["enter_mask_and_scale", "coordinate_mask", "common_to_rows"]
 
 
-def enter(stack: ExitStack, mask: Mask | None, scale: Tensor | float | None) -> None:
+def enter_mask_and_scale(stack: ExitStack, mask: Mask | None, scale: Tensor | float | None) -> None:
     """Mask and scale what is sampled in a stack."""
     if mask is not None:
         stack.enter_context(poutine.mask(mask=mask.values))
@@ -24,7 +24,7 @@ def enter(stack: ExitStack, mask: Mask | None, scale: Tensor | float | None) -> 
         stack.enter_context(poutine.scale(scale=scale))
 
 
-def of_rows(
+def common_to_rows(
     given: Mapping[str, Mask | Tensor | float],
     what: str,
     names: Sequence[str],
@@ -61,7 +61,7 @@ def of_rows(
     return found[0]
 
 
-def of_coordinates(
+def coordinate_mask(
     masks: Mapping[str, Mask],
     latents: Sequence[Latent],
     layouts: Mapping[str, Layout],

@@ -88,10 +88,10 @@ class RowFlow(Family):
         self.num_latents = num_latents
         reads = torch.tensor(self._reads(num_latents), dtype=torch.long)
         order = torch.arange(num_latents)
-        # A unit reads the first coordinates and speaks to those behind them.
+        # A unit reads the first coordinates and has weights for the knots of those behind them.
         read = order.unsqueeze(-1) < reads
-        told = (reads.unsqueeze(-1) <= order).repeat_interleave(3 * self.bins - 1, -1)
-        for name, mask in (("_read", read), ("_told", told)):
+        written = (reads.unsqueeze(-1) <= order).repeat_interleave(3 * self.bins - 1, -1)
+        for name, mask in (("_read", read), ("_written", written)):
             self.register_buffer(name, mask.flatten().nonzero().squeeze(-1), persistent=False)
 
     def _reads(self, num_latents: int) -> list[int]:
@@ -138,14 +138,16 @@ class RowFlow(Family):
         one, bias, two, outputs = (_UNIT * part for part in weights)
         units = bias.shape[-1]
         one = _spread(one, self._read, count * units).unflatten(-1, (count, units))
-        two = _spread(two, self._told, units * count * knots).unflatten(-1, (units, count * knots))
+        two = _spread(two, self._written, units * count * knots).unflatten(-1, (units, count * knots))
 
         def splines(eps: Tensor) -> DependentTransform:
             # einsum: matmul would copy the weights of a row for every draw.
             hidden = (torch.einsum("...k,...kh->...h", eps.flip(-1) if flip else eps, one) + bias).tanh()
-            told = (torch.einsum("...h,...ho->...o", hidden, two) + outputs).unflatten(-1, (count, knots))
-            told = told.flip(-2) if flip else told
-            return DependentTransform(MonotonicRQSTransform(*told.split([self.bins, self.bins, self.bins - 1], -1)), 1)
+            values = (torch.einsum("...h,...ho->...o", hidden, two) + outputs).unflatten(-1, (count, knots))
+            values = values.flip(-2) if flip else values
+            return DependentTransform(
+                MonotonicRQSTransform(*values.split([self.bins, self.bins, self.bins - 1], -1)), 1
+            )
 
         return AutoregressiveTransform(splines, passes=count)
 

@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 
 from pyro_avi.errors import CallError
-from pyro_avi.inspection.data_errors import data_explained
+from pyro_avi.inspection.data_errors import explain_data_errors
 
 __all__ = ["BaseGuide"]
 
@@ -170,7 +170,7 @@ class BaseGuide(AutoGuide):
             return self.master().plates
         if self.create_plates is None:
             return {}
-        with data_explained(args, kwargs):
+        with explain_data_errors(args, kwargs):
             plates = self.create_plates(*args, **kwargs)
         plates = [plates] if isinstance(plates, pyro.plate) else list(plates)
         for plate in plates:

@@ -73,12 +73,12 @@ class LocalPosteriors(PlateGuide):
         with poutine.block():
             data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
             return self._by_rows(
-                lambda row_factor: row_factor.factor.distribution(self._known(row_factor, data, args, kwargs))
+                lambda row_factor: row_factor.factor.distribution(self._conditioned(row_factor, data, args, kwargs))
             )
 
-    def _known(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    def _conditioned(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call, sure of the discrete latents that the call observes."""
-        return row_factor.factor.known(self._infer(row_factor, data, args, kwargs), data.given)
+        return row_factor.factor.condition(self._infer(row_factor, data, args, kwargs), data.given)
 
     @torch.no_grad()
     def posterior_by_row(
@@ -139,7 +139,7 @@ class LocalPosteriors(PlateGuide):
         self, row_factor: RowFactor, data: CallData, call: tuple, num_samples: int | None
     ) -> dict[str, Tensor]:
         """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
-        parameters = self._known(row_factor, data, call, {})
+        parameters = self._conditioned(row_factor, data, call, {})
         values = (
             row_factor.factor.mean(parameters)
             if num_samples is None

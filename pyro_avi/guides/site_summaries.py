@@ -151,7 +151,7 @@ class SiteSummaries(LocalPosteriors):
             if names:
                 result.update(of_globals(self.global_guide, names))
             for row_factor in self.row_factors:
-                result.update(of_rows(row_factor, self._known(row_factor, data, args, kwargs)))
+                result.update(of_rows(row_factor, self._conditioned(row_factor, data, args, kwargs)))
         # What a call observes is no latent of it.
         order = dict.fromkeys([*self._structure.order, *result])
         return {name: result[name] for name in order if name in result and name not in data.given}

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from pyro_avi.inspection.isolated_run import untraced
 from pyro_avi.inspection.masks import Mask
 from pyro_avi.inspection.model_run import CallData, DataQuery, Run, run_once
-from pyro_avi.inspection.replay import CannotReplayError, Recorder, Replay, follow
+from pyro_avi.inspection.replay import CannotReplayError, Recorder, Replay, dependents
 from pyro_avi.inspection.sites import equal, is_latent, is_observation, row_plates
 from pyro_avi.rows.subsample import Subsample, check_positions
 
@@ -303,13 +303,13 @@ def _advice(query: DataQuery, data: CallData, rows: bool, reason: Exception) -> 
 
 def _ignores(run: Run, recorder: Recorder, plate: str) -> bool:
     """Whether a model draws rows of a plate and makes nothing of them, though it observes something there."""
-    made, reader = follow(recorder.calls, [run.rows[plate]])
+    made, reader = dependents(recorder.calls, [run.rows[plate]])
     return len(made) == 1 and reader is None and run.observes_in(plate)
 
 
 def _check_followed(query: DataQuery, run: Run, recorder: Recorder, again: Callable[[int], CallData]) -> None:
     """Refuse masks that follow latents, and observations where there were none."""
-    of_latents, reader = follow(recorder.calls, run.latent_values)
+    of_latents, reader = dependents(recorder.calls, run.latent_values)
     nodes = run.trace.nodes
     for name, mask in run.data.masks.items():
         if id(mask.values) in of_latents:

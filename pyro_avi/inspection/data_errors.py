@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_avi.errors import CallError, without_table
 
-__all__ = ["NoRowsError", "NoTensorError", "check_observed", "data_explained"]
+__all__ = ["NoRowsError", "NoTensorError", "check_observed", "explain_data_errors"]
 
 _CONVERT = (
     "Convert arrays and data frames before the call: torch.as_tensor(x, dtype=torch.get_default_dtype()) for numbers, "
@@ -50,7 +50,7 @@ def check_observed(site: str, value: Any) -> None:
 
 
 @contextmanager
-def data_explained(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
+def explain_data_errors(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
     """Say what is wrong with the arguments where a model that runs inside cannot do with them.
 
     Args:

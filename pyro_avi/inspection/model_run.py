@@ -12,7 +12,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_avi.inspection.data_errors import data_explained
+from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import Mask, site_mask
 from pyro_avi.inspection.replay import Recorder
@@ -166,7 +166,7 @@ def run_once(
     given = _SubsampleMessenger(query.plates, rows, counts)
     # Validation would read data (`valid.all()`), which is no part of the model.
     with isolated_run(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
-        with data_explained(args, kwargs):
+        with explain_data_errors(args, kwargs):
             trace = poutine.trace(model).get_trace(*args, **kwargs)
             check_data(trace)
         values, masks, scales = {}, {}, {}

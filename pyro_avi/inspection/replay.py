@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-__all__ = ["CannotReplayError", "Recorder", "Replay", "follow"]
+__all__ = ["CannotReplayError", "Recorder", "Replay", "dependents"]
 
 
 class CannotReplayError(Exception):
@@ -109,7 +109,7 @@ _FIXED += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 def _slice_back(calls: list[_Call], inputs: Sequence[Any], targets: list[Tensor]) -> list[_Call]:
     """The calls that the targets depend on, in order."""
     given = {id(x) for x in inputs if isinstance(x, Tensor)}
-    _, reader = follow(calls, [x for x in inputs if isinstance(x, Tensor)])
+    _, reader = dependents(calls, [x for x in inputs if isinstance(x, Tensor)])
     if reader is not None:
         raise CannotReplayError(f"the model reads data into Python by {reader}")
     needed = {id(x) for x in targets} - given
@@ -137,7 +137,7 @@ def _storages(tensors: list[Tensor]) -> set[int]:
     return {storage.data_ptr() or storage._cdata for storage in storages}
 
 
-def follow(calls: Sequence[_Call], start: Sequence[Tensor]) -> tuple[set[int], str | None]:
+def dependents(calls: Sequence[_Call], start: Sequence[Tensor]) -> tuple[set[int], str | None]:
     """What a run made of some tensors.
 
     Returns:

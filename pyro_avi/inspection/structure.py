@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 
-from pyro_avi.inspection.data_errors import data_explained
+from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import site_mask
 from pyro_avi.inspection.sites import (
@@ -27,7 +27,15 @@ from pyro_avi.inspection.sites import (
     plate_scale,
     site_frames,
 )
-from pyro_avi.inspection.supports import alike, is_like, num_values, of_components, peel, support_of, transform_of
+from pyro_avi.inspection.supports import (
+    is_like,
+    num_values,
+    support_of,
+    support_of_components,
+    transform_of,
+    unwrapped,
+    without_equal_rows,
+)
 
 __all__ = ["Latent", "RowSet", "Structure", "inspect_model"]
 
@@ -82,7 +90,7 @@ class Latent:
     @property
     def independent_dim(self) -> int:
         """The number of event dimensions over which the support is elementwise."""
-        return peel(self.support)[1]
+        return unwrapped(self.support)[1]
 
     def to_support(self, value: Tensor) -> Tensor:
         """Map unconstrained coordinates to the support."""
@@ -168,7 +176,7 @@ def inspect_model(
     Raises:
         ValueError: if a plate does not exist, is sequential, or if sites, shapes or supports change with the latents.
     """
-    with isolated_run(), data_explained(args, kwargs):
+    with isolated_run(), explain_data_errors(args, kwargs):
         trace = poutine.trace(InitMessenger(_but_discrete(init_loc_fn))(model)).get_trace(*args, **kwargs)
         check_data(trace)
         again = poutine.trace(poutine.replay(model, trace=_rows(trace))).get_trace(*args, **kwargs)
@@ -207,7 +215,7 @@ def _but_discrete(init_loc_fn: Callable) -> Callable:
     """Initial values for continuous sites, a draw for discrete ones."""
 
     def initial(site):
-        support = of_components(site["name"], site["fn"].support)
+        support = support_of_components(site["name"], site["fn"].support)
         return site["fn"].sample() if support.is_discrete else init_loc_fn(site)
 
     return initial
@@ -242,7 +250,7 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
                 f"Expected vectorized plates around latent {name!r}, got the sequential plate {frame.name!r}.\n"
                 f"Write `with pyro.plate({frame.name!r}, size):` instead of `for i in pyro.plate(...)`."
             )
-    count, support = num_values(name, fn), alike(of_components(name, fn.support))
+    count, support = num_values(name, fn), without_equal_rows(support_of_components(name, fn.support))
     if count is not None:
         initial, event_dim = value, fn.event_dim
     else:
@@ -275,7 +283,7 @@ def _check_fixed(latent: Latent, plates: Sequence[str]) -> None:
 
 def _check_support(latent: Latent, frames: Sequence[CondIndepStackFrame]) -> None:
     """Refuse bounds that are those of certain rows: other rows of the plate have others."""
-    support, _ = peel(latent.support)
+    support, _ = unwrapped(latent.support)
     for bound in vars(support).values():
         dims = [frame.dim - latent.event_dim for frame in frames]
         if isinstance(bound, Tensor) and any(-dim <= bound.dim() and bound.shape[dim] > 1 for dim in dims):

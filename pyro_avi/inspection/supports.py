@@ -7,10 +7,18 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints, transform_to
 from torch.distributions.transforms import AffineTransform, ComposeTransform
 
-__all__ = ["alike", "is_like", "num_values", "of_components", "peel", "support_of", "transform_of"]
+__all__ = [
+    "without_equal_rows",
+    "is_like",
+    "num_values",
+    "support_of_components",
+    "unwrapped",
+    "support_of",
+    "transform_of",
+]
 
 
-def peel(support: constraints.Constraint) -> tuple[constraints.Constraint, int]:
+def unwrapped(support: constraints.Constraint) -> tuple[constraints.Constraint, int]:
     """The constraint inside ``to_event`` and the number of dimensions that were added around it."""
     dims = 0
     while isinstance(support, constraints.independent):
@@ -20,12 +28,12 @@ def peel(support: constraints.Constraint) -> tuple[constraints.Constraint, int]:
 
 def is_like(support: constraints.Constraint, known: constraints.Constraint) -> bool:
     """Whether a support, in all dimensions of an event, is one of those without arguments; copies of them are, too."""
-    return type(peel(support)[0]) is type(known)
+    return type(unwrapped(support)[0]) is type(known)
 
 
 def transform_of(support: constraints.Constraint) -> Transform:
     """The map from unconstrained coordinates to a support, elementwise where the support is."""
-    transform = biject_to(peel(support)[0])
+    transform = biject_to(unwrapped(support)[0])
     # A shift by 0 changes nothing, but hides from the closed-form divergences what is a log-normal.
     if isinstance(transform, ComposeTransform):
         parts = [part for part in transform.parts if not _is_identity(part)]
@@ -42,7 +50,7 @@ def _is_identity(transform: Transform) -> bool:
 def support_of(fn) -> constraints.Constraint:
     """The support of observed values, where their distribution has one."""
     try:
-        return alike(fn.support)
+        return without_equal_rows(fn.support)
     except (AttributeError, NotImplementedError):
         return constraints.dependent
 
@@ -53,20 +61,22 @@ _MIXTURE = getattr(constraints, "MixtureSameFamilyConstraint", ())
 if _MIXTURE:
     # What initial values are made by; torch knows no transforms to it.
     for _registry in (biject_to, transform_to):
-        _registry.register(_MIXTURE, lambda support, registry=_registry: registry(alike(support.base_constraint)))
+        _registry.register(
+            _MIXTURE, lambda support, registry=_registry: registry(without_equal_rows(support.base_constraint))
+        )
 
 
-def of_components(name: str, support: constraints.Constraint) -> constraints.Constraint:
+def support_of_components(name: str, support: constraints.Constraint) -> constraints.Constraint:
     """The support with that of its components in place of a mixture's."""
     if isinstance(support, constraints.independent):
-        base = of_components(name, support.base_constraint)
+        base = support_of_components(name, support.base_constraint)
         same = base is support.base_constraint
         return support if same else constraints.independent(base, support.reinterpreted_batch_ndims)
     if not isinstance(support, _MIXTURE):
         return support
     # Components and rows stand in dimensions of the bounds that are no longer told apart without the first.
-    components = alike(support.base_constraint)
-    for bound in vars(peel(components)[0]).values():
+    components = without_equal_rows(support.base_constraint)
+    for bound in vars(unwrapped(components)[0]).values():
         if isinstance(bound, Tensor) and bound.dim():
             raise ValueError(
                 f"Expected latent {name!r} with one support for all components of its mixture, got {components!r} with "
@@ -76,12 +86,12 @@ def of_components(name: str, support: constraints.Constraint) -> constraints.Con
     return components
 
 
-def alike(support: constraints.Constraint) -> constraints.Constraint:
+def without_equal_rows(support: constraints.Constraint) -> constraints.Constraint:
     """The support without dimensions in which its bounds are all equal, so that it is that of any number of rows."""
     parts = {}
     for name, part in vars(support).items():
         if isinstance(part, constraints.Constraint):
-            parts[name] = alike(part)
+            parts[name] = without_equal_rows(part)
         elif isinstance(part, Tensor):
             parts[name] = part
             for dim in range(part.dim()):
@@ -99,7 +109,7 @@ def alike(support: constraints.Constraint) -> constraints.Constraint:
 
 def num_values(name: str, fn) -> int | None:
     """The number of values of a discrete latent, ``None`` for a continuous one."""
-    support, _ = peel(fn.support)
+    support, _ = unwrapped(fn.support)
     if is_like(support, constraints.boolean):
         return 2
     if is_like(support, constraints.one_hot):

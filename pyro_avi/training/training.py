@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_avi.inspection.data_errors import NoRowsError, data_explained
+from pyro_avi.inspection.data_errors import NoRowsError, explain_data_errors
 from pyro_avi.optimization.divergence import explain
 from pyro_avi.optimization.step import Trained
 from pyro_avi.seeds import random_state, set_random_state
@@ -50,7 +50,7 @@ class Training:
         self._model, self._guide, self._calls, self._kwargs = model, guide, calls, kwargs
         self._start, self._first = start, next(calls)
         try:
-            with data_explained(self._first, kwargs):
+            with explain_data_errors(self._first, kwargs):
                 self._trained = Trained(
                     model, guide, elbo, num_steps=num_steps - start, call=self._first, kwargs=kwargs, **options
                 )
