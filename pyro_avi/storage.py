@@ -1,6 +1,7 @@
 """Guides in files: weights as safetensors, all else as JSON in the header, so that loading runs no code of the file."""
 
 import copy
+import json
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -36,7 +37,7 @@ def save(guide: LocalGuide, path: str | PathLike) -> None:
         path: the file, replaced where it exists, at once or not at all.
 
     Raises:
-        TypeError: if the guide is none of this package's.
+        TypeError: if the guide is none of this package's, or the settings of its family are no plain data.
         ValueError: if it has never been set up.
 
     Example::
@@ -55,6 +56,7 @@ def save(guide: LocalGuide, path: str | PathLike) -> None:
     """
     if type(guide) not in _GUIDES.values():
         raise TypeError(f"Expected one of {', '.join(_GUIDES)}, got {type(guide).__name__}.")
+    _as_json(guide.family.describe())
     header = {"format": _FORMAT, "versions": _versions(), "model": fingerprint(guide.model), **guide.describe()}
     write_tensors(Path(path), guide.state_dict(), header, key=_KEY)
 
@@ -64,6 +66,7 @@ def load(
     model: Callable,
     *args,
     encoder: Any = None,
+    family: families.Family | None = None,
     inputs: Any = None,
     global_guide: Any = None,
     create_plates: Callable | None = None,
@@ -77,6 +80,7 @@ def load(
         *args, **kwargs: its arguments. With them the guide is set up and compared with the file at once, without them at its
             first call.
         encoder: where the encoder is a module, one of the same kind. A copy of it takes the weights of the file.
+        family: where the family, or a part of it, is none of this package's, the same family that the guide was made with.
         inputs: where the guide was made with ``inputs=``, the same function.
         global_guide: where the globals have another guide than the default, a function to one of the same kind.
         create_plates: as for every guide.
@@ -93,7 +97,7 @@ def load(
             "another posterior.\nLoad the model's state_dict first; Fit.save keeps both together.",
             stacklevel=2,
         )
-    options: dict[str, Any] = {"plate": header["plate"], "family": _family(path, header["family"])}
+    options: dict[str, Any] = {"plate": header["plate"], "family": _family(path, header["family"], family)}
     options |= {"init_scale": header["init_scale"], "create_plates": create_plates}
     if header["class"] == "AmortizedGuide":
         options["encoder"] = _given(path, "encoder", _widths(encoder, header["encoder"]), header["encoder"])
@@ -125,13 +129,36 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return header, state
 
 
-def _family(path, described: dict[str, Any]):
+def _family(path, described: dict[str, Any], given: families.Family | None) -> families.Family:
+    """The family that the guide was made with: as the caller names it, or made by the settings of the file."""
+    if given is not None:
+        if _as_json(given.describe()) != described:
+            raise ValueError(f"Expected family= as described at {path}, {described}, got {given!r}.")
+        return given
     if described["class"] not in _FAMILIES:
-        raise ValueError(f"Expected a family of {sorted(_FAMILIES)} at {path}, got {described['class']!r}.")
+        raise ValueError(
+            f"Expected a family of {sorted(_FAMILIES)} at {path}, got {described['class']!r}.\n"
+            "Files hold weights and no code: pass the same family= that the guide was made with."
+        )
     settings = described["settings"].items()
     # Of a family that is made of another.
-    made = {name: _family(path, value) if isinstance(value, dict) else value for name, value in settings}
+    made = {name: _family(path, value, None) if isinstance(value, dict) else value for name, value in settings}
     return _FAMILIES[described["class"]](**made)
+
+
+def _as_json(description: dict[str, Any]) -> dict[str, Any]:
+    """A family's description as it comes back from a file.
+
+    Raises:
+        TypeError: if its settings are no plain data.
+    """
+    try:
+        return json.loads(json.dumps(description))
+    except TypeError as error:
+        raise TypeError(
+            f"Expected settings() of family {description['class']} to be plain data, numbers, texts, lists and families, got "
+            f"{description['settings']}."
+        ) from error
 
 
 def _given(path, option: str, given: Any, described: Any) -> Any:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pyro_avi as avi
+from tests.own_family import SkewedFamily
 
 N = 6
 X = torch.linspace(-1, 1, 3 * N).reshape(N, 3)
@@ -60,6 +61,14 @@ GUIDES = {
     "full covariance": (lambda: avi.FactorizedGuide(model, family=avi.MultivariateNormal()), {}),
     "low rank": (lambda: avi.AmortizedGuide(model, (5,), family=avi.LowRankNormal(rank=1)), {}),
     "flow": (lambda: avi.ConstantGuide(model, family=avi.Flow()), {}),
+    "a family of the caller's own": (
+        lambda: avi.FactorizedGuide(model, family=SkewedFamily()),
+        {"family": SkewedFamily},
+    ),
+    "a family of the caller's own inside another": (
+        lambda: avi.AmortizedGuide(model, (5,), family=avi.Conditional(SkewedFamily())),
+        {"family": lambda: avi.Conditional(SkewedFamily())},
+    ),
     "same rows": (lambda: avi.FactorizedGuide(model, same_rows=True), {}),
     "encoder and inputs": (
         lambda: avi.AmortizedGuide(model, Sum(), inputs=doubled),
@@ -199,6 +208,16 @@ REFUSED = {
         lambda path: avi.load(path, model, inputs=doubled),
         r"Expected encoder= .*Sum, got none",
     ),
+    "no family": (
+        "a family of the caller's own",
+        lambda path: avi.load(path, model),
+        "Expected a family of .*got 'tests.own_family.SkewedFamily'.*pass the same family=",
+    ),
+    "another family": (
+        "a family of the caller's own",
+        lambda path: avi.load(path, model, family=avi.DiagonalNormal()),
+        r"Expected family= as described at .*SkewedFamily.*, got DiagonalNormal\(\)",
+    ),
     "no inputs": (
         "encoder and inputs",
         lambda path: avi.load(path, model, encoder=Sum()),
@@ -269,4 +288,18 @@ def test_only_guides_that_have_been_set_up_are_saved(tmp_path):
         avi.save(AutoNormal(model), tmp_path / "guide")
     with pytest.raises(FileNotFoundError, match="found none at"):
         avi.load(tmp_path / "none", model)
+    assert not list(tmp_path.iterdir())
+
+
+class Widening(SkewedFamily):
+    def settings(self):
+        return {"by": torch.ones(())}
+
+
+def test_a_family_whose_settings_are_no_plain_data_is_not_saved(tmp_path):
+    guide = avi.ConstantGuide(model, family=Widening()).setup(X)
+    with pytest.raises(
+        TypeError, match=r"Expected settings\(\) of family tests.test_storage.Widening to be plain data"
+    ):
+        avi.save(guide, tmp_path / "guide")
     assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_avi.densities.log_joint import LocalJoint, center_of
+from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.evidence.ais import sampling
 from pyro_avi.factors.factor import Factor
 
@@ -103,7 +103,7 @@ def _gradient_sums(joint: LocalJoint, factor: Factor, table: Tensor, count: int)
         posterior = factor.distribution(copies)
         u = posterior.rsample()
         points, density = [u], posterior
-        if center_of(factor.distribution(table)) is not None:
+        if factor.family.symmetric:
             # Of normals the path alone: it has no noise where they are the posterior.
             points, density = [u, 2 * posterior.mean - u], factor.distribution(table)
         gradient, fisher = 0.0, 0.0

@@ -54,7 +54,8 @@ class JointWeights(WeightSource):
         """The log weights of an even number of draws, ``num_samples`` at least."""
         with sampling(seed):
             factors = posterior_of(guide, self._args, self._kwargs)
-            return self.joint.log_weights(factors, num_samples=num_samples, max_memory=self.max_memory)
+            options = {"num_samples": num_samples, "max_memory": self.max_memory}
+            return self.joint.log_weights(factors, symmetric=guide.family.symmetric, **options)
 
 
 class TraceWeights(WeightSource):

@@ -17,7 +17,7 @@ from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.densities.row_densities import RowDensities
 from pyro_avi.inspection.structure import Latent, inspect_model
 
-__all__ = ["LocalJoint", "center_of"]
+__all__ = ["LocalJoint"]
 
 # Seconds that it takes to compile the log joint, and that handlers take of a call; roughly those of one core.
 _COST_OF_COMPILING, _HANDLERS = 10.0, 2e-3
@@ -137,24 +137,27 @@ class LocalJoint:
         return [size] * (count // size) + ([count % size] if count % size else [])
 
     @torch.no_grad()
-    def log_weights(self, posterior: TorchDistribution, *, num_samples: int, max_memory: int) -> LogWeights:
-        """The log weights ``[S, B]`` of draws from a factor of the rows, each followed by its mirror image.
+    def log_weights(
+        self, posterior: TorchDistribution, *, symmetric: bool, num_samples: int, max_memory: int
+    ) -> LogWeights:
+        """The log weights ``[S, B]`` of draws from a factor of the rows, of a symmetric one each with its mirror image.
 
         What a shift of the factor does to a log weight is mostly odd around the mean, and cancels in such a pair.
 
         Args:
             posterior: batch shape ``[B]``, event shape ``[K]``. Two of one family give the same draws, moved and
-                stretched, from the same random state. One without a known mean gives independent draws.
+                stretched, from the same random state.
+            symmetric: whether it is symmetric about its mean; otherwise all draws are independent.
             num_samples: ``S``, rounded up to an even number.
             max_memory: in bytes, what the draws that are evaluated at a time may take.
         """
-        center, local = center_of(posterior), []
+        local = []
         sizes = self.chunks((num_samples + 1) // 2, max_memory)
         self._prepare(sizes[0], 2 * len(sizes))
         for count in sizes:
             u = posterior.rsample((count,))
             pair = [self._log_weight(posterior, u)]
-            u = posterior.rsample((count,)) if center is None else 2 * center - u
+            u = 2 * posterior.mean - u if symmetric else posterior.rsample((count,))
             pair.append(self._log_weight(posterior, u))
             local.append(torch.stack(pair, 1).flatten(0, 1))
         local = torch.cat(local)
@@ -250,20 +253,6 @@ class LocalJoint:
         del others[dim]
         value = rows.reshape(len(rows), shape[dim], *others).movedim(1, dim)
         return value.reshape(len(rows), *(1,) * (self._depth - self._batch_dim(latent)), *shape)
-
-
-def center_of(posterior: TorchDistribution) -> Tensor | None:
-    """``[B, K]`` what the factor is symmetric around; ``None`` where there is no such point, or none is known."""
-    try:
-        center, scale = posterior.mean, posterior.stddev
-        one = center + scale * torch.arange(1, center.shape[-1] + 1).to(center).sin()
-        # A mirror image of a draw is a draw of a symmetric factor only.
-        without_equal_rows = torch.allclose(
-            posterior.log_prob(one), posterior.log_prob(2 * center - one), rtol=1e-3, atol=1e-3
-        )
-    except (NotImplementedError, ValueError):
-        return None
-    return center if without_equal_rows else None
 
 
 def _check(structure, plate: str) -> None:

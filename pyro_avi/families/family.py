@@ -29,7 +29,8 @@ class Family(nn.Module, ABC):
     rely on they say by attributes.
 
     Attributes:
-        symmetric: whether every member is symmetric about its location, so that medians are means.
+        symmetric: whether every member is symmetric about its ``mean``, which its distribution then has. Draws are then
+            paired with their mirror images where bounds are compared.
         independent: whether every member is a product of normals, given by :meth:`coordinates`, which guides then sample
             site by site.
         cheap_density: whether the density of any value takes about as long as that of an own draw; where a transform has to
@@ -121,10 +122,12 @@ class Family(nn.Module, ABC):
         """The arguments that make the same family again: ``type(family)(**family.settings())``."""
 
     def describe(self) -> dict[str, Any]:
-        """The name of the class and the settings, as plain data."""
+        """The name of the class, of one from elsewhere with its module, and the settings, as plain data."""
         settings = self.settings().items()
         plain = {name: value.describe() if isinstance(value, Family) else value for name, value in settings}
-        return {"class": type(self).__name__, "settings": plain}
+        own = type(self).__module__.startswith("pyro_avi.families.")
+        name = type(self).__name__ if own else f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"class": name, "settings": plain}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings().items())})"

@@ -24,7 +24,7 @@ def weights(model, guide, x, *, num_samples=40, max_memory=1):
     with sampling(0):
         joint = LocalJoint(model, (x,), {}, plate="data")
         factors = posterior_of(guide, (x,), {})
-        return joint.log_weights(factors, num_samples=num_samples, max_memory=max_memory).local, joint
+        return joint.log_weights(factors, symmetric=True, num_samples=num_samples, max_memory=max_memory).local, joint
 
 
 @needs_compiler
