@@ -20,6 +20,7 @@ from pyro_avi.estimators.iwelbo import log_mean_exp
 from pyro_avi.evidence.evidence import Evidence
 from pyro_avi.evidence.hold_globals import Conditional, hold_globals
 from pyro_avi.evidence.mixture import mixture_weights
+from tests.own_family import EULER, SkewedFamily
 
 ROWS, SIGMA = 6, 0.6
 WEIGHT = torch.tensor([[1.0, 0.7], [0.6, 1.0], [0.5, 0.5]], dtype=torch.float64)
@@ -647,3 +648,36 @@ def test_any_family_and_decoder_will_do(family):
     mine, theirs = rows.table_of(guide.family, guide).posterior(x), guide.posterior(x)
     u = torch.randn(5, 2)
     torch.testing.assert_close(mine.log_prob(u), theirs.log_prob(u))
+
+
+class MirroredFamily(SkewedFamily):
+    """Says that it is symmetric, and is not."""
+
+    symmetric = True
+
+
+@pytest.mark.parametrize("family, is_true", [(SkewedFamily, True), (MirroredFamily, False)])
+def test_the_gap_of_a_family_of_the_callers_own_is_its_divergence(family, is_true):
+    def one_number(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.linspace(-2.0, 2.0, 8)
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(x)
+    guide = avi.FactorizedGuide(one_number, family=family()).setup(x)
+    with torch.no_grad():
+        # The mean and the variance of the posterior.
+        guide.table.copy_(family().initial(x.unsqueeze(-1) / 2, 0.5**0.5))
+
+    gaps = avi.measure_gaps(one_number, guide, x, evidence=evidence, **{**AS_IT_IS, "num_samples": 4000})
+
+    # From the Gumbel variable with the mean and variance of the posterior: minus its entropy, plus its cross-entropy.
+    divergence = -(1 + EULER + math.log(6**0.5 / math.pi)) + 0.5 * math.log(2 * math.pi) + 0.5
+    off, error = (gaps.approximation.rows - divergence).abs(), gaps.approximation.rows_se
+    if is_true:
+        assert error.max() < 0.05
+        assert (off < 5 * error).all()
+    else:
+        # Mirrored draws are those of another distribution.
+        assert (off > 0.2).all()
