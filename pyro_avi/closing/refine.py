@@ -91,7 +91,7 @@ def refine(
         row, table = as_one_row(model, guide, args, kwargs)
         options = {"num_steps": num_steps, "lr": lr, "start": start, "seed": seed, "progress": progress}
         return write_back(model, refine(row, table, *args, **options, **kwargs), args, kwargs)
-    refined = table_like(model, guide, args, kwargs)
+    refined = table_like(model, guide, args, kwargs, with_globals=True)
     starts = _starts(guide, refined, start, args, kwargs)
     write_tables(refined, starts)
     source, options = weight_source(model, refined, args, kwargs), {"num_samples": _DRAWS, "seed": seed + 1}

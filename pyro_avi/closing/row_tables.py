@@ -8,54 +8,50 @@ import torch
 from torch import Tensor
 
 from pyro_avi.closing.weight_source import by_row
+from pyro_avi.families import Family
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.local_guide import LocalGuide
 
-__all__ = ["Tables", "check_latents", "choose", "read_tables", "table_like", "write_tables"]
+__all__ = ["Tables", "choose", "read_tables", "table_like", "write_tables"]
 
 # The tables of a guide ``[N, P]`` by the names of their rows' plates.
 Tables = Mapping[str, Tensor]
 
 
-def table_like(model: Callable, guide: LocalGuide, args: tuple, kwargs: Mapping[str, Any]) -> FactorizedGuide:
-    """A guide with tables for the rows of a call, whose factors are those of another guide where rows share parts of them.
+def table_like(
+    model: Callable,
+    guide: LocalGuide,
+    args: tuple,
+    kwargs: Mapping[str, Any],
+    *,
+    family: Family | None = None,
+    with_globals: bool = False,
+) -> FactorizedGuide:
+    """A factorized guide with tables for the rows of a call, as another guide has factors for them.
 
     Args:
         model: what the guide is for.
-        guide: any of the three; its factor of the global latents is copied.
+        guide: any of the three.
         args, kwargs: the arguments of the model.
+        family: another family than that of the guide. In the same one, what rows share of their factors is taken over.
+        with_globals: whether the model has global latents; the guide's factor of them is copied.
+
+    Raises:
+        ValueError: if the guide is for other latents than the rows of the model have.
     """
     table = FactorizedGuide(
         model,
         plate=guide.row_plates,
-        family=guide.family,
-        global_guide=copy.deepcopy(guide.global_guide),
+        family=family or guide.family,
+        global_guide=copy.deepcopy(guide.global_guide) if with_globals else None,
         same_rows=True,
     )
     table.setup(*args, **kwargs)
-    check_latents(table, guide)
-    for row_factor, theirs in zip(table.row_factors, guide.row_factors, strict=True):
-        # What rows share in a family is the model of their factors: it is taken over, and frozen with the globals.
-        row_factor.factor.load_state_dict(theirs.factor.state_dict())
+    table.check_same_latents(guide)
+    if family is None:
+        for mine, theirs in zip(table.row_factors, guide.row_factors, strict=True):
+            mine.factor.load_state_dict(theirs.factor.state_dict())
     return table
-
-
-def check_latents(mine: LocalGuide, theirs: LocalGuide) -> None:
-    """Refuse another guide that misses latents of the rows, or has more of them.
-
-    Args:
-        mine: the guide made for a model.
-        theirs: the guide given with that model.
-    """
-    needed, given = (
-        [sorted(latent.name for latent in row_factor.rows.latents) for row_factor in guide.row_factors]
-        for guide in (mine, theirs)
-    )
-    if needed != given:
-        raise ValueError(
-            f"Expected a guide for the latents {needed} of the model's rows, got one for {given}.\n"
-            "Pass the model that the guide was made for."
-        )
 
 
 def read_tables(guide: FactorizedGuide) -> Tables:

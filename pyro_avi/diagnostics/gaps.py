@@ -8,14 +8,14 @@ from pyro.infer import config_enumerate
 from torch import Tensor
 
 from pyro_avi.closing.factor_search import FactorSearch, moments
-from pyro_avi.closing.row_tables import Tables, check_latents, read_tables
+from pyro_avi.closing.row_tables import Tables, read_tables, table_like, write_tables
 from pyro_avi.closing.weight_source import JointWeights, WeightSource, weight_source
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.diagnostics.gap_results import Gaps
 from pyro_avi.estimators import khat
 from pyro_avi.evaluation_mode import evaluation_mode
-from pyro_avi.evidence.ais import annealed_weights, posterior_of, row_plate_of, sampling
+from pyro_avi.evidence.ais import annealed_weights, sampling
 from pyro_avi.evidence.evidence import Evidence, exact_evidence, mean_of, short_by
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.evidence.mixture import mixture_weights
@@ -122,7 +122,7 @@ def measure_gaps(
     _check(num_samples, num_steps, max_rounds, annealing, reverse)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     rows = _Rows(held, guide.row_plates, args, kwargs, num_samples, seed, max_memory)
-    own = rows.table_of(guide.family, guide)
+    own = rows.table_of(guide)
     source = rows.weight_source(own)
     weights = source.weights(own, num_samples=num_samples, seed=seed)
     exact = exact_evidence(held, args, evidence, weights.local.shape[1])
@@ -186,26 +186,21 @@ class _Rows:
         self._model, self._plates, self._args, self._kwargs = model, plates, args, kwargs
         self._num_samples, self._seed, self._max_memory = num_samples, seed, max_memory
 
-    def table_of(self, family: Family, like: LocalGuide | None = None) -> FactorizedGuide:
-        """A guide with a table for the rows, and the outputs of another guide of the family in it."""
-        guide = FactorizedGuide(self._model, plate=self._plates, family=family, same_rows=True)
-        guide.setup(*self._args, **self._kwargs)
-        if like is None:
-            return guide
-        with torch.no_grad():
-            check_latents(guide, like)
-            given = like.variational_parameters(*self._args, **self._kwargs)
-            for row_factor, theirs in zip(guide.row_factors, like.row_factors, strict=True):
-                rows = given[row_factor.rows.plates] if isinstance(given, dict) else given
-                table = row_factor.function.table
-                if rows.numel() != table.numel():
-                    raise ValueError(
-                        f"Expected all rows of a data set, got {len(rows)} of {len(table)}.\n"
-                        "Pass them as a data set of their own, without positions."
-                    )
-                row_factor.factor.load_state_dict(theirs.factor.state_dict())
-                table.copy_(rows.reshape(table.shape))
-        return guide
+    def table_of(self, guide: LocalGuide) -> FactorizedGuide:
+        """A guide with a table for the rows that holds the outputs of another guide."""
+        result = table_like(self._model, guide, self._args, self._kwargs)
+        given = guide.variational_parameters(*self._args, **self._kwargs)
+        tables = {}
+        for (name, table), row_factor in zip(result.row_tables().items(), result.row_factors, strict=True):
+            rows = given[row_factor.rows.plates] if isinstance(given, dict) else given
+            if rows.numel() != table.numel():
+                raise ValueError(
+                    f"Expected all rows of a data set, got {len(rows)} of {len(table)}.\n"
+                    "Pass them as a data set of their own, without positions."
+                )
+            tables[name] = rows.reshape(table.shape)
+        write_tables(result, tables)
+        return result
 
     def weight_source(self, guide: FactorizedGuide) -> WeightSource:
         """What weighs the factors of the rows."""
@@ -214,7 +209,7 @@ class _Rows:
 
     def richer(self, family: Family, best: FactorizedGuide) -> FactorizedGuide:
         """A table of a richer family, with the moments of the best factors; those of discrete latents as they are."""
-        guide = self.table_of(family)
+        guide = table_like(self._model, best, self._args, self._kwargs, family=family)
         if list(guide.row_factors[0].factor.parameters()):
             raise ValueError(
                 f"Expected richer= to be a family of rows alone, got {type(family).__name__}, whose weights rows share.\n"
@@ -259,8 +254,8 @@ class _Rows:
         """The weights of annealed importance sampling that starts from a table's factors."""
         with sampling(self._seed + _CHAINS):
             return annealed_weights(
-                LocalJoint(self._model, self._args, self._kwargs, plate=row_plate_of(guide)),
-                posterior_of(guide, self._args, self._kwargs),
+                LocalJoint(self._model, self._args, self._kwargs, plate=guide.row_plate),
+                guide.fixed_posterior(*self._args, **self._kwargs),
                 **annealing,
                 reverse=reverse,
                 max_memory=self._max_memory,

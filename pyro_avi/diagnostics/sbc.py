@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from pyro_avi.closing.refine import refine
+from pyro_avi.closing.row_tables import table_like
 from pyro_avi.diagnostics.sbc_results import Calibration
 from pyro_avi.diagnostics.simulated_data import Simulated, Simulator
 from pyro_avi.estimators.ranks import rank_among
-from pyro_avi.evidence.ais import row_plate_of
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.local_guide import LocalGuide
@@ -115,7 +115,7 @@ def sbc(
             "Expected a guide that answers for simulated rows, got a FactorizedGuide, which has an answer for each row it was "
             "fitted to.\nPass num_steps=..., by which avi.refine fits factors to the simulated rows."
         )
-    plate = row_plate_of(guide)
+    plate = guide.row_plate
     latents = [latent.name for latent in guide.row_factors[0].rows.latents]
     simulator = Simulator(held, plate, args, kwargs, latents, rebuild)
     seeds = torch.randint(2**31, (num_simulations, 3), generator=torch.Generator().manual_seed(seed)).tolist()
@@ -125,7 +125,7 @@ def sbc(
             truth, simulated = simulator.draw()
         answers = guide
         if num_steps:
-            answers = _refined(held, guide, plate, simulated, num_steps=num_steps, lr=lr, seed=of_steps)
+            answers = _refined(held, guide, simulated, num_steps=num_steps, lr=lr, seed=of_steps)
         with isolated_run(of_draws):
             parts.append(_Ranked(answers, truth, simulated, num_samples))
     values = torch.cat([part.values for part in parts])
@@ -140,11 +140,10 @@ def sbc(
     )
 
 
-def _refined(held, guide: LocalGuide, plate: str, simulated: Simulated, **options) -> FactorizedGuide:
+def _refined(held, guide: LocalGuide, simulated: Simulated, **options) -> FactorizedGuide:
     """A table for the simulated rows, refined from the guide's answers; from a table's mean, where it has none."""
     args, kwargs = simulated.args, simulated.kwargs
-    table = FactorizedGuide(held, plate=plate, family=guide.family, same_rows=True).setup(*args, **kwargs)
-    table.row_factors[0].factor.load_state_dict(guide.row_factors[0].factor.state_dict())
+    table = table_like(held, guide, args, kwargs)
     with torch.no_grad():
         own = isinstance(guide, FactorizedGuide)
         start = guide.table.mean(0) if own else guide.variational_parameters(*args, **kwargs)

@@ -20,7 +20,7 @@ from pyro_avi.lock import in_turn
 from pyro_avi.param_store import own_parameters
 from pyro_avi.seeds import seeded
 
-__all__ = ["ais", "annealed_weights", "posterior_of", "row_plate_of", "sampling"]
+__all__ = ["ais", "annealed_weights", "sampling"]
 
 # Chains of the pilot run that a row's step sizes are found by.
 _PILOT_CHAINS = 16
@@ -101,8 +101,8 @@ def ais(
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     with sampling(seed):
         weights = annealed_weights(
-            LocalJoint(held, args, kwargs, plate=row_plate_of(guide)),
-            posterior_of(guide, args, kwargs),
+            LocalJoint(held, args, kwargs, plate=guide.row_plate),
+            guide.fixed_posterior(*args, **kwargs),
             num_chains=num_chains,
             num_temperatures=num_temperatures,
             num_leapfrog=num_leapfrog,
@@ -171,19 +171,6 @@ def annealed_weights(
         for i, count in enumerate(sizes)
     ]
     return joint.weigh(torch.cat(local))
-
-
-def posterior_of(guide: LocalGuide, args: tuple, kwargs: Mapping):
-    """The guide's factor of the rows, without a gradient to its parameters."""
-    with torch.no_grad():
-        return guide.posterior(*args, **kwargs)
-
-
-def row_plate_of(guide: LocalGuide) -> str:
-    """The plate of a guide's rows, if there is one only."""
-    if len(guide.row_plates) > 1:
-        raise ValueError(f"Expected rows of one plate, got those of {guide.row_plates}: rows that cross share data.")
-    return guide.row_plates[0]
 
 
 @contextmanager

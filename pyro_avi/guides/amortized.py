@@ -15,7 +15,8 @@ from pyro_avi.encoders.network import Network
 from pyro_avi.encoders.standardize import Standardize, transform_of
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.covariates import Covariate, CovariateSearch
-from pyro_avi.guides.local_guide import LocalGuide, qualified_name
+from pyro_avi.guides.description import qualified_name
+from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.inspection.call_data import CallData, CallReader
 
 __all__ = ["AmortizedGuide"]

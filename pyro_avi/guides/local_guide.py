@@ -5,7 +5,6 @@ import itertools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -18,14 +17,15 @@ from torch import Tensor, nn
 
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.families import DiagonalNormal, Family
-from pyro_avi.guides.mean_field import MeanFieldNormal, check_init_scale, check_latents
+from pyro_avi.guides.description import check_description, describe_latents, qualified_name
+from pyro_avi.guides.mean_field import MeanFieldNormal, check_has_latents, check_init_scale
 from pyro_avi.guides.site_summaries import SiteSummaries
 from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plate
 from pyro_avi.inspection.structure import Structure, inspect_model
 
-__all__ = ["LocalGuide", "check_local_guide", "qualified_name"]
+__all__ = ["LocalGuide", "check_local_guide"]
 
 
 class _Hide:
@@ -161,16 +161,7 @@ class LocalGuide(SiteSummaries):
             "init_scale": self._init_scale,
             "dtype": str(self._like.dtype).removeprefix("torch."),
             "global_guide": None if given is None else qualified_name(self.global_guide),
-            "global_latents": {latent.name: list(latent.initial.shape) for latent in structure.global_latents},
-            "row_sets": [
-                {
-                    "plates": list(row_factor.rows.plates),
-                    "latents": {
-                        latent.name: row_factor.factor.row_shape(latent.name) for latent in row_factor.rows.latents
-                    },
-                }
-                for row_factor in self.row_factors
-            ],
+            **describe_latents(structure, self.row_factors),
         }
 
     def expect(self, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -184,18 +175,9 @@ class LocalGuide(SiteSummaries):
         self.load_state_dict(state)
 
     def _check_expected(self) -> None:
-        if self._expected is None:
-            return
-        expected = self._expected
-        self.to(getattr(torch, expected["dtype"]))
-        mine = self.describe()
-        for part in mine:
-            if mine[part] != expected[part]:
-                raise ValueError(
-                    f"Expected a model for which the guide has {part} = {expected[part]}, got {mine[part]}.\n"
-                    "Pass the model, and arguments of the kind, that the guide was made with; for other rows of a "
-                    "FactorizedGuide load it with its own and use avi.refine(model, guide, x_new, num_steps=...)."
-                )
+        if self._expected is not None:
+            self.to(getattr(torch, self._expected["dtype"]))
+            check_description(self.describe(), self._expected)
 
     def _check_rows(self, structure: Structure) -> None:
         for plate in self._plates_asked or ():
@@ -203,7 +185,7 @@ class LocalGuide(SiteSummaries):
                 raise ValueError(f"Expected a latent in plate={plate!r}, found none.")
         if structure.row_sets:
             return
-        check_latents(structure)
+        check_has_latents(structure)
         in_plates = sorted({frame.name for latent in structure.global_latents for frame in latent.frames})
         choice = f" The latents' plates are {in_plates}: choose by plate=..." if in_plates else ""
         why = "has no plate that holds both a latent and an observation"
@@ -244,18 +226,6 @@ class LocalGuide(SiteSummaries):
         return result
 
     @property
-    def row_plates(self) -> tuple[str, ...]:
-        """The names of the plates whose rows have factors of their own."""
-        self._require_setup()
-        return tuple(self._structure.frames)
-
-    @property
-    def global_latents(self) -> tuple[str, ...]:
-        """The names of the latents outside these plates."""
-        self._require_setup()
-        return tuple(latent.name for latent in self._structure.global_latents)
-
-    @property
     def family(self) -> Family:
         """The set that each factor is taken from."""
         return self._given_family[0]
@@ -291,9 +261,3 @@ def check_local_guide(guide: Any) -> None:
 
 def _names(structure: Structure) -> list[str]:
     return [latent.name for latent in structure.global_latents + structure.local_latents]
-
-
-def qualified_name(value: Any) -> str:
-    """Of a function or of an object's class."""
-    named = value if isinstance(value, FunctionType | type) else type(value)
-    return f"{named.__module__}.{named.__qualname__}"

@@ -76,6 +76,36 @@ class LocalPosteriors(PlateGuide):
                 lambda row_factor: row_factor.factor.distribution(self._conditioned(row_factor, data, args, kwargs))
             )
 
+    @torch.no_grad()
+    def fixed_posterior(
+        self, *args, **kwargs
+    ) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
+        """The local factors as :meth:`posterior` gives them, without a gradient to the parameters of the guide.
+
+        Args:
+            *args, **kwargs: the arguments of the model.
+        """
+        return self.posterior(*args, **kwargs)
+
+    def check_same_latents(self, other: "LocalPosteriors") -> None:
+        """Refuse another guide that misses local latents of this one, or has more of them.
+
+        Args:
+            other: a guide that was given for the model of this one.
+
+        Raises:
+            ValueError: if a set of rows has other latents.
+        """
+        needed, given = (
+            [sorted(latent.name for latent in each.rows.latents) for each in guide.row_factors]
+            for guide in (self, other)
+        )
+        if needed != given:
+            raise ValueError(
+                f"Expected a guide for the latents {needed} of the model's rows, got one for {given}.\n"
+                "Pass the model that the guide was made for."
+            )
+
     def _conditioned(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call, sure of the discrete latents that the call observes."""
         return row_factor.factor.condition(self._infer(row_factor, data, args, kwargs), data.given)

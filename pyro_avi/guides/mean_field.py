@@ -57,7 +57,7 @@ class MeanFieldNormal(BaseGuide):
         if self._factor is not None:
             return self
         structure = inspect_model(self.model, args, kwargs, plates=(), init_loc_fn=self._init_loc_fn)
-        check_latents(structure)
+        check_has_latents(structure)
         for latent in structure.global_latents:
             for frame in latent.frames:
                 if frame.full_size not in (None, frame.size):
@@ -134,7 +134,7 @@ class MeanFieldNormal(BaseGuide):
         return self._factor.quantile(self.vector, torch.as_tensor(quantiles).to(self.vector))
 
 
-def check_latents(structure: Structure) -> None:
+def check_has_latents(structure: Structure) -> None:
     """Refuse a model without latents."""
     if not structure.order:
         raise ValueError(

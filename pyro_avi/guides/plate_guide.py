@@ -45,6 +45,29 @@ class PlateGuide(BaseGuide):
                 "Call guide.setup(*args) with the arguments of the model first."
             )
 
+    @property
+    def row_plates(self) -> tuple[str, ...]:
+        """The names of the plates whose rows have factors of their own."""
+        self._require_setup()
+        return tuple(self._structure.frames)
+
+    @property
+    def global_latents(self) -> tuple[str, ...]:
+        """The names of the latents outside these plates."""
+        self._require_setup()
+        return tuple(latent.name for latent in self._structure.global_latents)
+
+    @property
+    def row_plate(self) -> str:
+        """The name of the plate of the rows.
+
+        Raises:
+            ValueError: if there are several.
+        """
+        if len(self.row_plates) > 1:
+            raise ValueError(f"Expected rows of one plate, got those of {self.row_plates}: rows that cross share data.")
+        return self.row_plates[0]
+
     def _frames(self):
         structure = self._structure
         return [frame for latent in structure.global_latents + structure.local_latents for frame in latent.frames]

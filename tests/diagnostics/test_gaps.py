@@ -645,7 +645,7 @@ def test_any_family_and_decoder_will_do(family):
     # The table that stands for the guide has its factors, weights that rows share included.
     held, _ = hold_globals(model, guide, "mean", (x,), {}, seed=0)
     rows = _Rows(held, ("data",), (x,), {}, 30, 0, 2**30)
-    mine, theirs = rows.table_of(guide.family, guide).posterior(x), guide.posterior(x)
+    mine, theirs = rows.table_of(guide).posterior(x), guide.posterior(x)
     u = torch.randn(5, 2)
     torch.testing.assert_close(mine.log_prob(u), theirs.log_prob(u))
 

@@ -11,7 +11,7 @@ from pyro import poutine
 import pyro_avi as avi
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.estimators import ais as arrays
-from pyro_avi.evidence.ais import annealed_weights, posterior_of, sampling
+from pyro_avi.evidence.ais import annealed_weights, sampling
 
 ROWS = 12
 WEIGHT = torch.tensor([[1.0, 0.7], [0.6, 1.0], [0.5, -0.5]], dtype=torch.float64)
@@ -203,7 +203,7 @@ def test_the_joint_is_that_of_the_log_weights():
         }
         u = joint.coordinates(values, 4)
         prior, likelihood = joint(u)
-        q = posterior_of(guide, (x,), {}).log_prob(u)
+        q = guide.fixed_posterior(x).log_prob(u)
         torch.testing.assert_close(prior + likelihood - q, weights.local, rtol=0.0, atol=1e-9)
         assert joint.prior_draws(7).shape == (7, 5, 5)
 

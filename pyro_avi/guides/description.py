@@ -1,0 +1,56 @@
+"""What kind of guide one is, as plain data: compared with that of the guide that parameters were of."""
+
+from collections.abc import Iterable, Mapping
+from types import FunctionType
+from typing import Any
+
+from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.inspection.structure import Structure
+
+__all__ = ["check_description", "describe_latents", "qualified_name"]
+
+
+def describe_latents(structure: Structure, row_factors: Iterable[RowFactor]) -> dict[str, Any]:
+    """The latents of a guide and their shapes.
+
+    Args:
+        structure: of the model.
+        row_factors: the factors of its sets of rows.
+    """
+    return {
+        "global_latents": {latent.name: list(latent.initial.shape) for latent in structure.global_latents},
+        "row_sets": [
+            {
+                "plates": list(row_factor.rows.plates),
+                "latents": {
+                    latent.name: row_factor.factor.row_shape(latent.name) for latent in row_factor.rows.latents
+                },
+            }
+            for row_factor in row_factors
+        ],
+    }
+
+
+def check_description(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a guide that is of another kind than the one whose parameters it is to have.
+
+    Args:
+        found: the description of the guide.
+        expected: that of the other one.
+
+    Raises:
+        ValueError: if a part differs; the message names it.
+    """
+    for part in found:
+        if found[part] != expected[part]:
+            raise ValueError(
+                f"Expected a model for which the guide has {part} = {expected[part]}, got {found[part]}.\n"
+                "Pass the model, and arguments of the kind, that the guide was made with; for other rows of a "
+                "FactorizedGuide load it with its own and use avi.refine(model, guide, x_new, num_steps=...)."
+            )
+
+
+def qualified_name(value: Any) -> str:
+    """The name of a function, or of the class of an object, with its module."""
+    named = value if isinstance(value, FunctionType | type) else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
