@@ -28,7 +28,7 @@ pytestmark = [
 @pytest.fixture
 def device(monkeypatch):
     """Values that are asked for are made up."""
-    monkeypatch.setattr("pyro_avi.inspection.structure.equal", lambda one, two: True)
+    monkeypatch.setattr("pyro_avi.inspection.inspect_model.equal", lambda one, two: True)
     monkeypatch.setattr("pyro_avi.diagnostics.gaps._check_bounded", lambda weights, whose: None)
     equal = torch.equal
     monkeypatch.setattr(torch, "equal", lambda one, two: one.is_meta or equal(one, two))

@@ -15,7 +15,8 @@ from pyro_avi.compilation.compiled_function import fused
 from pyro_avi.compilation.cost import count_flops, pays
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.densities.row_densities import RowDensities
-from pyro_avi.inspection.structure import Latent, inspect_model
+from pyro_avi.inspection.inspect_model import inspect_model
+from pyro_avi.inspection.structure import Latent
 
 __all__ = ["LocalJoint"]
 

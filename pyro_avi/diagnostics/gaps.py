@@ -121,9 +121,9 @@ def measure_gaps(
     """
     _check(num_samples, num_steps, max_rounds, annealing, reverse)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
-    rows = _Rows(held, guide.row_plates, args, kwargs, num_samples, seed, max_memory)
-    own = rows.table_of(guide)
-    source = rows.weight_source(own)
+    measured = _Measurement(held, guide.row_plates, args, kwargs, num_samples, seed, max_memory)
+    own = measured.table_of(guide)
+    source = measured.weight_source(own)
     weights = source.weights(own, num_samples=num_samples, seed=seed)
     exact = exact_evidence(held, args, evidence, weights.local.shape[1])
     # Rows whose density is no number are named here, before the work.
@@ -142,14 +142,14 @@ def measure_gaps(
     of_best = of_bound = found.weights
     converged = found.converged
     if richer is not None:
-        flexible = rows.richer(richer, own)
+        flexible = measured.richer(richer, own)
         with_richer = search.improve(flexible, of_best, [read_tables(flexible)])
         of_bound, converged = with_richer.weights, converged & with_richer.converged
-    others = [] if exact is not None else rows.of_mixture(source, own, found.ends)
+    others = [] if exact is not None else measured.mixture_weights_of(source, own, found.ends)
     if annealing is not None:
-        others.append(rows.chains(own, annealing))
+        others.append(measured.chains(own, annealing))
     known = Evidence(exact, of_bound, others)
-    upper = None if reverse is None else rows.chains(own, annealing, reverse)
+    upper = None if reverse is None else measured.chains(own, annealing, reverse)
     one, two, three = weights.local, of_best.local, of_bound.local
     approximation = known.above(two)
     return Gaps(
@@ -170,8 +170,8 @@ def measure_gaps(
     )
 
 
-class _Rows:
-    """The rows of a call: factors with a table for them, and what the model says of them.
+class _Measurement:
+    """What gaps are measured by: tables of factors for the rows of a call, and sources of their log weights.
 
     Args:
         model: without global latents.
@@ -225,7 +225,9 @@ class _Rows:
                 table.copy_(torch.cat([continuous, discrete], 1))
         return guide
 
-    def of_mixture(self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
+    def mixture_weights_of(
+        self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables]
+    ) -> list[LogWeights]:
         """The weights of draws from the best factors, from where the search has ended elsewhere, and from the prior."""
         factor = best.row_factors[0].factor
         # Of rows that are tied, or of several sets, no draw of one stands alone.

@@ -10,14 +10,15 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_avi.calls.call_reader import CallData, CallReader
+from pyro_avi.encoder_inputs.covariate import Covariate
+from pyro_avi.encoder_inputs.covariate_search import CovariateSearch
 from pyro_avi.encoders import MLP
 from pyro_avi.encoders.network import Network
 from pyro_avi.encoders.standardize import Standardize, transform_of
 from pyro_avi.factors.row_factor import RowFactor
-from pyro_avi.guides.covariates import Covariate, CovariateSearch
 from pyro_avi.guides.description import qualified_name
 from pyro_avi.guides.local_guide import LocalGuide
-from pyro_avi.inspection.call_data import CallData, CallReader
 
 __all__ = ["AmortizedGuide"]
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.local_guide import LocalGuide
-from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plates
 from pyro_avi.rows.data_recognizer import DataRecognizer

@@ -15,15 +15,16 @@ from pyro.infer.autoguide.initialization import init_to_feasible
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
+from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guides.description import check_description, describe_latents, qualified_name
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_has_latents, check_init_scale
 from pyro_avi.guides.site_summaries import SiteSummaries
-from pyro_avi.inspection.call_data import CallData, CallReader
+from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plate
-from pyro_avi.inspection.structure import Structure, inspect_model
+from pyro_avi.inspection.structure import Structure
 
 __all__ = ["LocalGuide", "check_local_guide"]
 

@@ -10,9 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_avi.calls.call_reader import CallData
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.plate_guide import PlateGuide
-from pyro_avi.inspection.call_data import CallData
 from pyro_avi.rows.merge import MergedBatches
 from pyro_avi.rows.subsample import Subsample
 

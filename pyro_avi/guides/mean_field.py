@@ -7,11 +7,12 @@ import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
+from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.factor import Factor
 from pyro_avi.guides.base import BaseGuide
-from pyro_avi.inspection.call_data import CallData, CallReader
+from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.isolated_run import isolated_run
-from pyro_avi.inspection.structure import Structure, inspect_model
+from pyro_avi.inspection.structure import Structure
 
 __all__ = ["MeanFieldNormal"]
 

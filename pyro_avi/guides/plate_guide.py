@@ -9,8 +9,8 @@ import pyro
 import torch
 from pyro import poutine
 
+from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.guides.base import BaseGuide
-from pyro_avi.inspection.call_data import CallData, CallReader
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.structure import Structure
 from pyro_avi.rows.subsample import Subsample, check_positions

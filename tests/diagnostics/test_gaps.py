@@ -14,7 +14,7 @@ import pyro_avi as avi
 from pyro_avi.closing import factor_search as search_module
 from pyro_avi.closing.remaining_gain import remaining_gain
 from pyro_avi.densities.log_joint import LocalJoint
-from pyro_avi.diagnostics.gaps import _Rows
+from pyro_avi.diagnostics.gaps import _Measurement
 from pyro_avi.estimators.gains import cross_fitted
 from pyro_avi.estimators.iwelbo import log_mean_exp
 from pyro_avi.evidence.evidence import Evidence
@@ -644,7 +644,7 @@ def test_any_family_and_decoder_will_do(family):
     assert gaps.inference.rows.isfinite().all() and gaps.amortization.rows.shape == (5,)
     # The table that stands for the guide has its factors, weights that rows share included.
     held, _ = hold_globals(model, guide, "mean", (x,), {}, seed=0)
-    rows = _Rows(held, ("data",), (x,), {}, 30, 0, 2**30)
+    rows = _Measurement(held, ("data",), (x,), {}, 30, 0, 2**30)
     mine, theirs = rows.table_of(guide).posterior(x), guide.posterior(x)
     u = torch.randn(5, 2)
     torch.testing.assert_close(mine.log_prob(u), theirs.log_prob(u))

@@ -9,8 +9,8 @@ from pyro.infer.autoguide.initialization import init_to_feasible, init_to_value
 from torch.distributions import constraints
 from torch.distributions.transforms import ExpTransform
 
+from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.sites import row_plate, row_plates
-from pyro_avi.inspection.structure import inspect_model
 
 X = torch.arange(6.0)
 

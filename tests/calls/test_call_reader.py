@@ -10,8 +10,8 @@ import torch
 from pyro import poutine
 
 import pyro_avi as avi
-from pyro_avi.inspection.call_data import CallReader
-from pyro_avi.inspection.replay import CannotReplayError, Recorder, Replay
+from pyro_avi.calls.call_reader import CallReader
+from pyro_avi.calls.replay import CannotReplayError, Recorder, Replay
 from pyro_avi.rows.subsample import Subsample
 
 N = 6
@@ -131,7 +131,7 @@ def test_only_the_operations_that_matter_are_kept():
     for recorded, steps in ((model, 1), (Model(lambda rows, x: x), 0)):
         reader = CallReader(recorded, ["data"], ["x"])
         reader.read((X,), {})
-        (found,) = reader._slices.values()
+        (found,) = reader._readers.values()
         assert len(found._replay._steps) == steps
 
 
@@ -397,7 +397,7 @@ def test_a_number_that_changes_every_step_warns_once():
     with pytest.warns(UserWarning, match="more than 3 kinds of arguments(.|\n)*0-dimensional tensor") as caught:
         for step in range(10):
             assert torch.equal(reader.read((X, step / 10), {}).values["x"], X * (step / 10))
-            assert len(reader._slices) <= 3
+            assert len(reader._readers) <= 3
     assert len(caught) == 1
 
 

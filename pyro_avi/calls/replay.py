@@ -109,9 +109,9 @@ _FIXED += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 def _slice_back(calls: list[_Call], inputs: Sequence[Any], targets: list[Tensor]) -> list[_Call]:
     """The calls that the targets depend on, in order."""
     given = {id(x) for x in inputs if isinstance(x, Tensor)}
-    _, reader = dependents(calls, [x for x in inputs if isinstance(x, Tensor)])
-    if reader is not None:
-        raise CannotReplayError(f"the model reads data into Python by {reader}")
+    _, read_by = dependents(calls, [x for x in inputs if isinstance(x, Tensor)])
+    if read_by is not None:
+        raise CannotReplayError(f"the model reads data into Python by {read_by}")
     needed = {id(x) for x in targets} - given
     # Views share their storage: what is written to one of them changes the others.
     tracked = _storages([x for x in inputs if isinstance(x, Tensor)] + targets)
@@ -144,17 +144,17 @@ def dependents(calls: Sequence[_Call], start: Sequence[Tensor]) -> tuple[set[int
         The identities of all tensors whose content may depend on them, themselves included, and the name of an operation
         that turned such content into a Python value or a size, if there was one.
     """
-    made, reader = {id(x) for x in start}, None
+    made, read_by = {id(x) for x in start}, None
     for call in calls:
         if not made & {id(x) for x in call.inputs}:
             continue
         selected = _tensors(call.args[1:]) if call.name == "__getitem__" else []
         if call.name in _READS or any(x.dtype in (torch.bool, torch.uint8) for x in selected):
-            reader = reader or call.name
+            read_by = read_by or call.name
         # The others take the shape of their argument and nothing else.
         if not call.name.endswith("_like") and not call.name.startswith("new_"):
             made |= {id(x) for x in (*_tensors(call.out), *call.changed)}
-    return made, reader
+    return made, read_by
 
 
 def _check_arguments(call: _Call, inputs: Sequence[Any]) -> None:

@@ -12,10 +12,10 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_avi.calls.replay import Recorder
 from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import Mask, site_mask
-from pyro_avi.inspection.replay import Recorder
 from pyro_avi.inspection.sites import check_data, is_observation, is_scaled, plate_scale, sizes_by_shape
 from pyro_avi.rows.subsample import Subsample, check_positions
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import SequenceKey, key_get, keystr, tree_leaves
 
-from pyro_avi.inspection.replay import Recorder
+from pyro_avi.calls.replay import Recorder
 from pyro_avi.inspection.sites import equal
 
 __all__ = ["Argument", "argument_at", "shuffled", "used_as_index", "with_another_row"]

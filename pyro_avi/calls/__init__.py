@@ -1,0 +1,1 @@
+"""Where the rows and observed values of a call come from."""
