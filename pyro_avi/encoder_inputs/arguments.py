@@ -12,7 +12,7 @@ from torch.utils._pytree import SequenceKey, key_get, keystr, tree_leaves
 from pyro_avi.calls.replay import Recorder
 from pyro_avi.inspection.sites import equal
 
-__all__ = ["Argument", "argument_at", "shuffled", "used_as_index", "with_another_row"]
+__all__ = ["Argument", "argument_at", "shuffled", "signature_text", "used_as_index", "with_another_row"]
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,14 @@ def argument_at(model: Callable, path: tuple) -> Argument:
     else:
         position, keyword = at, by_position[at] if at < len(by_position) else None
     return Argument((keyword or f"args[{position}]") + keystr(rest), position, keyword, rest)
+
+
+def signature_text(model: Callable) -> str:
+    """The names of the arguments of a model as they stand in its signature."""
+    try:
+        return ", ".join(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters)
+    except (TypeError, ValueError):
+        return "*args, **kwargs"
 
 
 # What uses whole numbers to tell things apart.

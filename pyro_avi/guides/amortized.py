@@ -1,6 +1,5 @@
 """The amortized guide: a network predicts each row's factor."""
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
@@ -11,8 +10,10 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData, CallReader
+from pyro_avi.encoder_inputs.arguments import signature_text
 from pyro_avi.encoder_inputs.covariate import Covariate
 from pyro_avi.encoder_inputs.covariate_search import CovariateSearch
+from pyro_avi.encoder_inputs.parts import Part, check_finite, join_parts, read_observed
 from pyro_avi.encoders import MLP
 from pyro_avi.encoders.network import Network
 from pyro_avi.encoders.standardize import Standardize, transform_of
@@ -25,7 +26,6 @@ __all__ = ["AmortizedGuide"]
 Encoder = Sequence[int] | nn.Module
 Inputs = Callable[..., Tensor]
 Key = str | tuple[str, ...]
-Part = tuple[Tensor, Tensor | None]
 
 
 class AmortizedGuide(LocalGuide):
@@ -181,7 +181,7 @@ class AmortizedGuide(LocalGuide):
             for (value, known), transform in zip(parts, self._transforms(row_factor, data, is_found), strict=True):
                 known = None if known is None else known.flatten(0, depth - 1)
                 standardize.append(Standardize(value.flatten(0, depth - 1), known, transform=transform))
-        inputs = _joined(parts, standardize, depth).flatten(0, depth - 1)
+        inputs = join_parts(parts, standardize, depth).flatten(0, depth - 1)
         if by_widths:
             encoder = MLP(prod(inputs.shape[1:]), encoder).to(initial)
         return Network(encoder, inputs, initial.flatten(0, -2), standardize)
@@ -218,18 +218,7 @@ class AmortizedGuide(LocalGuide):
             return
         depth = len(row_factor.rows.plates)
         for name in row_factor.rows.observations:
-            value, known = self._observed(row_factor, name, data, self._like.dtype)
-            bad = ~value.isfinite() if known is None else ~value.isfinite() & known
-            bad = bad.flatten(0, depth - 1)
-            if bad.any():
-                count = int(bad.reshape(len(bad), -1).any(-1).sum())
-                raise ValueError(
-                    f"Expected finite values at observed site {name!r}, got {count} of {len(bad)} rows with values that are "
-                    "nan or infinite.\nTry one of the following fixes:\n"
-                    "- mask what is missing, and put a number in its place: "
-                    f"pyro.sample({name!r}, fn.mask(~x.isnan()), obs=x.nan_to_num())\n"
-                    "- leave these rows out"
-                )
+            check_finite(name, self._observed(row_factor, name, data, self._like.dtype), depth)
 
     def _find_covariates(self, row_factor: RowFactor, data: CallData, args, kwargs, by_widths: bool) -> list[Covariate]:
         """The arguments that the rows depend on beyond what is observed, where the encoder can read them."""
@@ -244,14 +233,14 @@ class AmortizedGuide(LocalGuide):
             warnings.warn(
                 f"The rows of {row_factor.rows} may depend on argument {name} of the model, which the guide does not read "
                 f"({reason}).\nSay what it reads, here as an example one number a row each: "
-                f"inputs=lambda {_signature(self.model)}: torch.stack([{', '.join([*observed, name])}], -1)",
+                f"inputs=lambda {signature_text(self.model)}: torch.stack([{', '.join([*observed, name])}], -1)",
                 stacklevel=2,
             )
         return covariates if by_widths else []
 
     def _infer(self, row_factor, data, args, kwargs):
         depth = len(row_factor.rows.plates)
-        inputs = _joined(self._parts(row_factor, data, args, kwargs), row_factor.function.standardize, depth)
+        inputs = join_parts(self._parts(row_factor, data, args, kwargs), row_factor.function.standardize, depth)
         if depth == 1:
             return row_factor.function(inputs)
         return row_factor.function(inputs.flatten(0, depth - 1)).unflatten(0, inputs.shape[:depth])
@@ -274,16 +263,7 @@ class AmortizedGuide(LocalGuide):
 
     def _observed(self, row_factor: RowFactor, name: str, data: CallData, dtype: torch.dtype) -> Part:
         """The observed value of a site, and its mask where it has one."""
-        value, mask, dims = data.values[name].to(dtype), data.masks.get(name), row_factor.rows.observations[name]
-        if mask is not None and not self._masked[name]:
-            raise ValueError(
-                f"Expected site {name!r} without a mask, as in the first call, got a mask.\n"
-                "Call guide.setup(*args) with arguments for which it is masked: the encoder reads the mask too."
-            )
-        if self._masked[name]:
-            mask = True if mask is None else mask.of_elements(row_factor.rows.frames[0].dim - dims[0])
-            mask = _rows_first(torch.as_tensor(mask, device=value.device).expand_as(value), dims)
-        return _rows_first(value, dims), mask
+        return read_observed(name, data, row_factor.rows, dtype, masked=self._masked[name])
 
     def _read_given(self, inputs: Tensor, plates: tuple[str, ...], data: CallData, args, kwargs) -> Tensor:
         drawn = {} if self._reader is None else self._reader.draws_rows(args, kwargs)
@@ -299,45 +279,11 @@ class AmortizedGuide(LocalGuide):
         return inputs
 
 
-def _joined(parts: Sequence[Part], standardize: Sequence[Standardize], depth: int) -> Tensor:
-    """The inputs of an encoder; several parts are flattened behind their ``depth`` dimensions of rows."""
-    inputs = []
-    for position, (value, known) in enumerate(parts):
-        if standardize:
-            value = standardize[position](value, known)
-        elif known is not None:
-            value = torch.where(known, value, 0.0)
-        inputs += [value] if known is None else [value, known.to(value.dtype)]
-    if len(inputs) == 1:
-        return inputs[0]
-    return torch.cat([part.flatten(depth) if part.dim() > depth else part[..., None] for part in inputs], -1)
-
-
-def _signature(model: Callable) -> str:
-    """The parameters of a model as text."""
-    try:
-        return ", ".join(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters)
-    except (TypeError, ValueError):
-        return "*args, **kwargs"
-
-
 def _by_plates(given: Any) -> Any:
     """A dictionary by the names of plates with tuples as keys; anything else as it is."""
     if not isinstance(given, Mapping):
         return given
     return {(key,) if isinstance(key, str) else tuple(key): value for key, value in given.items()}
-
-
-def _rows_first(value: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The value with the dimensions of its rows in front."""
-    there = all(value.dim() + dim == position for position, dim in enumerate(dims))
-    try:
-        return value if there else value.movedim(dims, tuple(range(len(dims))))
-    except IndexError:
-        raise ValueError(
-            f"Expected observed values with their rows in dimension {dims[0]}, as the guide was set up with, got shape "
-            f"{tuple(value.shape)}."
-        ) from None
 
 
 def _qualified(given: Any) -> Any:

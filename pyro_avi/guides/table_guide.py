@@ -1,0 +1,129 @@
+"""A guide whose parameters are tables with a row for each row of the plates: how calls and optimizers read them."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pyro_avi.calls.call_reader import CallData
+from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.rows.table import GatheredRows
+from pyro_avi.rows.uniform_subsample import UniformSubsample
+
+__all__ = ["TableGuide"]
+
+
+class TableGuide(LocalGuide):
+    """A guide with a table of parameters for each set of rows, whose inference functions are tables.
+
+    A row-wise optimizer learns from it which rows a call has read, and moves no others.
+
+    Args:
+        model: any Pyro callable.
+        rows_on: as for :class:`~pyro_avi.FactorizedGuide`.
+        **kwargs: as for every guide.
+    """
+
+    def __init__(self, model: Callable, *, rows_on: str | None = None, **kwargs):
+        super().__init__(model, **kwargs)
+        if rows_on not in (None, "cpu"):
+            raise ValueError(f"Expected rows_on to be None (where the model is) or 'cpu', got {rows_on!r}.")
+        self._rows_on = rows_on
+        self._touched: list | None = None
+        self._gathered: GatheredRows | None = None
+
+    @property
+    def rows_on(self) -> str | None:
+        """``"cpu"`` where the tables are in host memory whatever the device of the model, ``None`` where they are on it."""
+        return self._rows_on
+
+    @property
+    def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
+        """``[N, P]`` the parameters of all rows; by plates where there are several row sets."""
+        return self._by_rows(lambda row_factor: row_factor.function.table)
+
+    @staticmethod
+    def _table_name(row_factor: RowFactor) -> str:
+        return " x ".join(row_factor.rows.plates)
+
+    def row_tables(self) -> Mapping[str, nn.Parameter]:
+        """The parameters with one row for each row of the plates, by name; what a row-wise optimizer updates."""
+        return {self._table_name(row_factor): row_factor.function.table for row_factor in self.row_factors}
+
+    def _read_rows(self, row_factor: RowFactor, data: CallData) -> Tensor:
+        """The parameters ``[B, P]`` of the rows of a call, those of several plates flattened."""
+        name = self._table_name(row_factor)
+        index = self._position(row_factor, data) if self._gathered is None else self._gathered.indices[name]
+        if self._touched is None:
+            # For optimizers that move the rows of the batch alone, as Pyro's DCTAdam(subsample_aware=True).
+            row_factor.function.table._pyro_subsample = {} if index is None else {-2: index}
+            return row_factor.function.read(index)
+        for touched, known, rows in self._touched:
+            if touched == name and (index is known or (index is not None and known is not None and index.equal(known))):
+                return rows
+        rows = row_factor.function.read(index) if self._gathered is None else self._gathered.rows[name]
+        rows = rows.detach().requires_grad_()
+        self._touched.append((name, index, rows))
+        return rows
+
+    def _position(self, row_factor: RowFactor, data: CallData) -> Tensor | None:
+        """The positions of the rows of a call in the table, where the table is; ``None`` for all in order."""
+        rows = [data.rows[name] for name in row_factor.rows.plates]
+        if all(each.index is None for each in rows):
+            return None
+        position = None
+        for each in rows:
+            index = torch.arange(each.size, device=self._device) if each.index is None else each.index
+            position = index if position is None else (position.unsqueeze(-1) * each.size + index).flatten()
+        return position.to(row_factor.function.table.device)
+
+    def _drawn_rows(self, name, size, count):
+        gathered = {} if self._gathered is None else self._gathered.draws
+        return UniformSubsample(size, count, self._depth, self._device, gathered.get(name))
+
+    @property
+    def _device(self):
+        # That of the model, which tables in host memory are not on.
+        tables = [row_factor.function for row_factor in self.row_factors if row_factor.function is not None]
+        return tables[0].device if tables else super()._device
+
+    def gather_rows(self, *args, **kwargs) -> GatheredRows:
+        """The rows of the tables that a call reads, for a step that cannot read them itself.
+
+        Args:
+            *args, **kwargs: the arguments of the model. Where it draws its rows itself, they are drawn here.
+
+        Raises:
+            NotImplementedError: if the model draws its rows in plates that ``create_plates`` makes, anew for every call.
+        """
+        call = self._reader.call(args, kwargs, self._counts(self._given_plates(args, kwargs)))
+        if call.drawn and self.create_plates is not None:
+            raise NotImplementedError("create_plates= draws rows whose parameters are in host memory")
+        draws = {name: self._drawn_rows(name, *counts).sample() for name, counts in call.drawn.items()}
+        data = call.read(draws)
+        indices = {self._table_name(row_factor): self._position(row_factor, data) for row_factor in self.row_factors}
+        with torch.no_grad():
+            rows = {
+                name: row_factor.function.read(indices[name])
+                for row_factor in self.row_factors
+                for name in [self._table_name(row_factor)]
+            }
+        return GatheredRows(draws, indices, rows)
+
+    @contextmanager
+    def touched_rows(self, gathered: GatheredRows | None = None) -> Iterator[list[tuple[str, Tensor | None, Tensor]]]:
+        """A context that gives a list, filled by every call with ``(name, index, rows)``.
+
+        ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table, ``None`` for all in order.
+        Calls are not checked by :meth:`check_rows` in it.
+
+        Args:
+            gathered: what :meth:`gather_rows` gave for all calls in the context.
+        """
+        self._touched, self._gathered = [], gathered
+        try:
+            yield self._touched
+        finally:
+            self._touched = self._gathered = None
