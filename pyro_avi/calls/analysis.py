@@ -29,8 +29,8 @@ def analyse_call(
 
     Args:
         model, args, kwargs: the model and the arguments of the call.
-        query: what is asked about the call.
-        counts: by plate the number of rows ``B`` that somebody else takes of it.
+        query: what is to be read.
+        counts: by plate the number of rows ``B`` that a plate given to the guide takes of it.
         warn: told why the model has to run at every call, where it has to.
 
     Raises:
@@ -103,13 +103,13 @@ def _advice(query: DataQuery, data: CallData, rows: bool, reason: Exception) -> 
 
 
 def _ignores(run: Run, recorder: Recorder, plate: str) -> bool:
-    """Whether a model draws rows of a plate and makes nothing of them, though it observes something there."""
+    """Whether a model draws rows of a plate and does not use them, though it observes something there."""
     made, reader = dependents(recorder.calls, [run.rows[plate]])
     return len(made) == 1 and reader is None and run.observes_in(plate)
 
 
 def _check_followed(query: DataQuery, run: Run, recorder: Recorder, again: Callable[[int], CallData]) -> None:
-    """Refuse masks that follow latents, and observations where there were none."""
+    """Raise an error if masks depend on latents, or there are observations where there were none."""
     of_latents, reader = dependents(recorder.calls, run.latent_values)
     nodes = run.trace.nodes
     for name, mask in run.data.masks.items():

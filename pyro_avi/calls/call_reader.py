@@ -73,7 +73,7 @@ class CallReader:
 
         Args:
             args, kwargs: the arguments of the model.
-            rows: by plate the rows ``[B]`` drawn in the model's stead, where it draws its rows itself.
+            rows: by plate the rows ``[B]`` drawn by the guide, for plates that the model subsamples itself.
 
         Raises:
             ValueError: if the model gives other rows or values when it is run again, or lacks an observation.
@@ -85,7 +85,7 @@ class CallReader:
 
         Args:
             args, kwargs: the arguments of the model.
-            counts: by plate the number of rows ``B`` that somebody else takes of it, where the model would take all.
+            counts: by plate the number of rows ``B`` that a plate given to the guide takes, where the model would take all.
         """
         leaves, structure = flatten(args, kwargs)
         signature = (structure, *map(describe_leaf, leaves))
@@ -129,7 +129,7 @@ class Call:
 
     @property
     def ignored(self) -> tuple[str, ...]:
-        """Those of the plates that draw rows whose draw the model makes nothing of, though it observes something there."""
+        """The plates whose rows the model draws and does not use, though it observes something there."""
         return self._data_reader.ignored
 
     @property

@@ -1,4 +1,4 @@
-"""One run of a model beside the program: the rows that it works on, what it observes there, masks and scales."""
+"""One isolated run of a model: its rows, observed values, masks and scales."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -24,7 +24,7 @@ __all__ = ["CallData", "Run", "DataQuery", "run_once"]
 
 @dataclass(frozen=True)
 class CallData:
-    """What one call of the model works on.
+    """The data of one call of the model.
 
     Attributes:
         rows: the rows of the call, by plate.
@@ -43,7 +43,7 @@ class CallData:
 
 @dataclass(frozen=True)
 class DataQuery:
-    """What a guide asks about each call of a model.
+    """What is to be read from each call of a model.
 
     Attributes:
         plates: the names of the plates whose rows are to be known.
@@ -111,7 +111,7 @@ class _SubsampleMessenger(Messenger):
     Args:
         plates: the names of the plates to look at.
         rows: by plate the rows to provide; where some are missing, they are drawn.
-        counts: by plate the number of rows that somebody else takes of it, where the model would take all.
+        counts: by plate the number of rows that a plate given to the guide takes, where the model would take all.
     """
 
     def __init__(self, plates: Sequence[str], rows: Mapping[str, Tensor], counts: Mapping[str, int]):
@@ -150,18 +150,18 @@ def run_once(
     seed: int,
     recorder: Recorder | None = None,
 ) -> Run:
-    """Run the model beside the program.
+    """Run the model apart from the program.
 
     Args:
         model, args, kwargs: the model and the call's arguments.
-        query: what is asked about the call.
+        query: what is to be read.
         rows: by plate the rows ``[B]`` to take where the model would draw its rows itself.
-        counts: by plate the number of rows ``B`` that somebody else takes of it.
+        counts: by plate the number of rows ``B`` that a plate given to the guide takes of it.
         seed: of all that the model draws.
         recorder: what records the run's tensor operations.
 
     Raises:
-        ValueError: if a plate, or the observed value of a site, is missing, or positions of rows are none.
+        ValueError: if a plate, or the observed value of a site, is missing, or positions are not those of rows.
     """
     given = _SubsampleMessenger(query.plates, rows, counts)
     # Validation would read data (`valid.all()`), which is no part of the model.

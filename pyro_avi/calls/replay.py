@@ -13,7 +13,7 @@ __all__ = ["CannotReplayError", "Recorder", "Replay", "dependents"]
 
 
 class CannotReplayError(Exception):
-    """Why the targets are not a function of the inputs alone."""
+    """The targets of a run are not a function of its inputs alone."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def _storages(tensors: list[Tensor]) -> set[int]:
 
 
 def dependents(calls: Sequence[_Call], start: Sequence[Tensor]) -> tuple[set[int], str | None]:
-    """What a run made of some tensors.
+    """The tensors of a run whose content depends on some others.
 
     Returns:
         The identities of all tensors whose content may depend on them, themselves included, and the name of an operation
@@ -158,7 +158,7 @@ def dependents(calls: Sequence[_Call], start: Sequence[Tensor]) -> tuple[set[int
 
 
 def _check_arguments(call: _Call, inputs: Sequence[Any]) -> None:
-    """Refuse a call on objects that can change without being seen."""
+    """Raise an error for an operation on objects that can change unnoticed."""
     if call.name in _MAKES and isinstance(call.args[0], list | tuple):
         raise CannotReplayError(f"{call.name} makes a tensor from a {type(call.args[0]).__name__}")
     for leaf in tree_leaves((call.args, call.kwargs)):

@@ -32,7 +32,7 @@ _SLOWS = 10.0
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search has found.
+    """The result of a search.
 
     Attributes:
         weights: of the better factor of every row, the first one or that of the search, chosen by other draws than these.
@@ -90,7 +90,7 @@ class FactorSearch:
 
         Args:
             guide: with a table for the rows, which ends with the best.
-            before: the weights of what is to be improved, by the draws of the report.
+            before: the weights of the factors to improve, by the draws of the report.
             starts: ``[N, P]`` or ``[P]`` where the first round starts, once from each; of several tables by name.
 
         Raises:
@@ -100,7 +100,7 @@ class FactorSearch:
         best, converged, remaining, ends = self._rounds(guide, [_start(guide, start) for start in starts])
         after = self._source.weights(guide, **self._report)
         gained = gains(before.local, after.local)
-        # A factor with draws of no density is none.
+        # A factor with draws of zero density is not taken.
         better = gained.significant() & after.local.isfinite().all(0)
         write_tables(guide, choose(better, best, first, self._source.blocks))
         if remaining is not None:
@@ -112,7 +112,7 @@ class FactorSearch:
     def _rounds(
         self, guide: FactorizedGuide, starts: Sequence[Tables]
     ) -> tuple[Tables, Tensor, RemainingGain | None, list[Tables]]:
-        """The best that was found, which the guide ends with; what has converged; what may still be gained; the first ends."""
+        """The best tables, which the guide has at the end; converged rows; their remaining gain; where each start has led."""
         best, local = read_tables(guide), self._weigh(guide)
         share, ends = torch.ones_like(local[0]), []
         for turn in range(self._max_rounds):

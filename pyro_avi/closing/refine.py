@@ -131,7 +131,7 @@ def take_steps(
     scaled = [] if shares is None else [_ScaledRates(tables, shares)]
     # By the tables alone: weights that the rows share would tie them together.
     shared = [parameter for row_factor in guide.row_factors for parameter in row_factor.factor.parameters()]
-    # In evaluation mode, where Pyro does not wonder about parameters that need no gradient.
+    # In evaluation mode, in which Pyro does not warn about parameters without a gradient.
     guide.row_factors.eval()
     for parameter in shared:
         parameter.requires_grad_(False)

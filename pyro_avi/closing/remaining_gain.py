@@ -1,4 +1,4 @@
-"""What the rows of a table may still gain, by the gradient of their bounds."""
+"""An estimate of how much the bounds of a table's rows may still rise, from their gradients."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ _FLAT = 0.02
 
 @dataclass(frozen=True)
 class RemainingGain:
-    """What rows may still gain, in nats.
+    """How much the bounds of rows may still rise, in nats.
 
     Attributes:
         rows: ``[N]`` estimates without bias, so that they may be below zero where nothing is left.
@@ -32,16 +32,16 @@ class RemainingGain:
     rows_se: Tensor
 
     def at_most(self, score: float = 1.645) -> Tensor:
-        """``[N]`` upper ends: more is left in one row of twenty."""
+        """``[N]`` upper ends, which the gain of one row in twenty exceeds."""
         return self.rows.clamp(min=0.0) + score * self.rows_se
 
     def plus(self, rows: Tensor, rows_se: Tensor) -> "RemainingGain":
-        """The same with ``[N]`` more, and its standard error."""
+        """The sum with another ``[N]``, and its standard error."""
         return RemainingGain(self.rows + rows, torch.hypot(self.rows_se, rows_se))
 
 
 def remaining_gain(joint: LocalJoint, factor: Factor, table: Tensor, *, seed: int, max_memory: int) -> RemainingGain:
-    r"""What the rows of a table may still gain, to second order.
+    r"""How much the bounds of a table's rows may still rise, to second order.
 
     .. math:: \tfrac 1 2 g_n^\top F_n^{-1} g_n \, / \, r_n, \qquad r_n = \frac{d_n^\top H_n d_n}{d_n^\top F_n d_n}, \qquad
               d_n = F_n^{-1} g_n

@@ -27,7 +27,7 @@ def table_like(
     family: Family | None = None,
     with_globals: bool = False,
 ) -> FactorizedGuide:
-    """A factorized guide with tables for the rows of a call, as another guide has factors for them.
+    """A factorized guide with tables for the rows of a call, for the same latents as another guide.
 
     Args:
         model: what the guide is for.

@@ -103,7 +103,7 @@ def weight_source(
 
 
 def by_row(values: Tensor, blocks: Tensor | None) -> Tensor:
-    """What is known of the blocks of rows, for each row of a table ``[N, 1]``.
+    """Values by block of rows, expanded to each row of a table ``[N, 1]``.
 
     Args:
         values: ``[M]``.

@@ -1,4 +1,4 @@
-"""What the gaps of a guide are: numbers, a table, a figure."""
+"""The gaps of a guide as numbers, a table and a figure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ class Gaps:
         return lined_up(cells, self._notes(), format=format)
 
     def by_row(self):
-        """The gaps of every row in nats, and how far they are to be trusted.
+        """The gaps of every row in nats, and how reliable they are.
 
         Returns:
             A :class:`pandas.DataFrame` with a line for each row: ``evidence``, ``elbo`` and the gaps, each with the

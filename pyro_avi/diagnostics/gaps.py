@@ -203,7 +203,7 @@ class _Measurement:
         return result
 
     def weight_source(self, guide: FactorizedGuide) -> WeightSource:
-        """What weighs the factors of the rows."""
+        """The source of the log weights of the rows' factors."""
         with sampling(self._seed):
             return weight_source(self._model, guide, self._args, self._kwargs, max_memory=self._max_memory)
 
@@ -265,7 +265,7 @@ class _Measurement:
 
 
 def _check_bounded(weights: LogWeights, whose: str) -> None:
-    """Refuse draws without density: their bound is minus infinity, and differences of bounds are no numbers."""
+    """Raise an error for draws of zero density: their bound is minus infinity, and differences are not defined."""
     rows = (weights.local == -torch.inf).any(0).nonzero().flatten().tolist()
     if rows:
         raise ValueError(

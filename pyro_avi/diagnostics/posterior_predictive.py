@@ -106,7 +106,7 @@ class Predictor:
             self._check_events(of_model)
             frames = _frames(self._of_guide) + _frames(of_model)
             self._depth = max((-frame.dim for frame in frames if frame.vectorized), default=0)
-            # Three runs: rows drawn anew are seldom the same.
+            # Three runs: rows that are drawn again are seldom the same.
             for _ in range(2):
                 self._check_rows(self._trace(poutine.replay(model, trace=self._trace(guide))))
 

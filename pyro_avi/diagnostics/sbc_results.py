@@ -1,4 +1,4 @@
-"""What simulation-based calibration found: ranks, a table, a figure."""
+"""The result of simulation-based calibration: ranks, a table, a figure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Calibration:
 
     @property
     def uniform(self) -> UniformBand:
-        """What the distribution function of uniform ranks varies by."""
+        """The simultaneous band of the distribution function of uniform ranks."""
         return _uniform(len(self.ranks), self.num_samples)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Data sets that a model draws itself, in the place of the data of a call."""
+"""Data sets simulated from a model, which replace the data of a call."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -157,7 +157,7 @@ def _close(found: Tensor, value: Tensor) -> bool:
 
 
 def _check_draws(in_plate: Mapping[str, Mapping], observed: Mapping[str, Mapping], latents: Sequence[str]) -> None:
-    """Refuse what weighs rows otherwise than draws do."""
+    """Raise an error for factors, scales and masks, which draws from the model do not follow."""
     for name, site in in_plate.items():
         if site["is_observed"] and isinstance(site["fn"], dist.Unit):
             what = "a pyro.factor"

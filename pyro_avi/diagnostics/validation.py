@@ -34,7 +34,7 @@ class Validation:
     It is the local part of the ELBO, in nats a row: of rows that the training does not see, whose global latents are paid for
     elsewhere. Where something ties rows the mean is over blocks of them, and without latents of rows the call is one row. Its
     draws are its own and the same every time, so that two evaluations differ by what was learned and hardly by their draws;
-    modules are in evaluation mode. The training comes to the same numbers with and without it, and its clock stands.
+    modules are in evaluation mode. The training gives the same numbers with and without it, and its time is not counted.
 
     Rows that have parameters of their own have none before they are trained: a :class:`~pyro_avi.FactorizedGuide` answers
     for its own rows alone, and refuses others. Validate the model beside an amortized or constant guide, or after the

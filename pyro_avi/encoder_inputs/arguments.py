@@ -114,7 +114,7 @@ _SAME |= {"view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "expan
 
 
 def used_as_index(recorder: Recorder, numbers: Tensor) -> bool:
-    """Whether a run used whole numbers as positions or kinds: to index, to compare for equality, or in Python.
+    """Whether a run used whole numbers as indices or categories: to index, to compare for equality, or in Python.
 
     Args:
         recorder: what the run did.
@@ -151,7 +151,7 @@ def with_another_row(values: Tensor, dim: int, at: int) -> Tensor:
 
 
 def shuffled(values: Tensor) -> Tensor:
-    """The same elements at other places; where all are alike, others."""
+    """The elements in another order; different elements if all are equal."""
     rolled = values.flatten().roll(1).view(values.shape)
     return _changed(values) if equal(rolled, values) else rolled
 

@@ -20,7 +20,7 @@ class Covariate:
         argument: where it is found.
         dims: for each plate of the row set its dimension with the plate's rows, ``None`` if it has none.
         by_position: whether an argument of all rows is indexed by the positions of the call's rows where both are as many.
-        transform: what is done to it before it is standardized.
+        transform: applied before it is standardized.
     """
 
     argument: Argument

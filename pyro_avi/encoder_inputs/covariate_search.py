@@ -37,7 +37,7 @@ class _CannotExchange(Exception):
 
 
 class _Hold(Messenger):
-    """Give sites the values that they had."""
+    """Fix sites to given values."""
 
     def __init__(self, values: Mapping[str, Tensor]):
         super().__init__()
@@ -72,7 +72,7 @@ class CovariateSearch:
         self.undecided: dict[str, str] = {}
 
     def named(self, description: Mapping[str, Any]) -> Covariate:
-        """The covariate of a description.
+        """The covariate with a description that was saved.
 
         Raises:
             ValueError: if there is no such argument.
@@ -129,7 +129,7 @@ class CovariateSearch:
         return Covariate(self._arguments[position], tuple(dims), by_position, transform_of(leaf))
 
     def _dim(self, position: int, axis: int, dims: Sequence[int], rows: Tensor, size: int) -> int | None:
-        """The dimension of so many positions in which an argument has the rows of a plate at these."""
+        """The dimension of an argument that holds the rows of a plate at given positions."""
         for dim in dims:
             if self._leaves[position].shape[dim] == size and self._is_aligned(position, axis, dim, rows):
                 if size > 1:
@@ -198,7 +198,7 @@ class CovariateSearch:
         return set(self._rows.plates) <= {frame.name for frame in site["cond_indep_stack"]}
 
     def _is_read(self, position: int, observed: Mapping[str, Tensor]) -> bool:
-        """Whether an argument is where an observed value comes from, with as many elements, or its mask."""
+        """Whether an observed value, or its mask, is computed from an argument with as many elements."""
         leaf = self._leaves[position]
         leaves = [shuffled(leaf) if at == position else each for at, each in enumerate(self._leaves)]
         now = self._run(leaves, self._values(observed=False))
@@ -211,7 +211,7 @@ class CovariateSearch:
         return False
 
     def _is_index(self, position: int) -> bool:
-        """Whether whole numbers are positions or kinds."""
+        """Whether an argument of whole numbers is used as indices or categories."""
         self._densities()
         leaves = [leaf.detach() if _is_tensor(leaf) else leaf for leaf in self._leaves]
         args, kwargs = tree_unflatten(leaves, self._spec)

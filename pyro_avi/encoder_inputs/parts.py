@@ -42,7 +42,7 @@ def read_observed(name: str, data: CallData, rows: RowSet, dtype: torch.dtype, *
 
 
 def check_finite(name: str, part: Part, depth: int) -> None:
-    """Refuse observed values that would make every parameter nan.
+    """Raise an error for observed values that would make every parameter nan.
 
     Args:
         name: of the site.

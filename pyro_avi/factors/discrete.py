@@ -48,7 +48,7 @@ class DiscreteFactor:
         return dist.Categorical(logits=logits).to_event(event_dim)
 
     def certain_of(self, value: Tensor) -> Tensor:
-        """The parameters ``[*B, P]`` of factors that are sure of a value in the site's shape."""
+        """The parameters ``[*B, P]`` of factors with all mass on a value in the site's shape."""
         rows = self._layout.to_rows(value)
         if not self.latent.is_one_hot:
             rows = torch.nn.functional.one_hot(rows.long(), self.latent.num_values).flatten(-2)
@@ -69,7 +69,7 @@ class DiscreteFactor:
         return reached.to(self.latent.initial.dtype)
 
     def position(self, value: Tensor) -> Tensor:
-        """Which of all values of a row it is, ``[..., *batch]`` of ``[..., *batch, *event]``: the first element slowest."""
+        """The positions ``[..., *batch]`` of values ``[..., *batch, *event]`` among all of a row, the first element slowest."""
         if self.latent.is_one_hot:
             value, of_elements = value.argmax(-1), self.latent.event_dim - 1
         else:

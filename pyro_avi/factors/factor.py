@@ -180,7 +180,7 @@ class Factor(nn.Module):
             )
 
     def condition(self, parameters: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        """The parameters ``[*B, P]`` with factors that are sure of the discrete latents that a call observes.
+        """The parameters ``[*B, P]`` with all mass of discrete factors on the values that a call observes.
 
         Args:
             parameters: ``[*B, P]``, one row for each row of the plates.

@@ -1,4 +1,4 @@
-"""Means of sites: by their normal coordinates, or of draws."""
+"""Means of sites, by closed forms or quadrature from normal coordinates, or as averages of draws."""
 
 from collections.abc import Callable, Mapping, Sequence
 

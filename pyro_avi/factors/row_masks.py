@@ -1,4 +1,4 @@
-"""What masks and scales the rows of a joint factor."""
+"""The mask and scale of the rows of a joint factor."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -31,7 +31,7 @@ def common_to_rows(
     frames: Sequence[CondIndepStackFrame],
     family: Family,
 ):
-    """What masks or scales whole rows, the same for all of their latents.
+    """The mask or scale of whole rows, the same for all of their latents.
 
     Args:
         given: masks or scales by site.

@@ -136,7 +136,7 @@ class AmortizedGuide(LocalGuide):
         return None
 
     def describe(self):
-        """What kind of guide this is, as plain data; of modules and functions their names."""
+        """The kind of this guide as plain data, with modules and functions by their names."""
         encoder = _qualified(self._given_encoder[0])
         reads = [
             [covariate.describe() for covariate in self._covariates[row_factor.rows.plates]]
@@ -147,7 +147,7 @@ class AmortizedGuide(LocalGuide):
 
     @staticmethod
     def _of_rows(given: Any, plates: tuple[str, ...], option: str, count: int) -> Any:
-        """What an option says about one set of rows."""
+        """The value of an option for one set of rows."""
         if isinstance(given, dict):
             return given.get(plates)
         if count > 1 and (isinstance(given, nn.Module) or callable(given)):
@@ -187,7 +187,7 @@ class AmortizedGuide(LocalGuide):
         return Network(encoder, inputs, initial.flatten(0, -2), standardize)
 
     def _transforms(self, row_factor: RowFactor, data: CallData, is_found: bool) -> list[str]:
-        """What is done to each part of the inputs before it is standardized."""
+        """The transform of each part of the inputs before it is standardized."""
         if not is_found:
             return ["none"]
         observed = [
@@ -213,7 +213,7 @@ class AmortizedGuide(LocalGuide):
             raise
 
     def _check_finite(self, row_factor: RowFactor, data: CallData) -> None:
-        """Refuse observed values that would make every parameter nan."""
+        """Raise an error for observed values that would make every parameter nan."""
         if self._of_rows(self._inputs, row_factor.rows.plates, "inputs", len(self._structure.row_sets)) is not None:
             return
         depth = len(row_factor.rows.plates)
@@ -221,7 +221,7 @@ class AmortizedGuide(LocalGuide):
             check_finite(name, self._observed(row_factor, name, data, self._like.dtype), depth)
 
     def _find_covariates(self, row_factor: RowFactor, data: CallData, args, kwargs, by_widths: bool) -> list[Covariate]:
-        """The arguments that the rows depend on beyond what is observed, where the encoder can read them."""
+        """The arguments other than observed values that the rows depend on and the encoder can read."""
         search = CovariateSearch(self.model, args, kwargs, row_factor.rows)
         if self._expected is not None:
             at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(row_factor.rows.plates)
@@ -246,7 +246,7 @@ class AmortizedGuide(LocalGuide):
         return row_factor.function(inputs.flatten(0, depth - 1)).unflatten(0, inputs.shape[:depth])
 
     def _parts(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
-        """What the encoder reads, ``[*B, ...]`` each, and what of it is known where there is a mask."""
+        """The parts of the encoder's input, ``[*B, ...]`` each, with their masks."""
         plates = row_factor.rows.plates
         dtype = row_factor.function.head.weight.dtype if row_factor.function else self._like.dtype
         given = self._of_rows(self._inputs, plates, "inputs", len(self._structure.row_sets))
@@ -287,7 +287,7 @@ def _by_plates(given: Any) -> Any:
 
 
 def _qualified(given: Any) -> Any:
-    """Widths as they are, code by its name; by plates a text that names all."""
+    """Plain data for an option: widths as a list, a module or function by its qualified name, a dictionary as one text."""
     if isinstance(given, dict):
         return ", ".join(f"{' x '.join(plates)}: {_qualified(each)}" for plates, each in given.items())
     return list(given) if isinstance(given, Sequence) else None if given is None else qualified_name(given)

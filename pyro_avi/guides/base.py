@@ -1,4 +1,4 @@
-"""An automatic guide that owns its parameters: what every guide of this package stands on."""
+"""The base class of all guides of this package: an automatic guide with a parameter name of its own."""
 
 import copy
 import io
@@ -24,7 +24,7 @@ _count = itertools.count()
 
 
 class _MissingModel:
-    """Stands in a guide for a model that could not be pickled with it."""
+    """The placeholder in a guide for a model that could not be pickled with it."""
 
     def __init__(self, name: str):
         self.__name__ = name
@@ -91,7 +91,7 @@ class BaseGuide(AutoGuide):
                 module._pyro_name = f"{root}.{path}" if path else root
 
     def __call__(self, *args, **kwargs):
-        """Call the guide; its errors are sentences without the tables that Pyro writes behind them."""
+        """Call the guide; errors are raised without the tables of shapes that Pyro appends to them."""
         try:
             return super().__call__(*args, **kwargs)
         except ValueError as error:
@@ -123,13 +123,13 @@ class BaseGuide(AutoGuide):
         return super()._apply(fn, recurse)
 
     def _take_pending(self) -> None:
-        """Do with the parameters what was asked before there were any: load a state, move them."""
+        """Load the state and move to the device and dtype that were asked for before there were parameters."""
         if self._pending_state is not None:
             state, strict, assign = self._pending_state
             super().load_state_dict(state, strict, assign)
         if self._asked_dtype is not None or self._asked_device is not None:
             self.to(device=self._asked_device, dtype=self._asked_dtype)
-        # Not before all of it went well: what was not loaded is to be loaded still.
+        # Only after all of it succeeded: a state that was not loaded stays pending.
         self._pending_state = self._asked_dtype = self._asked_device = None
 
     def __getstate__(self):
@@ -165,7 +165,7 @@ class BaseGuide(AutoGuide):
         pass
 
     def _given_plates(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, pyro.plate]:
-        """The plates that somebody else provides: a guide that this one is part of, or ``create_plates``."""
+        """The plates that an enclosing guide or ``create_plates`` provides."""
         if self.master is not None:
             return self.master().plates
         if self.create_plates is None:
@@ -182,7 +182,7 @@ class BaseGuide(AutoGuide):
     def _plates(
         frames: Iterable[CondIndepStackFrame], given: Mapping[str, pyro.plate], without_size: Container[str]
     ) -> dict[str, pyro.plate]:
-        """The plates given, and all rows of those others that hold latents."""
+        """The plates given, and for all other plates of latents new ones over all rows."""
         plates = dict(given)
         missing = {frame.name: frame for frame in frames if frame.name not in plates}
         if missing:

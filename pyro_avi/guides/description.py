@@ -1,4 +1,4 @@
-"""What kind of guide one is, as plain data: compared with that of the guide that parameters were of."""
+"""A guide described by plain data, and compared with the description of the guide that was saved."""
 
 from collections.abc import Iterable, Mapping
 from types import FunctionType
@@ -32,7 +32,7 @@ def describe_latents(structure: Structure, row_factors: Iterable[RowFactor]) -> 
 
 
 def check_description(found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
-    """Refuse a guide that is of another kind than the one whose parameters it is to have.
+    """Raise an error if a guide differs from the description of the one that was saved.
 
     Args:
         found: the description of the guide.

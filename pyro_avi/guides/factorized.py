@@ -71,7 +71,7 @@ class FactorizedGuide(TableGuide):
         return CallReader(self.model, tuple(structure.frames), sites, latents, optional=True, unobserved=unobserved)
 
     def describe(self):
-        """What kind of guide this is, as plain data, with the numbers of rows of its tables."""
+        """The kind of this guide as plain data, with the numbers of rows of its tables."""
         sizes = [list(row_factor.function.sizes) for row_factor in self.row_factors]
         return {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
 
@@ -110,7 +110,7 @@ class FactorizedGuide(TableGuide):
                 )
 
     def check_rows(self, *args, **kwargs) -> None:
-        """Refuse a call that is about other rows than those of the tables.
+        """Raise an error if a call is about other rows than those of the tables.
 
         Args:
             *args, **kwargs: the arguments of the model.
@@ -122,7 +122,7 @@ class FactorizedGuide(TableGuide):
         if self.create_plates is None:
             call = self._reader.call(args, kwargs)
             self._check_drawn(call.ignored)
-            # Rows that the model draws are of the table, whichever they are.
+            # The model draws its rows from those of the table.
             data = call.read(
                 {name: torch.arange(count, device=self._device) for name, (_, count) in call.drawn.items()}
             )
@@ -134,9 +134,9 @@ class FactorizedGuide(TableGuide):
         self._check_same_rows(data)
 
     def knows_rows(self, *args, **kwargs) -> bool:
-        """Whether it can be told that a call is about the rows of the tables, or about others, which are refused then.
+        """Whether :meth:`check_rows` can decide if a call is about the rows of the tables.
 
-        It cannot where the call gives no positions and no earlier one was without: all rows that it may be about are as many.
+        It cannot if the call gives no positions and there was no earlier call without positions to compare it with.
 
         Args:
             *args, **kwargs: the arguments of the model.
@@ -152,7 +152,7 @@ class FactorizedGuide(TableGuide):
             self._recognizer.check(data.values)
 
     def append_rows(self, count: int, start: Tensor | None = None) -> None:
-        """Give the data set more rows, behind those there are, whose parameters stay as they are.
+        """Append new rows to the table of a guide; the parameters of the rows there are do not change.
 
         The model has to know of them too: its plate is larger from now on. To train the new rows and nothing else, call
         :func:`~pyro_avi.fit` with batches of them and ``lr={"local": ...}``.

@@ -30,7 +30,7 @@ __all__ = ["LocalGuide", "check_local_guide"]
 
 
 class _Hide:
-    """A model without some of its sites. What ``poutine.block`` makes of a module cannot be pickled."""
+    """A model with some of its sites hidden. Unlike the result of ``poutine.block`` it can be pickled."""
 
     def __init__(self, model: Callable, names: Sequence[str]):
         self.model, self.names = model, names
@@ -83,7 +83,7 @@ class LocalGuide(SiteSummaries):
         if family is not None and not isinstance(family, Family):
             raise TypeError(f"Expected family= to be a Family such as DiagonalNormal(), got {family!r}.")
         self._plates_asked = None if plate is None else tuple(names)
-        # Hidden from the module: what is trained are the copies, one for each set of rows.
+        # In a tuple, so that the module does not register it: the copies are trained, one for each row set.
         self._given_family = (family or DiagonalNormal(),)
         self._given_global_guide = global_guide
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
@@ -96,17 +96,17 @@ class LocalGuide(SiteSummaries):
         """The inference function of a set of rows; ``initial [*B, P]`` are to be its values at the rows of the call."""
 
     def _create_reader(self, structure: Structure) -> CallReader | None:
-        """What finds the rows of a call and what else the inference functions need to know; ``None``: the caller does."""
+        """The reader of rows and data for the inference functions; ``None`` if the caller provides both."""
         unobserved = not structure.observations
         return CallReader(self.model, tuple(structure.frames), latents=_names(structure), unobserved=unobserved)
 
     def _default_plates(self, trace: Trace) -> Sequence[str]:
-        """The plates whose rows get factors of their own where none were asked for."""
+        """The plates whose rows get factors of their own if the caller named none."""
         plate = row_plate(trace)
         return () if plate is None else (plate,)
 
     def setup(self, *args, **kwargs) -> "LocalGuide":
-        """Look at the model and create all parameters, if that has not been done; return the guide.
+        """Inspect the model and create all parameters, unless that has been done; return the guide.
 
         Args:
             *args, **kwargs: the arguments of the model.
@@ -148,7 +148,7 @@ class LocalGuide(SiteSummaries):
         return self._structure is not None
 
     def describe(self) -> dict[str, Any]:
-        """What kind of guide this is, as plain data: all that its parameters do not say.
+        """The kind of this guide as plain data: everything that its ``state_dict`` does not contain.
 
         Raises:
             ValueError: if the guide has not been set up.
@@ -166,7 +166,7 @@ class LocalGuide(SiteSummaries):
         }
 
     def expect(self, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
-        """Take these parameters when the guide is set up, and refuse a model of another description.
+        """Load parameters when the guide is set up, and raise an error if its description differs.
 
         Args:
             description: what :meth:`describe` said of the guide that the parameters are of.
@@ -228,7 +228,7 @@ class LocalGuide(SiteSummaries):
 
     @property
     def family(self) -> Family:
-        """The set that each factor is taken from."""
+        """The family of each factor."""
         return self._given_family[0]
 
     @property
@@ -252,7 +252,7 @@ class LocalGuide(SiteSummaries):
 
 
 def check_local_guide(guide: Any) -> None:
-    """Refuse a guide that is none of the three, for what asks more of it than draws."""
+    """Raise an error if a guide is not one of the three, for functions that need more of it than draws."""
     if not isinstance(guide, LocalGuide):
         raise TypeError(
             f"Expected a ConstantGuide, AmortizedGuide or FactorizedGuide, got {type(guide).__name__}.\n"

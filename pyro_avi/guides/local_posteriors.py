@@ -20,7 +20,7 @@ __all__ = ["LocalPosteriors"]
 
 
 class LocalPosteriors(PlateGuide):
-    """A guide that answers for the rows of a call: their parameters and factors, and draws or means batch by batch.
+    """A guide that gives the variational parameters and posteriors of the rows of a call, and draws or means by batch.
 
     Args:
         model, create_plates: as for :class:`~pyro_avi.guides.plate_guide.PlateGuide`.
@@ -33,21 +33,21 @@ class LocalPosteriors(PlateGuide):
 
     @abstractmethod
     def setup(self, *args, **kwargs) -> "LocalPosteriors":
-        """Look at the model and create all parameters, if that has not been done; return the guide."""
+        """Inspect the model and create all parameters, unless that has been done; return the guide."""
 
     @abstractmethod
     def _infer(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call."""
 
     def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
-        """Something of the row set where there is one, by plates where there are several."""
+        """A value for the only row set, or a dictionary of values by plates for several row sets."""
         self._require_setup()
         if len(self.row_factors) == 1:
             return get(self.row_factors[0])
         return {row_factor.rows.plates: get(row_factor) for row_factor in self.row_factors}
 
     def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
-        """What the inference function gives for the rows of a call: ``[B, P]``.
+        """The output of the inference function for the rows of a call: ``[B, P]``.
 
         Several plates of one row set have a dimension each; several row sets give a dictionary by the names of their plates,
         and a guide whose latents are all global an empty one.
@@ -88,7 +88,7 @@ class LocalPosteriors(PlateGuide):
         return self.posterior(*args, **kwargs)
 
     def check_same_latents(self, other: "LocalPosteriors") -> None:
-        """Refuse another guide that misses local latents of this one, or has more of them.
+        """Raise an error if another guide has other local latents than this one.
 
         Args:
             other: a guide that was given for the model of this one.
@@ -107,7 +107,7 @@ class LocalPosteriors(PlateGuide):
             )
 
     def _conditioned(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-        """The variational parameters ``[*B, P]`` of the rows of a call, sure of the discrete latents that the call observes."""
+        """The variational parameters ``[*B, P]`` of the rows of a call, given the discrete latents that it observes."""
         return row_factor.factor.condition(self._infer(row_factor, data, args, kwargs), data.given)
 
     @torch.no_grad()
@@ -168,7 +168,7 @@ class LocalPosteriors(PlateGuide):
     def _summarize(
         self, row_factor: RowFactor, data: CallData, call: tuple, num_samples: int | None
     ) -> dict[str, Tensor]:
-        """Draws or means of the sites of a set of rows; what the call observes of them, as it is."""
+        """Draws or means of the sites of a row set; sites that the call observes have their observed values."""
         parameters = self._conditioned(row_factor, data, call, {})
         values = (
             row_factor.factor.mean(parameters)
@@ -191,7 +191,7 @@ class LocalPosteriors(PlateGuide):
         return [(row_factor, names) for row_factor, names in by_rows if names]
 
     def _all_rows(self) -> CallData | None:
-        """All rows of the plates, for an answer without the arguments that the model needs; ``None`` where it needs none."""
+        """The data of a call for all rows, if the model needs arguments and there are none; otherwise ``None``."""
         if not _needs_arguments(self.model):
             return None
         sizes = {name: frame.full_size or frame.size for name, frame in self._structure.frames.items()}

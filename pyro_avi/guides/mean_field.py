@@ -54,7 +54,7 @@ class MeanFieldNormal(BaseGuide):
         self._reader: CallReader | None = None
 
     def setup(self, *args, **kwargs) -> "MeanFieldNormal":
-        """Look at the model and create the parameters, if that has not been done; return the guide."""
+        """Inspect the model and create the parameters, unless that has been done; return the guide."""
         if self._factor is not None:
             return self
         structure = inspect_model(self.model, args, kwargs, plates=(), init_loc_fn=self._init_loc_fn)
@@ -104,7 +104,7 @@ class MeanFieldNormal(BaseGuide):
 
     @torch.no_grad()
     def sample(self, *args, num_samples: int, **kwargs) -> dict[str, Tensor]:
-        """Independent draws of every latent: ``[S]`` in front of the shape that the site has in the model.
+        """Independent draws of every latent: ``[S]`` in front of the shape of the site in the model.
 
         Args:
             *args, **kwargs: the arguments of the model.
@@ -136,7 +136,7 @@ class MeanFieldNormal(BaseGuide):
 
 
 def check_has_latents(structure: Structure) -> None:
-    """Refuse a model without latents."""
+    """Raise an error if a model has no latents."""
     if not structure.order:
         raise ValueError(
             "Expected a model with a latent, found none: there is nothing to infer.\n"
@@ -145,12 +145,12 @@ def check_has_latents(structure: Structure) -> None:
 
 
 def check_num_samples(num_samples: int) -> None:
-    """Refuse a number of draws that is none."""
+    """Raise an error if a number of draws is below 1."""
     if num_samples < 1:
         raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
 
 
 def check_init_scale(init_scale: float) -> None:
-    """Refuse an initial standard deviation that is not positive."""
+    """Raise an error if an initial standard deviation is not positive."""
     if not init_scale > 0:
         raise ValueError(f"Expected init_scale > 0, got {init_scale}.")

@@ -20,7 +20,7 @@ __all__ = ["PlateGuide"]
 
 
 class PlateGuide(BaseGuide):
-    """A guide that knows which rows of its model a call is about, and the plates to put them in.
+    """A guide that finds the rows of a call and the plates of its latents.
 
     Args:
         model: any Pyro callable.
@@ -36,7 +36,7 @@ class PlateGuide(BaseGuide):
     @property
     @abstractmethod
     def _device(self) -> torch.device:
-        """That of the model."""
+        """The device of the model."""
 
     def _require_setup(self):
         if self._structure is None:
@@ -81,13 +81,13 @@ class PlateGuide(BaseGuide):
         draw: bool = False,
         any_rows: bool = False,
     ) -> tuple[CallData, dict[str, pyro.plate]]:
-        """The rows of a call and the plates to put them in.
+        """The data of a call and the plates of its latents.
 
         Args:
             args, kwargs: of the call.
-            given: plates that somebody else provides.
+            given: plates that an enclosing guide or ``create_plates`` provides.
             draw: whether to draw rows where the model would draw them itself; otherwise all of them are taken.
-            any_rows: whether a part of the rows does, where all cannot be read.
+            any_rows: whether a part of the rows is enough if not all can be read.
         """
         structure = self._structure
         if self._reader is None:
@@ -106,7 +106,7 @@ class PlateGuide(BaseGuide):
                 fn = self._drawn_rows(name, size, count)
                 rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
             elif name not in given:
-                # A batch whose positions nobody knows is a data set of its own.
+                # A batch without known positions is treated as a data set of its own.
                 followed += [name] * (name in call.ignored)
                 part = name in call.ignored or (any_rows and not call.traced)
                 rows[name] = torch.arange(count if part else size, device=self._device)
@@ -126,7 +126,7 @@ class PlateGuide(BaseGuide):
         return data, plates
 
     def rows_of(self, *args, **kwargs) -> dict[str, Subsample]:
-        """By plate of the latents the rows of a call.
+        """The rows of a call, by plate of the latents.
 
         Args:
             *args, **kwargs: the arguments of the model.
@@ -147,14 +147,14 @@ class PlateGuide(BaseGuide):
 
     @staticmethod
     def _counts(given: Mapping[str, pyro.plate]) -> dict[str, int]:
-        """The number of rows of each plate given that takes a part of its rows."""
+        """The numbers of rows of those plates given that are subsampled."""
         return {name: plate.subsample_size for name, plate in given.items() if plate.subsample_size < plate.size}
 
     def _check_drawn(self, ignored: Sequence[str]) -> None:
-        """Refuse rows that the model draws and makes nothing of; no matter where rows have no parameters of their own."""
+        """Raise an error if the model draws rows and does not use them; only guides with parameters by row do so."""
 
     def _drawn_rows(self, name: str, size: int, count: int) -> UniformSubsample:
-        """The rows of a plate that the model would draw itself."""
+        """The distribution of the rows of a plate that the model would otherwise draw itself."""
         return UniformSubsample(size, count, self._depth, self._device)
 
     def _require_plates(self, given: Mapping[str, pyro.plate]) -> None:

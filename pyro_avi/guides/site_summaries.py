@@ -16,7 +16,7 @@ __all__ = ["SiteSummaries"]
 
 
 class SiteSummaries(LocalPosteriors):
-    """A guide that answers for every latent, local and global, by site: draws, means, medians and quantiles.
+    """A guide that gives draws, means, medians and quantiles of every latent, local and global, by site.
 
     Args:
         model, create_plates: as for :class:`~pyro_avi.guides.plate_guide.PlateGuide`.
@@ -24,7 +24,7 @@ class SiteSummaries(LocalPosteriors):
 
     @torch.no_grad()
     def sample(self, *args, num_samples: int, **kwargs) -> dict[str, Tensor]:
-        """Independent draws of every latent, by site: ``[S]`` in front of the shape that the site has in the model.
+        """Independent draws of every latent, by site: ``[S]`` in front of the shape of the site in the model.
 
         The same as calling the guide ``S`` times, or ``Predictive(guide, num_samples=S)``, in one go: an encoder is run once.
         Each draw is of all latents together, global and local. They are those of the surrounding program's random state.
@@ -152,7 +152,7 @@ class SiteSummaries(LocalPosteriors):
                 result.update(of_globals(self.global_guide, names))
             for row_factor in self.row_factors:
                 result.update(of_rows(row_factor, self._conditioned(row_factor, data, args, kwargs)))
-        # What a call observes is no latent of it.
+        # Sites that the call observes are not among its latents.
         order = dict.fromkeys([*self._structure.order, *result])
         return {name: result[name] for name in order if name in result and name not in data.given}
 

@@ -1,1 +1,1 @@
-"""What a model consists of, and where the data of a call come from."""
+"""The structure of a model: its sites, plates, supports and masks."""

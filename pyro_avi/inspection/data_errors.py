@@ -1,4 +1,4 @@
-"""What is wrong with the data of a call on which a model cannot run: no tensors, or no rows."""
+"""Errors that explain why a model cannot run on the data of a call: they are not tensors, or have no rows."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -34,14 +34,14 @@ class _HasArray(Protocol):
 
 
 def check_observed(site: str, value: Any) -> None:
-    """Refuse an observed value that is no tensor.
+    """Raise an error if an observed value is not a tensor.
 
     Args:
         site: the name of the site.
         value: what is observed there.
 
     Raises:
-        NoTensorError: if it is none.
+        NoTensorError: if it is not.
     """
     if not isinstance(value, Tensor):
         raise NoTensorError(
@@ -51,14 +51,14 @@ def check_observed(site: str, value: Any) -> None:
 
 @contextmanager
 def explain_data_errors(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None]:
-    """Say what is wrong with the arguments where a model that runs inside cannot do with them.
+    """Replace errors of a model that runs inside by ones that explain what is wrong with its arguments.
 
     Args:
         args, kwargs: of the model.
 
     Raises:
         NoRowsError: instead of the division by zero of a Pyro plate without rows.
-        NoTensorError: instead of whatever an array in the place of a tensor led to.
+        NoTensorError: instead of the error that an array in place of a tensor led to.
     """
     try:
         yield

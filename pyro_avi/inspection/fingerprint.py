@@ -16,7 +16,7 @@ def fingerprint(model: Callable) -> str | None:
         model: any callable; of a method the module it belongs to.
 
     Returns:
-        The hash, ``None`` of what is no module and of a module without parameters.
+        The hash; ``None`` for a callable without parameters.
 
     Example::
 

@@ -154,7 +154,7 @@ def _latent(name: str, site: Mapping[str, Any]) -> Latent:
 
 
 def _check_fixed(latent: Latent, plates: Sequence[str]) -> None:
-    """Refuse rows that hold a part of another plate: their factors would have no fixed size."""
+    """Raise an error if a row holds a subsample of another plate: its factor would have no fixed size."""
     for frame in latent.frames:
         if frame.name not in plates and plate_scale([frame]) != 1.0:
             raise ValueError(
@@ -165,7 +165,7 @@ def _check_fixed(latent: Latent, plates: Sequence[str]) -> None:
 
 
 def _check_support(latent: Latent, frames: Sequence[CondIndepStackFrame]) -> None:
-    """Refuse bounds that are those of certain rows: other rows of the plate have others."""
+    """Raise an error if the bounds of a support differ by row."""
     support, _ = unwrapped(latent.support)
     for bound in vars(support).values():
         dims = [frame.dim - latent.event_dim for frame in frames]

@@ -49,7 +49,7 @@ def is_observation(site: Mapping[str, Any]) -> bool:
 
 
 def check_data(trace: Trace) -> None:
-    """Refuse a model that observes what is no tensor.
+    """Raise an error if a model observes a value that is not a tensor.
 
     Args:
         trace: of the model.
@@ -152,5 +152,5 @@ def is_scaled(site: Mapping[str, Any]) -> bool:
 
 
 def site_frames(site: Mapping[str, Any]) -> tuple[CondIndepStackFrame, ...]:
-    """The plates around a site, none around what is no sample."""
+    """The plates around a sample site; none around any other site."""
     return tuple(site["cond_indep_stack"]) if site["type"] == "sample" else ()

@@ -1,1 +1,1 @@
-"""The rows of a plate: which of them a call is about, and what is held for each."""
+"""The rows of a plate: the subsample that a call is about, and the parameters that belong to each."""

@@ -29,7 +29,7 @@ class Subsample:
 
 
 def check_positions(plate: str, size: int, index: Tensor, *, wait: bool = False) -> None:
-    """Refuse positions that name no row of a plate.
+    """Raise an error if positions are not those of rows of a plate.
 
     On another device than the CPU their values are looked at only where the caller can wait for them, and while a graph is
     traced they have none.
@@ -37,7 +37,7 @@ def check_positions(plate: str, size: int, index: Tensor, *, wait: bool = False)
     Args:
         plate: the name of the plate.
         size: the number ``N`` of its rows.
-        index: ``[B]`` what is given as positions.
+        index: ``[B]`` the positions given.
         wait: whether the caller can wait for the device.
 
     Raises:

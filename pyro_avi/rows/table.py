@@ -31,7 +31,7 @@ class Table(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """That of the model."""
+        """The device of the model."""
         return self.place.device if self.stays else self.table.device
 
     def read(self, index: Tensor | None) -> Tensor:
@@ -51,7 +51,7 @@ class GatheredRows(NamedTuple):
     """What a call reads of tables in host memory, brought to the device of the model before the call.
 
     Attributes:
-        draws: by plate the rows ``[B]`` drawn in the model's stead, where it draws its rows itself.
+        draws: by plate the rows ``[B]`` drawn by the guide, for plates that the model subsamples itself.
         indices: by table the rows ``[B]`` of this call, ``None`` for all in order, in host memory.
         rows: by table their parameters ``[B, P]``.
     """

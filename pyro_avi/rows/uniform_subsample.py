@@ -1,4 +1,4 @@
-"""The rows that a guide draws in the model's stead."""
+"""A uniform subsample of the rows of a plate, drawn by a guide where the model would draw it."""
 
 import torch
 from pyro.distributions.distribution import Distribution
