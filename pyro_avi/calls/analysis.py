@@ -1,4 +1,4 @@
-"""The first call of a signature, recorded: whether its data can be replayed from the arguments, and what is refused."""
+"""The analysis of the first call of a signature: whether its data can be replayed from the arguments."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -82,7 +82,7 @@ def analyse_call(
 
 
 def _advice(query: DataQuery, data: CallData, rows: bool, reason: Exception) -> str:
-    """What to do where the model has to be run at every call, because of its rows or of its observed values alone."""
+    """The advice for a model that has to run at every call, because of its rows or of its observed values alone."""
     if not query.plates:
         what = f"What masks and scales the {query}"
     else:

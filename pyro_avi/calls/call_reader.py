@@ -26,7 +26,7 @@ __all__ = ["CallData", "CallReader"]
 
 
 class CallReader:
-    """Finds the rows of plates and what a model observes, masks and scales in them, for any call of it.
+    """Reads the rows of plates, observed values, masks and scales of any call of a model.
 
     Python numbers that the model takes from elsewhere than its arguments count as fixed.
 
@@ -69,7 +69,7 @@ class CallReader:
         return self.call(args, kwargs).drawn
 
     def read(self, args: tuple, kwargs: Mapping[str, Any], rows: Mapping[str, Tensor] | None = None) -> CallData:
-        """What a call with these arguments works on.
+        """The data of a call with these arguments.
 
         Args:
             args, kwargs: the arguments of the model.
@@ -96,7 +96,7 @@ class CallReader:
         return Call(data_reader, args, kwargs, leaves)
 
     def _reader_of(self, signature, args, kwargs, counts):
-        """How calls of this signature are read: everything about the arguments but the content of tensors."""
+        """The reader for calls of a signature, which is all about the arguments except the content of tensors."""
         if signature not in self._readers:
             if len(self._readers) == self.max_signatures:
                 self._warn_once(

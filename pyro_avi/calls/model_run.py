@@ -85,7 +85,7 @@ class Run:
 
     @property
     def plain_scales(self) -> dict[str, float]:
-        """By scaled site what its plates alone account for."""
+        """By scaled site the part of its scale that is due to its plates."""
         return {name: plate_scale(self.trace.nodes[name]["cond_indep_stack"]) for name in self.data.scales}
 
     @property
@@ -106,7 +106,7 @@ class Run:
 
 
 class _SubsampleMessenger(Messenger):
-    """Provide the rows that plates would otherwise draw, and note how they got their rows.
+    """Provide the rows that plates would otherwise draw, and record where each plate's rows come from.
 
     Args:
         plates: the names of the plates to look at.

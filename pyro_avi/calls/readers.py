@@ -1,4 +1,4 @@
-"""How the data of calls of one signature are read: by a replay of recorded operations, or by another run of the model."""
+"""Readers of the data of calls of one signature, by a replay of recorded operations or by another run of the model."""
 
 from collections.abc import Mapping
 from dataclasses import replace

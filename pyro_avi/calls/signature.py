@@ -21,7 +21,7 @@ def flatten(args: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Any], Any]:
 
 
 def describe_leaf(leaf) -> tuple:
-    """What a signature holds of one leaf."""
+    """The part of a signature that describes one leaf."""
     if isinstance(leaf, Tensor):
         # Strides of 0 tell that a mask is the same for all elements of an event.
         return leaf.shape, leaf.dtype, leaf.device, leaf.is_contiguous() or leaf.stride()

@@ -214,7 +214,7 @@ class Factor(nn.Module):
             return pyro.sample(self.name, fn, infer={"is_auxiliary": True})
 
     def draw(self, parameters: Tensor, count: int) -> dict[str, Tensor]:
-        """Independent draws of every site, ``count`` leftmost: ``(count,) + shape of the site``; no sample statements.
+        """Independent draws ``(count,) + shape of the site`` of every site, without sample statements.
 
         Args:
             parameters: ``[*B, P]``, one row for each row of the plates.
@@ -242,7 +242,7 @@ class Factor(nn.Module):
         }
 
     def mean(self, parameters: Tensor) -> dict[str, Tensor]:
-        """The mean of every site, where no formula has it the average of 1,000 draws under a fixed seed.
+        """The mean of every site, by a formula if there is one, otherwise the average of 1,000 draws under a fixed seed.
 
         Args:
             parameters: ``[*B, P]``, one row for each row of the plates.

@@ -1,4 +1,4 @@
-"""Where the values of a site lie in rows of coordinates."""
+"""The layout of a site's values in rows of coordinates."""
 
 from collections.abc import Sequence
 from math import prod
@@ -18,7 +18,7 @@ def spread(rows: Tensor, frames: Sequence[CondIndepStackFrame], depth: int, lead
 
 
 class Layout:
-    """How a latent's tensor, batch and event dimensions, lies in the rows ``[*B, K]``.
+    """The layout of a latent's tensor, with batch and event dimensions, in the rows ``[*B, K]``.
 
     Args:
         latent: the latent.

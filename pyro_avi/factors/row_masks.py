@@ -17,7 +17,7 @@ __all__ = ["enter_mask_and_scale", "coordinate_mask", "common_to_rows"]
 
 
 def enter_mask_and_scale(stack: ExitStack, mask: Mask | None, scale: Tensor | float | None) -> None:
-    """Mask and scale what is sampled in a stack."""
+    """Enter a mask and a scale for the sites that are sampled in a stack of contexts."""
     if mask is not None:
         stack.enter_context(poutine.mask(mask=mask.values))
     if scale is not None:

@@ -64,12 +64,12 @@ class Conditional(Family):
 
     @property
     def cheap_density(self) -> bool:
-        """Whether that of a member is cheap."""
+        """Whether the density of a member is cheap."""
         return self.family.cheap_density
 
     @property
     def sequential(self) -> bool:
-        """Whether the density of a member is a product in turn."""
+        """Whether the density of a member is a product over its latents in turn."""
         return self.family.sequential
 
     def prepare(self, num_latents: int) -> None:
@@ -77,7 +77,7 @@ class Conditional(Family):
         self.family.prepare(num_latents)
 
     def num_parameters(self, num_latents: int) -> int:
-        """``P`` of one member."""
+        """``P``, the number of parameters of one member."""
         return self.family.num_parameters(num_latents)
 
     def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:

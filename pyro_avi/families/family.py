@@ -1,4 +1,4 @@
-"""What every family is."""
+"""The base class of families."""
 
 import math
 from abc import ABC, abstractmethod
@@ -94,7 +94,7 @@ class Family(nn.Module, ABC):
     def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
         """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``.
 
-        Those of :meth:`marginals`; where there are none, those of 2,000 draws under a seed of their own.
+        Those of :meth:`marginals`; where there are none, those of 2,000 draws under a fixed seed.
 
         Args:
             parameters: ``[..., P]``.
@@ -122,7 +122,7 @@ class Family(nn.Module, ABC):
         """The arguments that make the same family again: ``type(family)(**family.settings())``."""
 
     def describe(self) -> dict[str, Any]:
-        """The name of the class, of one from elsewhere with its module, and the settings, as plain data."""
+        """The settings as plain data with the name of the class, which includes its module if it is not of this package."""
         settings = self.settings().items()
         plain = {name: value.describe() if isinstance(value, Family) else value for name, value in settings}
         own = type(self).__module__.startswith("pyro_avi.families.")
@@ -134,7 +134,7 @@ class Family(nn.Module, ABC):
 
 
 def drawn_quantile(make: Callable[[Tensor], dist.TorchDistribution], parameters: Tensor, q: Tensor) -> Tensor:
-    """The ``q``-quantiles ``q.shape + [..., K]`` of every coordinate, of 2,000 draws under a seed of their own.
+    """The ``q``-quantiles ``q.shape + [..., K]`` of every coordinate of 2,000 draws under a fixed seed.
 
     Args:
         make: from parameters to a distribution with batch shape ``[...]`` and event shape ``[K]``.

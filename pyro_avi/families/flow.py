@@ -18,7 +18,7 @@ __all__ = ["Flow"]
 
 
 class Flow(Family):
-    r"""Conditional normalizing flows: normals bent by networks that all rows share.
+    r"""Conditional normalizing flows: normals transformed by networks that all rows share.
 
     .. math:: z_n = m_n + s_n \odot T_\phi(\epsilon; c_n), \qquad \epsilon \sim N(0, I),
               \qquad \lambda_n = (m_n, \log s_n, c_n)
@@ -135,7 +135,7 @@ class Flow(Family):
         return Transformed(loc, log_scale, self.flow(context))
 
     def settings(self) -> dict[str, int | float | str | list]:
-        """The sizes; the weights are no setting but state."""
+        """The sizes; the weights belong to the ``state_dict``."""
         return {
             "transforms": self.transforms,
             "hidden": list(self.hidden),

@@ -1,4 +1,4 @@
-"""Normals whose covariance is diagonal but for a few directions."""
+"""Normals whose covariance is diagonal plus low rank."""
 
 import pyro.distributions as dist
 import torch

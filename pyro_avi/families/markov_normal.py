@@ -220,10 +220,10 @@ def _powers(step: Tensor):
 
 
 def _product(one: Tensor, two: Tensor) -> Tensor:
-    """Of matrices; numbers are multiplied without the overhead."""
+    """The product of matrices; of 1 by 1 matrices without the overhead of one."""
     return one * two if one.shape[-1] == two.shape[-1] == 1 else one @ two
 
 
 def _behind(blocks: Tensor, lag: int) -> Tensor:
-    """Blocks ``[..., T - lag, b, m]`` behind ``lag`` of zeros."""
+    """Blocks ``[..., T - lag, b, m]`` after ``lag`` blocks of zeros."""
     return pad(blocks, (0, 0, 0, 0, lag, 0))

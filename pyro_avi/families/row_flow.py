@@ -19,7 +19,7 @@ _UNIT = 0.2
 
 
 class RowFlow(Family):
-    r"""Normals bent by networks that belong to one row each.
+    r"""Normals transformed by networks that belong to one row each.
 
     .. math:: z_n = m_n + s_n \odot T(\epsilon; w_n), \qquad \epsilon \sim N(0, I),
               \qquad \lambda_n = (m_n, \log s_n, w_n)
@@ -76,7 +76,7 @@ class RowFlow(Family):
         self.num_latents: int | None = None
 
     def prepare(self, num_latents: int) -> None:
-        """Note which coordinates the units read, and whose knots they tell, for rows of ``K = num_latents`` latents.
+        """Record which coordinates each unit reads and which knots it writes, for rows of ``K = num_latents`` latents.
 
         Args:
             num_latents: ``K``.

@@ -1,4 +1,4 @@
-"""The distribution of a bent standard normal, and the transforms that bend it."""
+"""The distribution of a transformed standard normal, and the transforms."""
 
 import math
 from collections.abc import Iterator

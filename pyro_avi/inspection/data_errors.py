@@ -19,7 +19,7 @@ _CONVERT = (
 
 
 class NoTensorError(TypeError):
-    """Data of a call are no tensors."""
+    """The data of a call are not tensors."""
 
 
 class NoRowsError(CallError):
@@ -28,7 +28,7 @@ class NoRowsError(CallError):
 
 @runtime_checkable
 class _HasArray(Protocol):
-    """An array of NumPy, or what becomes one, as a data frame."""
+    """A NumPy array, or an object that converts to one, such as a data frame."""
 
     def __array__(self) -> Any: ...
 

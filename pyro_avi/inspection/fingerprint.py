@@ -1,4 +1,4 @@
-"""What tells the parameters of one model from those of another."""
+"""A hash that identifies the parameters of a model."""
 
 import hashlib
 from collections.abc import Callable

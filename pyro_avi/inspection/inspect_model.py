@@ -1,4 +1,4 @@
-"""A model run twice with different latents: what it consists of, for one choice of the plates of its rows."""
+"""The structure of a model, found by two runs with different latents."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def inspect_model(
     plates: Sequence[str] | Callable[[Trace], Sequence[str]],
     init_loc_fn: Callable,
 ) -> Structure:
-    """Run a model twice with different latents and report what it consists of.
+    """Run a model twice with different latents and return its structure.
 
     Args:
         model: any Pyro callable.
@@ -117,7 +117,7 @@ def _row_set(frames: list[CondIndepStackFrame], latents: list[Latent], observed:
 
 
 def _rows(trace: Trace) -> Trace:
-    """The plates' rows alone, so that a second run with other latents works on the same data."""
+    """A trace of the plates' rows only, so that a second run with other latents works on the same data."""
     rows = Trace()
     for name, site in trace.nodes.items():
         if site_is_subsample(site):

@@ -14,7 +14,7 @@ __all__ = ["isolated_run", "untraced"]
 
 @contextmanager
 def untraced():
-    """Run something that ``torch.jit.trace`` is not to see, with sizes that are numbers and not tensors."""
+    """Run code hidden from ``torch.jit.trace``, so that sizes are numbers and not tensors."""
     state = torch._C._get_tracing_state()
     torch._C._set_tracing_state(None)
     try:

@@ -15,7 +15,7 @@ __all__ = ["Mask", "site_mask"]
 
 @dataclass(frozen=True)
 class Mask:
-    """What masks a site.
+    """The mask of a site.
 
     Attributes:
         values: true where the site counts. A tensor broadcasts against the site's batch shape followed by the first
@@ -37,7 +37,7 @@ class Mask:
 
 
 def site_mask(site: Mapping[str, Any]) -> Mask | None:
-    """All that masks a site (``None``: nothing): ``poutine.mask`` around it and ``.mask()`` anywhere in its distribution.
+    """The mask of a site by ``poutine.mask`` around it and ``.mask()`` anywhere in its distribution; ``None`` without one.
 
     Args:
         site: of a trace.
@@ -69,7 +69,7 @@ def _append_dims(values: Tensor | bool, count: int) -> Tensor | bool:
 
 
 def _of_whole_events(values: Tensor | bool, event_dim: int) -> Mask:
-    """Without the innermost event dimensions over which the values are the same by their shape."""
+    """A mask without the innermost event dimensions that its values do not vary over, by their shape or strides."""
     if not isinstance(values, Tensor):
         return Mask(values)
     while event_dim and (values.dim() == 0 or values.shape[-1] == 1 or values.stride(-1) == 0):
@@ -78,7 +78,7 @@ def _of_whole_events(values: Tensor | bool, event_dim: int) -> Mask:
 
 
 def _layers(fn: Distribution) -> Iterator[tuple[Distribution, int]]:
-    """What a distribution is wrapped in and the inmost one, with the number of dimensions taken for events around each."""
+    """The wrappers of a distribution and the innermost one, with the number of event dimensions added around each."""
     event_dim = 0
     yield fn, event_dim
     while isinstance(fn, MaskedDistribution | ExpandedDistribution | torch.distributions.Independent):
@@ -97,6 +97,6 @@ def _masks_on(fn: Distribution) -> list[Mask]:
 
 
 def _has_hidden(fn: Distribution) -> bool:
-    """Whether a part of the inmost distribution is masked."""
+    """Whether a component of the innermost distribution is masked."""
     parts = [part for part in vars(_inmost(fn)[0]).values() if isinstance(part, Distribution)]
     return any(_masks_on(part) or _has_hidden(part) for part in parts)

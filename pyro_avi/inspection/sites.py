@@ -122,7 +122,7 @@ def sizes_by_shape(trace: Trace) -> dict[str, int]:
 
 
 def _extent(site: Mapping[str, Any], frame: CondIndepStackFrame) -> int:
-    """How many rows of a plate a site has of its own."""
+    """The size of a site's batch shape in the dimension of a plate."""
     batch = site["fn"].batch_shape
     return batch[frame.dim] if len(batch) >= -frame.dim else 1
 

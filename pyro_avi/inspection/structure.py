@@ -1,4 +1,4 @@
-"""What a model consists of: local and global latents, the plates of its rows, what it observes there."""
+"""The structure of a model: local and global latents, the plates of its rows, and its observations."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class RowSet:
-    """The latents that lie in the same of the chosen plates: each of their rows gets one factor.
+    """The latents inside one combination of the chosen plates, whose rows get one factor each.
 
     Attributes:
         frames: these plates, the one with the leftmost dimension first.

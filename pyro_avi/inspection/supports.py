@@ -1,4 +1,4 @@
-"""The supports of sites: what kind they are, and the transforms to them."""
+"""The supports of sites, and the transforms to them."""
 
 import copy
 
@@ -67,7 +67,7 @@ if _MIXTURE:
 
 
 def support_of_components(name: str, support: constraints.Constraint) -> constraints.Constraint:
-    """The support with that of its components in place of a mixture's."""
+    """The support of a site, for a mixture that of its components."""
     if isinstance(support, constraints.independent):
         base = support_of_components(name, support.base_constraint)
         same = base is support.base_constraint
@@ -87,7 +87,7 @@ def support_of_components(name: str, support: constraints.Constraint) -> constra
 
 
 def without_equal_rows(support: constraints.Constraint) -> constraints.Constraint:
-    """The support without dimensions in which its bounds are all equal, so that it is that of any number of rows."""
+    """The support with bounds reduced along dimensions in which they are equal, so that it fits any number of rows."""
     parts = {}
     for name, part in vars(support).items():
         if isinstance(part, constraints.Constraint):

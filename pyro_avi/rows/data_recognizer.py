@@ -1,4 +1,4 @@
-"""Whether calls without row indices are about the rows that a table was fitted to."""
+"""A check that calls without row indices are about the rows that a table was fitted to."""
 
 import weakref
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Answers for minibatches, put together by the rows that they are about."""
+"""Values for the rows of minibatches, merged into values for all rows."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,7 +27,7 @@ class MergedBatches:
         self._seen: Tensor | None = None
 
     def add(self, rows: Mapping[str, Subsample], values: Mapping[str, Tensor]) -> None:
-        """Take the values of one batch.
+        """Add the values of one batch.
 
         Args:
             rows: its rows, by plate. Where a plate gives positions, those without are all there.
@@ -67,7 +67,7 @@ class MergedBatches:
 
     @property
     def complete(self) -> bool:
-        """Whether every row has been seen; never so where batches follow one another."""
+        """Whether every row has been seen; always false if batches give no positions."""
         return self._seen is not None and bool(self._seen.all())
 
     def result(self) -> dict[str, Tensor]:

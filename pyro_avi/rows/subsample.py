@@ -59,10 +59,10 @@ def check_positions(plate: str, size: int, index: Tensor, *, wait: bool = False)
 
 
 def _has_values(tensor: Tensor) -> bool:
-    """Whether the numbers of a tensor can be looked at.
+    """Whether the values of a tensor can be inspected.
 
-    In a graph that is traced, or in a function of many, there are none. Where a run is recorded, a look would be taken for
-    one of the model's.
+    A tensor has no values while a graph is traced or inside ``vmap``. While a run is recorded, reading them would be taken for
+    an operation of the model.
     """
     return (
         type(tensor) is Tensor

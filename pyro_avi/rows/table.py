@@ -48,7 +48,7 @@ class Table(nn.Module):
 
 
 class GatheredRows(NamedTuple):
-    """What a call reads of tables in host memory, brought to the device of the model before the call.
+    """The rows that a call reads of tables in host memory, copied to the device of the model before the call.
 
     Attributes:
         draws: by plate the rows ``[B]`` drawn by the guide, for plates that the model subsamples itself.

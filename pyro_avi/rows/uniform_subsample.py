@@ -35,7 +35,7 @@ def draw_rows(size: int, count: int, device: torch.device | None = None) -> Tens
 
 
 def first_swaps(size: int, count: int, device: torch.device | None = None) -> Tensor:
-    """The same by the first ``count`` swaps of a Fisher-Yates shuffle, of which only positions that they touch are held.
+    """As :func:`draw_rows`, by the first ``count`` swaps of a Fisher-Yates shuffle that stores only the positions they touch.
 
     The chance of a row is ``1 / N`` up to a relative ``N / 2^62``.
 
