@@ -31,13 +31,13 @@ def analyse_call(
         model, args, kwargs: the model and the arguments of the call.
         query: what is to be read.
         counts: by plate the number of rows ``B`` that a plate given to the guide takes of it.
-        warn: told why the model has to run at every call, where it has to.
+        warn: called with the reason if the model has to run at every call.
 
     Raises:
         ValueError: if two runs of the model give other data, a mask depends on latents, or the model observes what it did not.
     """
     recorder = Recorder()
-    # Under new identities: the model may also hold an argument itself, or be given one tensor in two places.
+    # With new identities, as the model may hold an argument itself, or be given one tensor in two places.
     args, kwargs = tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (args, kwargs))
     run = run_once(model, query, args, kwargs, rows={}, counts=counts, seed=0, recorder=recorder)
 
@@ -47,7 +47,7 @@ def analyse_call(
     _check_followed(query, run, recorder, again)
     data, other = run.data, again(1)
     if query.optional:
-        # A value that the model draws or computes is no data.
+        # Values that the model draws or computes are not data.
         data, other = _repeated(data, other), _repeated(other, data)
         if run.drawn:
             data, other = replace(data, values={}), replace(other, values={})
@@ -68,7 +68,7 @@ def analyse_call(
         return replayed(data)
     except CannotReplayError as error:
         reason = error
-    # Whether it is the observed values alone that hide where they come from.
+    # The observed values may be the only part that cannot be replayed.
     try:
         rest = replayed(replace(data, values={})) if data.values else None
     except CannotReplayError:

@@ -41,7 +41,7 @@ class CallReader:
         inputs: whether the guide can be told what to read, for the advice.
     """
 
-    # More signatures than that come from a Python number that changes every step.
+    # More signatures usually come from a Python number that changes every step.
     max_signatures = 64
 
     def __init__(

@@ -29,7 +29,7 @@ class CallData:
     Attributes:
         rows: the rows of the call, by plate.
         values: the observed values, by site.
-        masks: what masks a site, by site; only sites that are masked.
+        masks: the masks, by site; only sites that are masked.
         scales: the factor by which a site's log density counts beyond its plates' ``N / B``, by site; only those scaled.
         given: the values of latents that this call observes, by site.
     """
@@ -72,8 +72,8 @@ class Run:
     """A run of the model.
 
     Attributes:
-        data: what it worked on; of scales all of a site's, that of its plates included.
-        drawn: ``(N, B)`` of each plate of which not the model's arguments decide which ``B`` of ``N`` rows it takes.
+        data: of the call; its scales include those of the plates.
+        drawn: ``(N, B)`` of each plate whose ``B`` of ``N`` rows are not decided by the model's arguments.
         rows: the rows that were drawn there.
         trace: of the model.
     """
@@ -164,7 +164,7 @@ def run_once(
         ValueError: if a plate, or the observed value of a site, is missing, or positions are not those of rows.
     """
     given = _SubsampleMessenger(query.plates, rows, counts)
-    # Validation would read data (`valid.all()`), which is no part of the model.
+    # Validation reads data (`valid.all()`), which would be recorded as if the model did.
     with isolated_run(seed), pyro.validation_enabled(False), given, recorder or nullcontext():
         with explain_data_errors(args, kwargs):
             trace = poutine.trace(model).get_trace(*args, **kwargs)
@@ -180,7 +180,7 @@ def run_once(
                     "An amortized guide reads the observations. Try one of the following fixes:\n"
                     "- pass them to the call\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
                 )
-        # Of sites that only recognize a call, nothing more is asked.
+        # Masks and scales are not needed of sites that only recognize a call.
         read = [] if query.optional else [*values]
         for name in [*read, *(name for name in query.latents if name in trace.nodes)]:
             site = trace.nodes[name]

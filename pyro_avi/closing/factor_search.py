@@ -20,13 +20,13 @@ from pyro_avi.guides import FactorizedGuide
 
 __all__ = ["SearchResult", "FactorSearch", "moments"]
 
-# Draws by which one factor is told from another on the way, the same for all: to choose asks for less than to report.
+# Draws by which factors are compared during the search, the same for all: fewer than for the reported bounds.
 _DRAWS = 300
-# Draws by which modes are looked for that the starts have not led to, and how often.
+# Draws by which the search looks for modes that no start has led to, and how often it does.
 _PILOT, _LOOKS = 800, 2
-# What a row may still gain, in tolerances, for it to have converged; in standard errors, what a row must gain to move.
+# The most that a converged row may still gain, in tolerances; the least that a row must gain to move, in standard errors.
 _LEFT, _MOVES = 3.0, 1.0
-# What a row must gain, in tolerances, for its learning rate not to be halved: what is left in the end is the noise of a step.
+# A row that gains less, in tolerances, has its learning rate halved, since the noise of a step is what limits it then.
 _SLOWS = 10.0
 
 
@@ -36,7 +36,7 @@ class SearchResult:
 
     Attributes:
         weights: of the better factor of every row, the first one or that of the search, chosen by other draws than these.
-        converged: ``[M]`` which rows had stopped to gain, with a gradient that says that little is left.
+        converged: ``[M]`` which rows have stopped to gain and have a gradient by which little can be gained.
         remaining: ``[M]`` what rows may still gain; ``None`` where no gradient is known.
         ends: where the steps from each start have led.
     """
@@ -104,7 +104,7 @@ class FactorSearch:
         better = gained.significant() & after.local.isfinite().all(0)
         write_tables(guide, choose(better, best, first, self._source.blocks))
         if remaining is not None:
-            # Where the first factor stays, what the other seems to gain is left as well.
+            # A row that keeps its first factor may still gain what the other factor seems to gain.
             remaining = remaining.plus(torch.where(better, 0.0, gained.rows), torch.where(better, 0.0, gained.rows_se))
             converged = converged & (better | self._is_little(remaining))
         return SearchResult(replace(after, local=cross_fitted(before.local, after.local)), converged, remaining, ends)

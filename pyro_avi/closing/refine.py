@@ -95,7 +95,7 @@ def refine(
     starts = _starts(guide, refined, start, args, kwargs)
     write_tables(refined, starts)
     source, options = weight_source(model, refined, args, kwargs), {"num_samples": _DRAWS, "seed": seed + 1}
-    # Not the seed of the steps: rows fit the very draws that they were trained on.
+    # Another seed than that of the steps: rows are overfitted to the draws that they were trained on.
     before = source.weights(refined, **options).local
     take_steps(model, refined, args, kwargs, num_steps=num_steps, lr=lr, seed=seed, progress=progress)
     gained = gains(before, source.weights(refined, **options).local).significant()
@@ -129,7 +129,7 @@ def take_steps(
     summed = enumerating_elbo(model, guide, args, kwargs)
     trained, elbo = (guide, schedule.elbo) if summed is None else (Enumerated(guide), summed)
     scaled = [] if shares is None else [_ScaledRates(tables, shares)]
-    # By the tables alone: weights that the rows share would tie them together.
+    # Only the tables are trained: shared weights would make the rows depend on one another.
     shared = [parameter for row_factor in guide.row_factors for parameter in row_factor.factor.parameters()]
     # In evaluation mode, in which Pyro does not warn about parameters without a gradient.
     guide.row_factors.eval()
@@ -137,7 +137,7 @@ def take_steps(
         parameter.requires_grad_(False)
     options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [*scaled, mean, schedule]}
     with warnings.catch_warnings(), evaluation_mode():
-        # Global latents that the model states after local ones: frozen, they only add a constant.
+        # The warning is about global latents after local ones in the model; frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
         fit(model, trained, *args, num_steps=num_steps, lr={"local": lr}, **options, **kwargs)
     for parameter in shared:
@@ -205,7 +205,7 @@ class _LossSchedule:
             latent.num_values is not None for row_factor in guide.row_factors for latent in row_factor.rows.latents
         )
         if not guide.family.cheap_density and not discrete:
-            # The path alone would take a flow's inverse.
+            # The gradient of the path alone needs the inverse of a flow.
             self.elbo: ELBO = TraceMeanField_ELBO()
         else:
             self.elbo = StickingTheLandingELBO(weight=self._weight)

@@ -15,7 +15,7 @@ __all__ = ["RemainingGain", "remaining_gain"]
 _GROUPS, _PAIRS = 10, 15
 # Groups by which the curvature is measured, and how far away, in nats of divergence.
 _FEW, _APART = 3, 0.005
-# The least curvature that is believed; more than that of the factor itself is taken for that.
+# The lower bound of the curvature; the upper one is that of the factor itself.
 _FLAT = 0.02
 
 
@@ -71,7 +71,7 @@ def remaining_gain(joint: LocalJoint, factor: Factor, table: Tensor, *, seed: in
     whole, count = gradients / fisher.sqrt(), len(gradients)
     total, squares = whole.sum(0), whole.square().sum(-1)
     rows = 0.5 * (total.square().sum(-1) - squares.sum(0)) / (count * (count - 1))
-    # The same without one of the groups, for the jackknife.
+    # Leave-one-group-out estimates, for the jackknife.
     without = (total - whole).square().sum(-1) - (squares.sum(0) - squares)
     without = 0.5 * without / ((count - 1) * (count - 2))
     error = ((count - 1) * (without - without.mean(0)).square().mean(0)).sqrt()
@@ -98,13 +98,13 @@ def _gradients(
 def _gradient_sums(joint: LocalJoint, factor: Factor, table: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Sums over pairs of draws ``[N, P]``."""
     with torch.enable_grad():
-        # A copy for each draw, whose gradient is that of the draw.
+        # One copy for each draw, so that gradients are by draw.
         copies = table.expand(count, *table.shape).clone().requires_grad_()
         posterior = factor.distribution(copies)
         u = posterior.rsample()
         points, density = [u], posterior
         if factor.family.symmetric:
-            # Of normals the path alone: it has no noise where they are the posterior.
+            # The gradient of the path alone has no noise where the factor is the posterior.
             points, density = [u, 2 * posterior.mean - u], factor.distribution(table)
         gradient, fisher = 0.0, 0.0
         for point in points:

@@ -38,7 +38,7 @@ class WeightSource(ABC):
 
 
 class JointWeights(WeightSource):
-    """By the log joint of the rows, for many draws at once, each with its mirror image.
+    """Log weights by the log joint of the rows, for many draws at once.
 
     Args:
         joint: of the model.
@@ -59,7 +59,7 @@ class JointWeights(WeightSource):
 
 
 class TraceWeights(WeightSource):
-    """By traces of the model and the guide, one after the other: for any latents, global ones included.
+    """Log weights by traces of the model and the guide, one draw after the other; for any latents.
 
     Args:
         model, args, kwargs: what the guide is for.

@@ -61,7 +61,7 @@ class Gaps:
         count, parts = len(self.elbo.rows) * self.scale, []
         for name in ("amortization", "approximation", "inference"):
             gap: Estimate = getattr(self, name)
-            # Of an interval both ends, where they differ in what is shown.
+            # Both ends of an interval, if they differ in the digits that are shown.
             ends = [gap.value, gap.value if name == "amortization" else gap.value + self.slack.value]
             least, most = (with_error(end / count, gap.se / count) for end in ends)
             parts.append(f"{name} {least}" + ("" if least == most else f" up to {most.partition(' ±')[0]}"))

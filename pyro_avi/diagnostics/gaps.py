@@ -230,7 +230,7 @@ class _Measurement:
     ) -> list[LogWeights]:
         """The weights of draws from the best factors, from where the search has ended elsewhere, and from the prior."""
         factor = best.row_factors[0].factor
-        # Of rows that are tied, or of several sets, no draw of one stands alone.
+        # Rows that share observations, or are of several sets, have no log weights of their own.
         alone = len(best.row_plates) == len(best.row_factors) == 1 and source.blocks is None
         if not alone or all(latent.num_values is not None for latent in factor.latents):
             return []

@@ -18,7 +18,7 @@ from pyro_avi.lock import in_turn
 
 __all__ = ["Predictor", "posterior_predictive"]
 
-# What a model or guide that cannot run in one more plate fails with.
+# Errors of a model or guide that cannot run in an additional plate.
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, KeyError, TypeError)
 # Bytes of the values that are drawn at a time.
 _AT_A_TIME = 2**26
@@ -114,7 +114,7 @@ class Predictor:
         """One draw of every site, given a trace with the latents of model and guide.
 
         Args:
-            latents: what else it holds is not looked at.
+            latents: of which only the sites of latents are read.
         """
         nodes = self._unobserved(latents).nodes
         return {name: nodes[name]["value"] for name in self.sites}

@@ -20,7 +20,7 @@ from pyro_avi.lock import in_turn
 
 __all__ = ["sbc"]
 
-# As many numbers as are drawn at a time.
+# The numbers that are drawn at a time.
 _NUMBERS = 2**24
 _LIKELIHOOD = "log likelihood"
 
@@ -202,7 +202,7 @@ class _Ranked:
         for latent in self._factor.latents:
             shape = self._by_row(latents, latent.name).shape[1:-1]
             split = len(shape) - latent.event_dim
-            # Plates to the left of the rows' that do not hold the latent are no coordinates.
+            # Dimensions of plates to the left of the rows' that do not hold the latent are not coordinates.
             sizes = [size for size in shape[:split] if size > 1] + list(shape[split:])
             places = itertools.product(*map(range, sizes))
             names += [latent.name + (f"[{','.join(map(str, place))}]" if place else "") for place in places]

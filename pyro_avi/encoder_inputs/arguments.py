@@ -80,7 +80,7 @@ def signature_text(model: Callable) -> str:
         return "*args, **kwargs"
 
 
-# What uses whole numbers to tell things apart.
+# Operations that use whole numbers as indices or categories.
 _INDEXING = {
     "__getitem__",
     "__setitem__",
@@ -105,10 +105,10 @@ _INDEXING |= {
 }
 _INDEXING |= {"item", "tolist", "numpy", "unique", "__index__", "__int__", "__array__", "__contains__"}
 
-# Of these only what comes after the first argument.
+# Those whose first argument is indexed, so that only the others are indices.
 _INDEXED = {"__getitem__", "__setitem__", "index_select", "gather", "take", "take_along_dim"}
 
-# What gives the same numbers in another form.
+# Operations that return the same numbers in another form.
 _SAME = {"long", "int", "to", "type", "float", "double", "type_as", "clone", "detach", "contiguous"}
 _SAME |= {"view", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "expand_as", "broadcast_to", "t", "transpose"}
 
@@ -122,7 +122,7 @@ def used_as_index(recorder: Recorder, numbers: Tensor) -> bool:
     """
     same = {id(numbers)}
     for call in recorder.calls:
-        # What is indexed is no index.
+        # The tensor that is indexed is not an index.
         used = call.args[1:] if call.name in _INDEXED else call.args
         if same & {id(x) for x in tree_leaves((used, call.kwargs)) if isinstance(x, Tensor)}:
             if call.name in _INDEXING:

@@ -60,7 +60,7 @@ class CovariateSearch:
         undecided: by argument why nothing is known of it.
     """
 
-    # Rows that are exchanged in turn.
+    # The number of rows that are exchanged in turn.
     _tries = 3
 
     def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any], rows: RowSet):
@@ -234,7 +234,7 @@ def _is_drawn(site: Mapping[str, Any]) -> bool:
 
 
 def _start(site: Mapping[str, Any]) -> Tensor:
-    # Moderate values, and none at 0, where a slope would hide what it multiplies.
+    # Moderate values other than 0, at which a factor of a product would hide the other one.
     return site["fn"].sample() if site["fn"].support.is_discrete else init_to_uniform(site, radius=1.0)
 
 

@@ -88,7 +88,7 @@ class Factor(nn.Module):
             member = self.family.initial(torch.cat(locs, -1), scale)
             parts.append(member.repeat(*(1,) * (member.dim() - 1), self._num_members))
         for factor in self._discrete:
-            # Every value alike: what one draw was is no information.
+            # All values equally likely: the value of one draw is not informative.
             rows = self._layouts[factor.latent.name].to_rows(factor.latent.initial)
             # Values may be whole numbers.
             parts.append(rows.new_zeros(*rows.shape[:-1], factor.num_parameters, dtype=factor.latent.dtype))
@@ -133,7 +133,7 @@ class Factor(nn.Module):
         def sample(latent: Latent, fn: dist.TorchDistribution) -> Tensor:
             mask = masks.get(latent.name)
             if mask is not None and mask.event_dim:
-                # A share of a joint draw has left them out already.
+                # The distribution of a joint draw has left these elements out already.
                 mask, fn = None, fn if isinstance(fn, TransformedDelta) else mask.inside(fn)
             with ExitStack() as stack:
                 for frame in latent.frames:

@@ -26,7 +26,7 @@ class Layout:
 
     Attributes:
         size: ``K``, the number of elements in one row.
-        inner: the sizes of the plates that are no rows where they stand, 1 elsewhere.
+        inner: the sizes of the dimensions of plates that are not those of the rows, 1 elsewhere.
         row_shape: the shape of the elements in one row: other plates, then event dimensions.
     """
 

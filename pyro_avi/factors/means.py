@@ -14,7 +14,7 @@ __all__ = ["drawn_means", "mean_on_support"]
 # Of the trapezoidal rule, whose error falls exponentially in the number of points: 1e-9 of the range of a logistic function
 # of a normal with standard deviation 5.
 _POINTS, _REACH = 241, 12.0
-# Those that a mean is the average of, and how many numbers of them are held at a time.
+# The number of draws that a mean is the average of, and how many numbers are held in memory at a time.
 _DRAWS, _NUMBERS = 1000, 2**22
 
 
@@ -42,7 +42,7 @@ def mean_on_support(latent: Latent, loc: Tensor, scale: Tensor) -> Tensor | None
     points = torch.linspace(-_REACH, _REACH, _POINTS, dtype=torch.double).tolist()
     weights = torch.tensor(points, dtype=torch.double).square().mul(-0.5).softmax(0).tolist()
     m, s = loc.double(), scale.double()
-    # One after another: the answer for many rows is large enough by itself.
+    # Point by point, since the result for many rows is large already.
     return sum(weight * latent.to_support(m + s * point) for point, weight in zip(points, weights, strict=True)).to(loc)
 
 

@@ -114,7 +114,7 @@ class BaseGuide(AutoGuide):
 
     def _apply(self, fn, recurse=True):
         if not self._is_set_up:
-            # Of single and of double precision: a type was asked for where both become the same.
+            # A dtype was asked for if tensors of single and of double precision become the same.
             single, double = (fn(torch.empty(0, dtype=dtype)) for dtype in (torch.float32, torch.float64))
             if single.dtype == double.dtype:
                 self._asked_dtype = single.dtype
@@ -133,7 +133,7 @@ class BaseGuide(AutoGuide):
         self._pending_state = self._asked_dtype = self._asked_device = None
 
     def __getstate__(self):
-        # Weak references, the plates and the rows of the last call are of this process and this moment.
+        # Weak references, plates and the rows of the last call are valid in this process only.
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
             vars(parameter).pop("_pyro_subsample", None)
@@ -142,7 +142,7 @@ class BaseGuide(AutoGuide):
     def __reduce_ex__(self, protocol):
         if _can_be_pickled(self.model):
             return super().__reduce_ex__(protocol)
-        # A function inside a function, for one. The guide's parameters are worth keeping.
+        # The model cannot be pickled, as a function inside a function; the guide's parameters still can.
         file = io.BytesIO()
         _Pickler(file, self.model).dump(self.__getstate__())
         name = getattr(self.model, "__qualname__", type(self.model).__qualname__)
@@ -161,7 +161,7 @@ class BaseGuide(AutoGuide):
         return new
 
     def _check_prototype(self, part_trace):
-        # Parts of this guide are made from its own model, with nothing left to check.
+        # Parts of this guide are made from its own model, so there is nothing to check.
         pass
 
     def _given_plates(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, pyro.plate]:
@@ -186,7 +186,7 @@ class BaseGuide(AutoGuide):
         plates = dict(given)
         missing = {frame.name: frame for frame in frames if frame.name not in plates}
         if missing:
-            # Hidden, so that a guide written by hand may state plates of the same names.
+            # Hidden from handlers, so that a guide written by hand may use plates of the same names.
             with poutine.block():
                 for name, frame in missing.items():
                     size = None if name in without_size else frame.full_size or frame.size

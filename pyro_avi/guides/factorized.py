@@ -191,7 +191,7 @@ class FactorizedGuide(TableGuide):
             )
         function.table = nn.Parameter(torch.cat([old, start.expand(count, -1)]))
         function.sizes = (len(function.table),)
-        # What is known of calls is of the old size, and so is the table of this name in Pyro's store.
+        # The readers are for the old size, and so is the table of this name in Pyro's store.
         self._reader = self._create_reader(self._structure)
         self._take_new_name()
 

@@ -120,7 +120,7 @@ class PlateGuide(BaseGuide):
                 continue
             subsample = data.rows[name]
             size = None if name in structure.without_size else subsample.size
-            # The rows are settled; a statement of the plate's name would stand in the trace a second time.
+            # The rows are known already; another site of the plate's name would be in the trace twice.
             with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
                 plates[name] = pyro.plate(name, size, subsample=subsample.index, dim=frame.dim)
         return data, plates

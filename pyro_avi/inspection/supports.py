@@ -34,7 +34,7 @@ def is_like(support: constraints.Constraint, known: constraints.Constraint) -> b
 def transform_of(support: constraints.Constraint) -> Transform:
     """The map from unconstrained coordinates to a support, elementwise where the support is."""
     transform = biject_to(unwrapped(support)[0])
-    # A shift by 0 changes nothing, but hides from the closed-form divergences what is a log-normal.
+    # A shift by 0 changes nothing, but with it a log-normal is not recognized by closed-form divergences.
     if isinstance(transform, ComposeTransform):
         parts = [part for part in transform.parts if not _is_identity(part)]
         transform = parts[0] if len(parts) == 1 else transform
@@ -59,7 +59,7 @@ def support_of(fn) -> constraints.Constraint:
 _MIXTURE = getattr(constraints, "MixtureSameFamilyConstraint", ())
 
 if _MIXTURE:
-    # What initial values are made by; torch knows no transforms to it.
+    # Initial values need these transforms, and torch has none for this constraint.
     for _registry in (biject_to, transform_to):
         _registry.register(
             _MIXTURE, lambda support, registry=_registry: registry(without_equal_rows(support.base_constraint))
@@ -74,7 +74,7 @@ def support_of_components(name: str, support: constraints.Constraint) -> constra
         return support if same else constraints.independent(base, support.reinterpreted_batch_ndims)
     if not isinstance(support, _MIXTURE):
         return support
-    # Components and rows stand in dimensions of the bounds that are no longer told apart without the first.
+    # Components and rows are dimensions of the bounds, which cannot be told apart once the components are gone.
     components = without_equal_rows(support.base_constraint)
     for bound in vars(unwrapped(components)[0]).values():
         if isinstance(bound, Tensor) and bound.dim():

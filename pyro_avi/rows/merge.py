@@ -30,7 +30,7 @@ class MergedBatches:
         """Add the values of one batch.
 
         Args:
-            rows: its rows, by plate. Where a plate gives positions, those without are all there.
+            rows: its rows, by plate. If one plate gives positions, the batch holds all rows of plates that give none.
             values: the values by site.
 
         Raises:

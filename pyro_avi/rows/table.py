@@ -21,7 +21,7 @@ class Table(nn.Module):
         super().__init__()
         self.sizes, self.stays = sizes, rows_on is not None
         if self.stays:
-            # What moves with the model tells where the model is.
+            # A buffer, which moves with the model, records the device of the model.
             self.register_buffer("place", initial.new_empty(0), persistent=False)
             initial = initial.to(rows_on)
         # A first call with a minibatch knows the initial values of its own rows only; the others take them in turn.
@@ -36,7 +36,7 @@ class Table(nn.Module):
 
     def read(self, index: Tensor | None) -> Tensor:
         """The rows ``[B, P]``, ``None`` for all in order, on the device of the model."""
-        # Unlike an index in brackets it takes no negative position for one from the end.
+        # Unlike indexing in brackets, `index_select` does not accept negative positions.
         return (self.table if index is None else self.table.index_select(0, index)).to(self.device)
 
     def _apply(self, fn, recurse=True):
