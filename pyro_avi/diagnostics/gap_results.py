@@ -25,7 +25,7 @@ class Gaps:
 
     Attributes:
         inference: :math:`\log p(x_n) - \mathrm{ELBO}_n(q)`.
-        approximation: :math:`\log p(x_n) - \mathrm{ELBO}_n(q^*_n)`. Its error covers what the slope of the bound says that
+        approximation: :math:`\log p(x_n) - \mathrm{ELBO}_n(q^*_n)`. Its error covers what, by the gradient of the bound,
             :math:`q^*_n` lacks of the best.
         amortization: :math:`\mathrm{ELBO}_n(q^*_n) - \mathrm{ELBO}_n(q)`. Zero where refinement gains nothing beyond doubt;
             measured by other draws than those that chose, and not cut off at zero, which would bias the sum.
@@ -38,7 +38,7 @@ class Gaps:
             ``value`` is that of the other rows.
         exact: whether the evidence is exact.
         converged: ``[N]`` whether a row's :math:`q^*_n`, and its best factor of the richer family, had stopped to improve,
-            and their slope says that little is left. What refinement gains of others is a lower bound.
+            and little is left to gain by their gradient. What refinement gains of others is a lower bound.
         unreliable: ``[N]`` whether a row's evidence hangs on too few of its weights (k-hat above its threshold).
         khat: tail indices and effective sample sizes of the guide's own weights.
         scale: ``N / B``, by which rows count in the totals.

@@ -417,3 +417,33 @@ def test_sites_of_the_guide_can_be_hidden(kind):
 
     assert "z" not in trace.nodes and "loc" in trace.nodes
     assert set(trace.nodes["_RETURN"]["value"]) == {"loc", "scale", "weight", "z"}
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_fixed_posterior_is_the_posterior_without_a_gradient_to_the_parameters(name):
+    x, u = torch.randn(ROWS), torch.randn(ROWS, 1, requires_grad=True)
+    guide = GUIDES[name](scalar).setup(x)
+
+    fixed, free = guide.fixed_posterior(x), guide.posterior(x)
+
+    assert torch.equal(fixed.log_prob(u), free.log_prob(u))
+    fixed.log_prob(u).sum().backward()
+    assert u.grad is not None and all(parameter.grad is None for parameter in guide.parameters())
+    free.log_prob(u).sum().backward()
+    assert any(parameter.grad is not None for parameter in guide.parameters())
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_a_guide_knows_its_plate_of_rows_and_which_latents_it_is_for(name):
+    x = torch.randn(ROWS)
+    guide = GUIDES[name](scalar).setup(x)
+    crossed = GUIDES[name](nested, plate=("data", "inner")).setup(torch.randn(ROWS, 3))
+
+    assert guide.row_plate == "data"
+    with pytest.raises(ValueError, match=r"Expected rows of one plate, got those of \('data', 'inner'\)"):
+        crossed.row_plate  # noqa: B018
+    guide.check_same_latents(avi.ConstantGuide(scalar).setup(x))
+    with pytest.raises(
+        ValueError, match=r"Expected a guide for the latents \[\['z'\]\].*got one for \[\['z'\], \['w'\]\]"
+    ):
+        guide.check_same_latents(crossed)
