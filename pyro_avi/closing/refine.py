@@ -202,7 +202,7 @@ class _LossSchedule:
     def __init__(self, guide: FactorizedGuide, start: int):
         self._start, self._weight = start, torch.full((1,), float(start == 0))
         discrete = any(
-            latent.num_values is not None for row_factor in guide.row_factors for latent in row_factor.rows.latents
+            latent.num_values is not None for row_factor in guide.row_factors for latent in row_factor.row_set.latents
         )
         if not guide.family.cheap_density and not discrete:
             # The gradient of the path alone needs the inverse of a flow.
@@ -218,7 +218,7 @@ class _LossSchedule:
 def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> Tables:
     """The tables' first values by name, ``[N, P]``."""
     own = start is None
-    if own and _answers(guide, args, kwargs):
+    if own and _has_output_for(guide, args, kwargs):
         with torch.no_grad():
             start = guide.variational_parameters(*args, **kwargs)
     elif own:
@@ -228,13 +228,13 @@ def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) ->
         asked = refined.variational_parameters(*args, **kwargs)
     starts = {}
     for (name, table), row_factor in zip(refined.row_tables().items(), refined.row_factors, strict=True):
-        rows = (asked[row_factor.rows.plates] if isinstance(asked, dict) else asked).shape[:-1]
+        rows = (asked[row_factor.row_set.plates] if isinstance(asked, dict) else asked).shape[:-1]
         if tuple(rows) != row_factor.function.sizes:
             raise ValueError(
                 f"Expected all {len(table)} rows of {name!r}, got {rows.numel()} of them.\n"
                 "Pass the rows to refine as a data set of their own, without positions."
             )
-        given = start[row_factor.rows.plates] if isinstance(start, dict) else start
+        given = start[row_factor.row_set.plates] if isinstance(start, dict) else start
         if given.shape not in (table.shape, table.shape[1:], (*row_factor.function.sizes, table.shape[1])):
             raise ValueError(
                 f"Expected start of shape {tuple(table.shape)}, one row for each row to refine, got {tuple(given.shape)}."
@@ -245,7 +245,7 @@ def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) ->
     return starts
 
 
-def _answers(guide: LocalGuide, args, kwargs) -> bool:
+def _has_output_for(guide: LocalGuide, args, kwargs) -> bool:
     """Whether a guide has an output for the rows of a call: a table only for those that it was fitted to."""
     if not isinstance(guide, FactorizedGuide):
         return True

@@ -90,7 +90,7 @@ def weight_source(
         args, kwargs: of the model.
         max_memory: in bytes, what the draws that are evaluated at a time may take.
     """
-    latents = [latent for row_factor in guide.row_factors for latent in row_factor.rows.latents]
+    latents = [latent for row_factor in guide.row_factors for latent in row_factor.row_set.latents]
     alone = len(guide.row_plates) == len(guide.row_factors) == 1 and not guide.global_latents
     if not alone or any(latent.num_values is not None or latent.is_weighted for latent in latents):
         return TraceWeights(model, args, kwargs)

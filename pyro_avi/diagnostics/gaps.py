@@ -192,7 +192,7 @@ class _Measurement:
         given = guide.variational_parameters(*self._args, **self._kwargs)
         tables = {}
         for (name, table), row_factor in zip(result.row_tables().items(), result.row_factors, strict=True):
-            rows = given[row_factor.rows.plates] if isinstance(given, dict) else given
+            rows = given[row_factor.row_set.plates] if isinstance(given, dict) else given
             if rows.numel() != table.numel():
                 raise ValueError(
                     f"Expected all rows of a data set, got {len(rows)} of {len(table)}.\n"

@@ -116,7 +116,7 @@ def sbc(
             "fitted to.\nPass num_steps=..., by which avi.refine fits factors to the simulated rows."
         )
     plate = guide.row_plate
-    latents = [latent.name for latent in guide.row_factors[0].rows.latents]
+    latents = [latent.name for latent in guide.row_factors[0].row_set.latents]
     simulator = Simulator(held, plate, args, kwargs, latents, rebuild)
     seeds = torch.randint(2**31, (num_simulations, 3), generator=torch.Generator().manual_seed(seed)).tolist()
     parts = []

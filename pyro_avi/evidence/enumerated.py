@@ -48,7 +48,7 @@ def enumerating_elbo(
     """
     with isolated_run(0), torch.enable_grad(), warnings.catch_warnings():
         sites = [site for site in poutine.trace(model).get_trace(*args, **kwargs).nodes.values() if "infer" in site]
-        own = [latent.num_values for of in guide.row_factors for latent in of.rows.latents]
+        own = [latent.num_values for of in guide.row_factors for latent in of.row_set.latents]
         if all(number is None for number in own) and not any(site["infer"].get("enumerate") for site in sites):
             return None
         depth = max((-frame.dim for site in sites for frame in site["cond_indep_stack"]), default=0)

@@ -13,13 +13,13 @@ class RowFactor(nn.Module):
     """The factor of one set of rows and the inference function that gives its parameters.
 
     Attributes:
-        rows: the rows and their latents.
+        row_set: the rows and their latents.
         factor: what samples the latents from parameters ``[*B, P]``.
         function: the inference function.
     """
 
-    def __init__(self, rows: RowSet, family: Family):
+    def __init__(self, row_set: RowSet, family: Family):
         super().__init__()
-        self.rows = rows
-        self.factor = Factor(f"_{'_'.join(rows.plates)}_latents", rows.latents, rows.frames, family)
+        self.row_set = row_set
+        self.factor = Factor(f"_{'_'.join(row_set.plates)}_latents", row_set.latents, row_set.frames, family)
         self.function: nn.Module | None = None

@@ -94,22 +94,22 @@ class AmortizedGuide(LocalGuide):
     @property
     def encoder(self) -> nn.Module | dict[tuple[str, ...], nn.Module]:
         """The encoder, ``[B, *input]`` to ``[B, H]``; by plates where there are several row sets."""
-        return self._by_rows(lambda row_factor: row_factor.function.encoder)
+        return self._by_row_set(lambda row_factor: row_factor.function.encoder)
 
     @property
     def head(self) -> nn.Linear | dict[tuple[str, ...], nn.Linear]:
         """The linear head, ``[B, H]`` to ``[B, P]``; by plates where there are several row sets."""
-        return self._by_rows(lambda row_factor: row_factor.function.head)
+        return self._by_row_set(lambda row_factor: row_factor.function.head)
 
     def _create_reader(self, structure):
         sites: dict[str, None] = {}
         row_sets = structure.row_sets
-        given = [self._of_rows(self._inputs, rows.plates, "inputs", len(row_sets)) is not None for rows in row_sets]
+        given = [self._option_for(self._inputs, rows.plates, "inputs", len(row_sets)) is not None for rows in row_sets]
         weighted = any(latent.is_weighted for latent in structure.global_latents + structure.local_latents)
         if row_sets and all(given) and self.create_plates is not None and not weighted:
             return None
         for rows in structure.row_sets:
-            if self._of_rows(self._inputs, rows.plates, "inputs", len(structure.row_sets)) is not None:
+            if self._option_for(self._inputs, rows.plates, "inputs", len(structure.row_sets)) is not None:
                 continue
             if not rows.observations:
                 raise ValueError(
@@ -139,14 +139,14 @@ class AmortizedGuide(LocalGuide):
         """The kind of this guide as plain data, with modules and functions by their names."""
         encoder = _qualified(self._given_encoder[0])
         reads = [
-            [covariate.describe() for covariate in self._covariates[row_factor.rows.plates]]
+            [covariate.describe() for covariate in self._covariates[row_factor.row_set.plates]]
             for row_factor in self.row_factors
         ]
         own = {"encoder": encoder, "inputs": _qualified(self._inputs), "standardize": self._standardize}
         return {**super().describe(), **own, "covariates": reads}
 
     @staticmethod
-    def _of_rows(given: Any, plates: tuple[str, ...], option: str, count: int) -> Any:
+    def _option_for(given: Any, plates: tuple[str, ...], option: str, count: int) -> Any:
         """The value of an option for one set of rows."""
         if isinstance(given, dict):
             return given.get(plates)
@@ -158,18 +158,18 @@ class AmortizedGuide(LocalGuide):
         return given
 
     def _create_function(self, row_factor, initial, data, args, kwargs):
-        plates, count = row_factor.rows.plates, len(self._structure.row_sets)
-        for name in row_factor.rows.observations:
+        plates, count = row_factor.row_set.plates, len(self._structure.row_sets)
+        for name in row_factor.row_set.observations:
             self._masked[name] = name in data.masks
         self._check_finite(row_factor, data)
-        encoder = self._of_rows(self._given_encoder[0], plates, "encoder", count)
+        encoder = self._option_for(self._given_encoder[0], plates, "encoder", count)
         if encoder is None:
             raise ValueError(
-                f"Expected encoder= for {row_factor.rows}, got those for {sorted(self._given_encoder[0])}."
+                f"Expected encoder= for {row_factor.row_set}, got those for {sorted(self._given_encoder[0])}."
             )
         by_widths, is_found = (
             not isinstance(encoder, nn.Module),
-            self._of_rows(self._inputs, plates, "inputs", count) is None,
+            self._option_for(self._inputs, plates, "inputs", count) is None,
         )
         self._covariates[plates] = self._find_covariates(row_factor, data, args, kwargs, by_widths) if is_found else []
         parts = [
@@ -191,9 +191,10 @@ class AmortizedGuide(LocalGuide):
         if not is_found:
             return ["none"]
         observed = [
-            transform_of(data.values[name], row_factor.rows.supports[name]) for name in row_factor.rows.observations
+            transform_of(data.values[name], row_factor.row_set.supports[name])
+            for name in row_factor.row_set.observations
         ]
-        return observed + [covariate.transform for covariate in self._covariates[row_factor.rows.plates]]
+        return observed + [covariate.transform for covariate in self._covariates[row_factor.row_set.plates]]
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent of the model; return the values by site.
@@ -214,24 +215,27 @@ class AmortizedGuide(LocalGuide):
 
     def _check_finite(self, row_factor: RowFactor, data: CallData) -> None:
         """Raise an error for observed values that would make every parameter nan."""
-        if self._of_rows(self._inputs, row_factor.rows.plates, "inputs", len(self._structure.row_sets)) is not None:
+        if (
+            self._option_for(self._inputs, row_factor.row_set.plates, "inputs", len(self._structure.row_sets))
+            is not None
+        ):
             return
-        depth = len(row_factor.rows.plates)
-        for name in row_factor.rows.observations:
+        depth = len(row_factor.row_set.plates)
+        for name in row_factor.row_set.observations:
             check_finite(name, self._observed(row_factor, name, data, self._like.dtype), depth)
 
     def _find_covariates(self, row_factor: RowFactor, data: CallData, args, kwargs, by_widths: bool) -> list[Covariate]:
         """The arguments other than observed values that the rows depend on and the encoder can read."""
-        search = CovariateSearch(self.model, args, kwargs, row_factor.rows)
+        search = CovariateSearch(self.model, args, kwargs, row_factor.row_set)
         if self._expected is not None:
-            at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(row_factor.rows.plates)
+            at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(row_factor.row_set.plates)
             return [search.named(each) for each in self._expected["covariates"][at]]
-        observed = {name: data.values[name] for name in row_factor.rows.observations}
+        observed = {name: data.values[name] for name in row_factor.row_set.observations}
         covariates = search.find(data.rows, observed)
         names = {} if by_widths else {each.argument.name: "its encoder is a module of yours" for each in covariates}
         for name, reason in {**names, **search.undecided}.items():
             warnings.warn(
-                f"The rows of {row_factor.rows} may depend on argument {name} of the model, which the guide does not read "
+                f"The rows of {row_factor.row_set} may depend on argument {name} of the model, which the guide does not read "
                 f"({reason}).\nSay what it reads, here as an example one number a row each: "
                 f"inputs=lambda {signature_text(self.model)}: torch.stack([{', '.join([*observed, name])}], -1)",
                 stacklevel=2,
@@ -239,7 +243,7 @@ class AmortizedGuide(LocalGuide):
         return covariates if by_widths else []
 
     def _infer(self, row_factor, data, args, kwargs):
-        depth = len(row_factor.rows.plates)
+        depth = len(row_factor.row_set.plates)
         inputs = join_parts(self._parts(row_factor, data, args, kwargs), row_factor.function.standardize, depth)
         if depth == 1:
             return row_factor.function(inputs)
@@ -247,23 +251,23 @@ class AmortizedGuide(LocalGuide):
 
     def _parts(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
         """The parts of the encoder's input, ``[*B, ...]`` each, with their masks."""
-        plates = row_factor.rows.plates
+        plates = row_factor.row_set.plates
         dtype = row_factor.function.head.weight.dtype if row_factor.function else self._like.dtype
-        given = self._of_rows(self._inputs, plates, "inputs", len(self._structure.row_sets))
+        given = self._option_for(self._inputs, plates, "inputs", len(self._structure.row_sets))
         if given is not None:
             inputs = given(*args, **kwargs)
             if not isinstance(inputs, Tensor):
                 raise TypeError(f"Expected inputs= to return a tensor [B, ...], got a {type(inputs).__name__}.")
             inputs = self._read_given(inputs, plates, data, args, kwargs)
             return [(inputs.to(dtype) if self._standardize else inputs, None)]
-        parts = [self._observed(row_factor, name, data, dtype) for name in row_factor.rows.observations]
+        parts = [self._observed(row_factor, name, data, dtype) for name in row_factor.row_set.observations]
         rows = [data.rows[name] for name in plates]
         covariates = self._covariates[plates]
         return parts + [(covariate.read(args, kwargs, rows).to(dtype), None) for covariate in covariates]
 
     def _observed(self, row_factor: RowFactor, name: str, data: CallData, dtype: torch.dtype) -> Part:
         """The observed value of a site, and its mask where it has one."""
-        return read_observed(name, data, row_factor.rows, dtype, masked=self._masked[name])
+        return read_observed(name, data, row_factor.row_set, dtype, masked=self._masked[name])
 
     def _read_given(self, inputs: Tensor, plates: tuple[str, ...], data: CallData, args, kwargs) -> Tensor:
         drawn = {} if self._reader is None else self._reader.draws_rows(args, kwargs)

@@ -41,9 +41,9 @@ class ConstantGuide(LocalGuide):
         return _Constant(initial.flatten(0, -2)[0])
 
     def _infer(self, row_factor, data, args, kwargs):
-        return row_factor.function.vector.expand(*(len(data.rows[name]) for name in row_factor.rows.plates), -1)
+        return row_factor.function.vector.expand(*(len(data.rows[name]) for name in row_factor.row_set.plates), -1)
 
     @property
     def vector(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
         """``[P]`` the parameters of all rows; by plates where there are several row sets."""
-        return self._by_rows(lambda row_factor: row_factor.function.vector)
+        return self._by_row_set(lambda row_factor: row_factor.function.vector)

@@ -21,9 +21,9 @@ def describe_latents(structure: Structure, row_factors: Iterable[RowFactor]) -> 
         "global_latents": {latent.name: list(latent.initial.shape) for latent in structure.global_latents},
         "row_sets": [
             {
-                "plates": list(row_factor.rows.plates),
+                "plates": list(row_factor.row_set.plates),
                 "latents": {
-                    latent.name: row_factor.factor.row_shape(latent.name) for latent in row_factor.rows.latents
+                    latent.name: row_factor.factor.row_shape(latent.name) for latent in row_factor.row_set.latents
                 },
             }
             for row_factor in row_factors

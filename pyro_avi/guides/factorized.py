@@ -76,14 +76,14 @@ class FactorizedGuide(TableGuide):
         return {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
 
     def _create_function(self, row_factor, initial, data, args, kwargs):
-        sizes = tuple(data.rows[name].size for name in row_factor.rows.plates)
+        sizes = tuple(data.rows[name].size for name in row_factor.row_set.plates)
         return Table(initial.flatten(0, -2), sizes, self._rows_on)
 
     def _infer(self, row_factor, data, args, kwargs):
         self._check_sizes(row_factor, data)
         if self._touched is None and not torch.jit.is_tracing():
             self._check_same_rows(data)
-        shape = (*(len(data.rows[name]) for name in row_factor.rows.plates), row_factor.factor.num_parameters)
+        shape = (*(len(data.rows[name]) for name in row_factor.row_set.plates), row_factor.factor.num_parameters)
         return self._read_rows(row_factor, data).reshape(shape)
 
     def _check_drawn(self, ignored):
@@ -99,7 +99,7 @@ class FactorizedGuide(TableGuide):
             )
 
     def _check_sizes(self, row_factor: RowFactor, data: CallData) -> None:
-        for name, size in zip(row_factor.rows.plates, row_factor.function.sizes, strict=True):
+        for name, size in zip(row_factor.row_set.plates, row_factor.function.sizes, strict=True):
             if data.rows[name].size != size:
                 raise ValueError(
                     f'Expected all {size} rows of plate "{name}", got {data.rows[name].size}.\n'
@@ -177,7 +177,7 @@ class FactorizedGuide(TableGuide):
             torch.Size([5])
         """
         self._require_setup()
-        if [len(row_factor.rows.plates) for row_factor in self.row_factors] != [1]:
+        if [len(row_factor.row_set.plates) for row_factor in self.row_factors] != [1]:
             raise ValueError(
                 f"Expected a guide for the rows of one plate, got {', '.join(map(repr, self.row_plates))}."
             )
@@ -202,6 +202,6 @@ class FactorizedGuide(TableGuide):
         sizes = {
             name: size
             for row_factor in self.row_factors
-            for name, size in zip(row_factor.rows.plates, row_factor.function.sizes, strict=True)
+            for name, size in zip(row_factor.row_set.plates, row_factor.function.sizes, strict=True)
         }
         return replace(data, rows={name: Subsample(size, None) for name, size in sizes.items()})

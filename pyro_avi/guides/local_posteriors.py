@@ -39,12 +39,12 @@ class LocalPosteriors(PlateGuide):
     def _infer(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call."""
 
-    def _by_rows(self, get: Callable[[RowFactor], Any]) -> Any:
+    def _by_row_set(self, get: Callable[[RowFactor], Any]) -> Any:
         """A value for the only row set, or a dictionary of values by plates for several row sets."""
         self._require_setup()
         if len(self.row_factors) == 1:
             return get(self.row_factors[0])
-        return {row_factor.rows.plates: get(row_factor) for row_factor in self.row_factors}
+        return {row_factor.row_set.plates: get(row_factor) for row_factor in self.row_factors}
 
     def variational_parameters(self, *args, **kwargs) -> Tensor | dict[tuple[str, ...], Tensor]:
         """The output of the inference function for the rows of a call: ``[B, P]``.
@@ -58,7 +58,7 @@ class LocalPosteriors(PlateGuide):
         self.setup(*args, **kwargs)
         with poutine.block():
             data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(lambda row_factor: self._infer(row_factor, data, args, kwargs))
+            return self._by_row_set(lambda row_factor: self._infer(row_factor, data, args, kwargs))
 
     def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
@@ -72,7 +72,7 @@ class LocalPosteriors(PlateGuide):
         self.setup(*args, **kwargs)
         with poutine.block():
             data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_rows(
+            return self._by_row_set(
                 lambda row_factor: row_factor.factor.distribution(self._conditioned(row_factor, data, args, kwargs))
             )
 
@@ -97,7 +97,7 @@ class LocalPosteriors(PlateGuide):
             ValueError: if a set of rows has other latents.
         """
         needed, given = (
-            [sorted(latent.name for latent in each.rows.latents) for each in guide.row_factors]
+            [sorted(latent.name for latent in each.row_set.latents) for each in guide.row_factors]
             for guide in (self, other)
         )
         if needed != given:
@@ -149,8 +149,8 @@ class LocalPosteriors(PlateGuide):
             self.setup(*call)
             asked = self._sites_by_rows(sites)
             merged = merged or {
-                row_factor.rows.plates: MergedBatches(
-                    row_factor.rows.plates, {name: row_factor.factor.row_dims(name) for name in names}
+                row_factor.row_set.plates: MergedBatches(
+                    row_factor.row_set.plates, {name: row_factor.factor.row_dims(name) for name in names}
                 )
                 for row_factor, names in asked
             }
@@ -158,7 +158,7 @@ class LocalPosteriors(PlateGuide):
                 data, _ = self._find(call, {}, self._given_plates(call, {}))
                 for row_factor, names in asked:
                     values = self._summarize(row_factor, data, call, num_samples)
-                    merged[row_factor.rows.plates].add(data.rows, {name: values[name] for name in names})
+                    merged[row_factor.row_set.plates].add(data.rows, {name: values[name] for name in names})
             if all(each.complete for each in merged.values()):
                 break
         if not merged:
@@ -185,7 +185,7 @@ class LocalPosteriors(PlateGuide):
         if not asked or not set(asked) <= set(known):
             raise ValueError(f"Expected sites= among the local latents {known}, got {asked}.")
         by_rows = [
-            (row_factor, [latent.name for latent in row_factor.rows.latents if latent.name in asked])
+            (row_factor, [latent.name for latent in row_factor.row_set.latents if latent.name in asked])
             for row_factor in self.row_factors
         ]
         return [(row_factor, names) for row_factor, names in by_rows if names]

@@ -42,11 +42,11 @@ class TableGuide(LocalGuide):
     @property
     def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
         """``[N, P]`` the parameters of all rows; by plates where there are several row sets."""
-        return self._by_rows(lambda row_factor: row_factor.function.table)
+        return self._by_row_set(lambda row_factor: row_factor.function.table)
 
     @staticmethod
     def _table_name(row_factor: RowFactor) -> str:
-        return " x ".join(row_factor.rows.plates)
+        return " x ".join(row_factor.row_set.plates)
 
     def row_tables(self) -> Mapping[str, nn.Parameter]:
         """The parameters with one row for each row of the plates, by name; what a row-wise optimizer updates."""
@@ -70,7 +70,7 @@ class TableGuide(LocalGuide):
 
     def _position(self, row_factor: RowFactor, data: CallData) -> Tensor | None:
         """The positions of the rows of a call in the table, where the table is; ``None`` for all in order."""
-        rows = [data.rows[name] for name in row_factor.rows.plates]
+        rows = [data.rows[name] for name in row_factor.row_set.plates]
         if all(each.index is None for each in rows):
             return None
         position = None
