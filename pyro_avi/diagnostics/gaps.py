@@ -256,7 +256,7 @@ class _Measurement:
         """The weights of annealed importance sampling that starts from a table's factors."""
         with sampling(self._seed + _CHAINS):
             return annealed_weights(
-                LocalJoint(self._model, self._args, self._kwargs, plate=guide.row_plate),
+                LocalJoint(self._model, self._args, self._kwargs, plate=guide.row_plate()),
                 guide.fixed_posterior(*self._args, **self._kwargs),
                 **annealing,
                 reverse=reverse,

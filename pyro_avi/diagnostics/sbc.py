@@ -115,7 +115,7 @@ def sbc(
             "Expected a guide that answers for simulated rows, got a FactorizedGuide, which has an answer for each row it was "
             "fitted to.\nPass num_steps=..., by which avi.refine fits factors to the simulated rows."
         )
-    plate = guide.row_plate
+    plate = guide.row_plate()
     latents = [latent.name for latent in guide.row_factors[0].row_set.latents]
     simulator = Simulator(held, plate, args, kwargs, latents, rebuild)
     seeds = torch.randint(2**31, (num_simulations, 3), generator=torch.Generator().manual_seed(seed)).tolist()

@@ -101,7 +101,7 @@ def ais(
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     with sampling(seed):
         weights = annealed_weights(
-            LocalJoint(held, args, kwargs, plate=guide.row_plate),
+            LocalJoint(held, args, kwargs, plate=guide.row_plate()),
             guide.fixed_posterior(*args, **kwargs),
             num_chains=num_chains,
             num_temperatures=num_temperatures,

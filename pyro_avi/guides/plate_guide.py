@@ -57,9 +57,8 @@ class PlateGuide(BaseGuide):
         self._require_setup()
         return tuple(latent.name for latent in self._structure.global_latents)
 
-    @property
     def row_plate(self) -> str:
-        """The name of the plate of the rows.
+        """The name of the plate of the rows; no property, since torch's tracing reads those of every module.
 
         Raises:
             ValueError: if there are several.

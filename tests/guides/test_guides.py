@@ -439,9 +439,9 @@ def test_a_guide_knows_its_plate_of_rows_and_which_latents_it_is_for(name):
     guide = GUIDES[name](scalar).setup(x)
     crossed = GUIDES[name](nested, plate=("data", "inner")).setup(torch.randn(ROWS, 3))
 
-    assert guide.row_plate == "data"
+    assert guide.row_plate() == "data"
     with pytest.raises(ValueError, match=r"Expected rows of one plate, got those of \('data', 'inner'\)"):
-        crossed.row_plate  # noqa: B018
+        crossed.row_plate()
     guide.check_same_latents(avi.ConstantGuide(scalar).setup(x))
     with pytest.raises(
         ValueError, match=r"Expected a guide for the latents \[\['z'\]\].*got one for \[\['z'\], \['w'\]\]"
