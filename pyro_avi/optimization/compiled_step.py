@@ -27,7 +27,7 @@ from pyro_avi.compilation.inductor import compile_graph
 from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
 from pyro_avi.compilation.module_slots import in_place_of, slots_of
 from pyro_avi.optimization.adam import Adam
-from pyro_avi.optimization.gradient import Gradient, Slope, clipped
+from pyro_avi.optimization.gradient import Gradient, LossAndGrads, clipped
 from pyro_avi.optimization.precision import with_kernels_in
 from pyro_avi.optimization.traced_step import READS, Traced
 from pyro_avi.param_store import buffers_given_back
@@ -53,7 +53,8 @@ class CompiledStep:
     """Takes the steps of a training by one graph for each kind of arguments.
 
     Every graph is compared with the eager step under one seed before it is used. What cannot be traced, compiled, or
-    differs, is evaluated eagerly, with a warning that says why: then the answer is a slope that nothing has moved by.
+    differs, is evaluated eagerly, with a warning that says why: the result then holds all gradients, and no parameter has
+    moved.
 
     Args:
         eager: the eager gradient.
@@ -64,7 +65,7 @@ class CompiledStep:
         tables: what moves each table, by name.
         clip_norm: the largest norm of the gradient.
         gather: for tables that are not to be part of the graph gives the rows that a call reads (``draws``, ``indices``,
-            ``rows``); the slope of a step then has their gradient, clipped, and nothing has moved by it.
+            ``rows``); the result of a step then holds their clipped gradients, and they have not moved.
 
     Attributes:
         rates: the learning rate of each group.
@@ -100,8 +101,8 @@ class CompiledStep:
         self._rate_tensors: list[Tensor] = []
         self.seconds = 0.0
 
-    def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> Slope:
-        """Take one step, or give the slope of one."""
+    def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> LossAndGrads:
+        """Take one step, or return its loss and gradients."""
         try:
             leaves, tree, signature = take_apart(call, kwargs)
         except CannotCompile as reason:
@@ -177,7 +178,7 @@ class CompiledStep:
 
     def _compile(
         self, leaves: list, tree, call: tuple, kwargs: Mapping[str, Any]
-    ) -> Callable[[list[Tensor], Any], Slope] | None:
+    ) -> Callable[[list[Tensor], Any], LossAndGrads] | None:
         try:
             if len(self._graphs) == self.max_graphs:
                 raise CannotCompile(f"its arguments come in more than {self.max_graphs} shapes")
@@ -186,12 +187,12 @@ class CompiledStep:
             with seeded(0), buffers_given_back(self._model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # Eagerly first: what a guide has to find out about new shapes is not to become part of the graph.
-                slope = self._eager(call, kwargs)
-                with self.given_back(slope):
+                result = self._eager(call, kwargs)
+                with self.given_back(result):
                     # Tracing takes a step: by the same rows, where they are drawn, as those that are given back.
                     torch.manual_seed(0)
                     graph, apart = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
-                self._compare(slope, graph, lambda: self._inputs(leaves, call, kwargs))
+                self._compare(result, graph, lambda: self._inputs(leaves, call, kwargs))
         except (CannotCompile, RuntimeError, NotImplementedError, OSError) as reason:
             _warn(reason)
             return None
@@ -201,7 +202,7 @@ class CompiledStep:
 
     def _graph(
         self, leaves: list, tree, examples: list[Tensor], gathered: Any
-    ) -> tuple[Callable[[list[Tensor], Any], Slope], str | None]:
+    ) -> tuple[Callable[[list[Tensor], Any], LossAndGrads], str | None]:
         """The graph, and why its kernels are launched apart on a CUDA device."""
         traced = self.trace(leaves, tree, examples, gathered)
         own, draws = traced.own, traced.draws
@@ -216,7 +217,7 @@ class CompiledStep:
             step, apart = launched_together(step, own, examples)
 
         @torch.no_grad()
-        def graph(tensors: list[Tensor], gathered: Any) -> Slope:
+        def graph(tensors: list[Tensor], gathered: Any) -> LossAndGrads:
             if gathered is not None and [x.shape for x in tensors] != shapes:
                 raise ValueError(
                     f"Expected {shapes[-1][0]} rows in every call with arguments of these shapes, got {len(tensors[-1])}.\n"
@@ -226,9 +227,9 @@ class CompiledStep:
             if self._moves:
                 # Left to move are rows that were gathered for the graph.
                 indices = [gathered.indices[name] for name in traced.names]
-                return Slope(out[0], None, list(zip(traced.names, indices, out[1:], strict=True)))
+                return LossAndGrads(out[0], None, list(zip(traced.names, indices, out[1:], strict=True)))
             loss, grads, indices, of_rows = tree_unflatten(out, traced.outputs)
-            return Slope(loss, grads, list(zip(traced.names, indices, of_rows, strict=True)))
+            return LossAndGrads(loss, grads, list(zip(traced.names, indices, of_rows, strict=True)))
 
         return graph, apart
 
@@ -267,13 +268,18 @@ class CompiledStep:
                 stack.enter_context(patch(read, lambda value: value))
                 # What modules register while they are traced belongs to the trace.
                 stack.enter_context(pyro.get_param_store().scope())
-                slope = self._eager.of(self._loss, own, call, kwargs, rows)
+                result = self._eager.of(self._loss, own, call, kwargs, rows)
             if self._moves:
-                rest = self._move(slope, values, states, rates)
+                rest = self._move(result, values, states, rates)
                 names[:] = [name for name, _, _ in rest]
-                return slope.loss, [], [], [grad for _, _, grad in rest]
-            names[:] = [name for name, _, _ in slope.rows]
-            return slope.loss, slope.grads, [index for _, index, _ in slope.rows], [grad for _, _, grad in slope.rows]
+                return result.loss, [], [], [grad for _, _, grad in rest]
+            names[:] = [name for name, _, _ in result.rows]
+            return (
+                result.loss,
+                result.grads,
+                [index for _, index, _ in result.rows],
+                [grad for _, _, grad in result.rows],
+            )
 
         own, parts = tree_flatten((self._values, self._states, self._rate_tensors))
         outputs = None
@@ -291,21 +297,23 @@ class CompiledStep:
         return Traced(traced, own, program.forward, drawn, names, outputs)
 
     @torch.no_grad()
-    def _move(self, slope: Slope, values: Sequence[Tensor], states: Sequence[Sequence[Tensor]], rates) -> list[tuple]:
+    def _move(
+        self, result: LossAndGrads, values: Sequence[Tensor], states: Sequence[Sequence[Tensor]], rates
+    ) -> list[tuple]:
         """Move values and states that stand in for those of the training; return the rows of no table of the graph."""
-        slope, finite = clipped(slope, self._clip_norm), slope.loss.isfinite()
+        result, finite = clipped(result, self._clip_norm), result.loss.isfinite()
         # By a loss that is not finite nothing moves, so that it can be told what it came from.
         rates = [rate * finite for rate in rates]
         updates = [*self._updates, *self._tables.values()]
         every = dict(zip(map(id, updates), zip(values, states, strict=True), strict=True))
-        moves = [(update, None, grad) for update, grad in zip(self._updates, slope.grads, strict=True)]
-        moves += [(self._tables[name], index, grad) for name, index, grad in slope.rows if name in self._tables]
+        moves = [(update, None, grad) for update, grad in zip(self._updates, result.grads, strict=True)]
+        moves += [(self._tables[name], index, grad) for name, index, grad in result.rows if name in self._tables]
         for update, index, grad in moves:
             if grad is not None:
                 value, state = every[id(update)]
                 grad = torch.where(finite, grad, 0.0)
                 update.adam.move([value, *state], index, grad, rates[update.group])
-        return [row for row in slope.rows if row[0] not in self._tables]
+        return [row for row in result.rows if row[0] not in self._tables]
 
     def _loss(self, *call, **kwargs) -> Tensor:
         """The differentiable loss alone, without the value that Pyro reads beside it."""
@@ -313,20 +321,20 @@ class CompiledStep:
         losses = [self._elbo._differentiable_loss_particle(*pair)[1] for pair in traces]
         return sum(losses) / len(losses)
 
-    def _places(self, slope: Slope) -> list[tuple[Tensor, Tensor | None]]:
-        """All tensors that a step by this slope moves, and the rows of them."""
+    def _places(self, result: LossAndGrads) -> list[tuple[Tensor, Tensor | None]]:
+        """All tensors that a step with these gradients moves, and the rows of them."""
         if not self._moves:
             return []
         places = [(state, None) for update in self._updates for state in update.adam.states]
-        indices = {name: index for name, index, _ in slope.rows}
+        indices = {name: index for name, index, _ in result.rows}
         for name, update in self._tables.items():
             places += [(state, indices.get(name)) for state in update.adam.states]
         return places
 
     @contextmanager
-    def given_back(self, slope: Slope):
+    def given_back(self, result: LossAndGrads):
         """Give everything that a step moves its value back: what runs inside is a trial."""
-        places = self._places(slope)
+        places = self._places(result)
         saved = [(state if index is None else state[index]).clone() for state, index in places]
         try:
             yield
@@ -335,24 +343,26 @@ class CompiledStep:
                 for (state, index), value in zip(places, saved, strict=True):
                     state.copy_(value) if index is None else state.index_copy_(0, index, value)
 
-    def _compare(self, eager: Slope, graph: Callable[[list[Tensor], Any], Slope], inputs: Callable) -> None:
+    def _compare(
+        self, eager: LossAndGrads, graph: Callable[[list[Tensor], Any], LossAndGrads], inputs: Callable
+    ) -> None:
         expected = self.expected(eager)
         with self.given_back(eager):
             torch.manual_seed(0)
             self.check(expected, eager, graph(*inputs()))
 
-    def expected(self, eager: Slope) -> list[Tensor]:
-        """What a step by this slope gives, taken and given back."""
+    def expected(self, eager: LossAndGrads) -> list[Tensor]:
+        """What a step with these gradients gives, taken and rolled back."""
         with self.given_back(eager):
             rest = self._move(eager, self._values, self._states, self.rates) if self._moves else eager.rows
             return self._outcome(eager, replace(eager, rows=rest))
 
-    def check(self, expected: list[Tensor], eager: Slope, taken: Slope) -> None:
+    def check(self, expected: list[Tensor], eager: LossAndGrads, taken: LossAndGrads) -> None:
         """Refuse a graph that is not the eager step, as when the model branches on its data in Python.
 
         Args:
             expected: what the eager step gives.
-            eager: its slope.
+            eager: its loss and gradients.
             taken: what the graph has given, by the same draws.
         """
         # Products of lower precision are added up in another order.
@@ -362,7 +372,7 @@ class CompiledStep:
             if not torch.linalg.vector_norm(one - two) <= tolerance * torch.linalg.vector_norm(one) + 1e-12:
                 raise CannotCompile("its graph gives another loss or gradient than the eager step under one seed")
 
-    def _outcome(self, eager: Slope, taken: Slope) -> list[Tensor]:
+    def _outcome(self, eager: LossAndGrads, taken: LossAndGrads) -> list[Tensor]:
         parts = [taken.loss.reshape(1)]
         if self._moves:
             # First moments are gradients. What they move by is a sign where a gradient is all but zero.

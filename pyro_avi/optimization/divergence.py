@@ -92,9 +92,9 @@ def _density(site: Mapping[str, Any]) -> Tensor:
 
 
 def _of_gradient(gradient: Gradient, names: Mapping[int, str], call: tuple, kwargs: Mapping[str, Any]) -> str | None:
-    slope = gradient(call, kwargs)
-    parts = [(names.get(id(p), "?"), grad) for p, grad in zip(gradient.parameters, slope.grads, strict=True)]
-    parts += [(f"the rows of {name}", grad) for name, _, grad in slope.rows]
+    result = gradient(call, kwargs)
+    parts = [(names.get(id(p), "?"), grad) for p, grad in zip(gradient.parameters, result.grads, strict=True)]
+    parts += [(f"the rows of {name}", grad) for name, _, grad in result.rows]
     wrong = [name for name, grad in parts if grad is not None and not _is_finite(grad)]
     if not wrong:
         return None

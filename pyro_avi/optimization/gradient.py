@@ -12,11 +12,11 @@ from torch import Tensor
 from pyro_avi.optimization.adam import add_up
 from pyro_avi.optimization.precision import products_in
 
-__all__ = ["Gradient", "Slope", "TakenGradient", "clipped"]
+__all__ = ["Gradient", "LossAndGrads", "TakenGradient", "clipped"]
 
 
 @dataclass(frozen=True)
-class Slope:
+class LossAndGrads:
     """A loss and its gradient at one point.
 
     Attributes:
@@ -53,7 +53,7 @@ class Gradient:
         self.loss, self.parameters, self.touched_rows = loss, list(parameters), touched_rows
         self.precision = precision
 
-    def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> Slope:
+    def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> LossAndGrads:
         """The loss and gradient of one call."""
         # Pyro's checks ran when the parameters were found; what they would find later makes the loss infinite.
         with pyro.validation_enabled(False):
@@ -66,7 +66,7 @@ class Gradient:
         call: tuple,
         kwargs: Mapping[str, Any],
         gathered: Any = None,
-    ) -> Slope:
+    ) -> LossAndGrads:
         """The same for a loss and parameters that stand in for the own ones, and rows of tables gathered before."""
         with products_in(self.precision):
             with self.touched_rows(gathered) as touched:
@@ -74,7 +74,7 @@ class Gradient:
             grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
         of_rows = grads[len(parameters) :]
         rows = [(name, index, grad) for (name, index, _), grad in zip(touched, of_rows, strict=True)]
-        return Slope(value.detach(), grads[: len(parameters)], _one_a_table(rows))
+        return LossAndGrads(value.detach(), grads[: len(parameters)], _one_a_table(rows))
 
 
 class TakenGradient(Gradient):
@@ -96,14 +96,14 @@ class TakenGradient(Gradient):
             parameter.grad = None
         with products_in(self.precision), self.touched_rows(gathered) as touched:
             value = loss(*call, **kwargs)
-        slope = Slope(
+        result = LossAndGrads(
             torch.as_tensor(sum(value) if isinstance(value, tuple) else value, dtype=torch.double).detach(),
             [parameter.grad for parameter in parameters],
             _one_a_table([(name, index, rows.grad) for name, index, rows in touched]),
         )
         for parameter in self._found:
             parameter.grad = None
-        return slope
+        return result
 
 
 def _one_a_table(
@@ -124,8 +124,8 @@ def _one_a_table(
     return joined
 
 
-def clipped(slope: Slope, norm: float | None) -> Slope:
-    """The slope with its gradient shortened to a norm, that of all parameters and rows together.
+def clipped(result: LossAndGrads, norm: float | None) -> LossAndGrads:
+    """The same with gradients shortened to a norm, that of all parameters and rows together.
 
     Args:
         slope: a loss and its gradient.
@@ -136,18 +136,18 @@ def clipped(slope: Slope, norm: float | None) -> Slope:
         https://arxiv.org/abs/1211.5063.
     """
     if norm is None:
-        return slope
+        return result
     # The index is where the table is, which may be in host memory.
     of_rows = [
         grad if index is None else add_up(index.to(grad.device), grad)[1]
-        for _, index, grad in slope.rows
+        for _, index, grad in result.rows
         if grad is not None
     ]
-    grads = [*(grad for grad in slope.grads if grad is not None), *of_rows]
+    grads = [*(grad for grad in result.grads if grad is not None), *of_rows]
     length = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
     factor = (norm / length).clamp(max=1.0)
     return replace(
-        slope,
-        grads=[None if grad is None else grad * factor for grad in slope.grads],
-        rows=[(name, index, None if grad is None else grad * factor) for name, index, grad in slope.rows],
+        result,
+        grads=[None if grad is None else grad * factor for grad in result.grads],
+        rows=[(name, index, None if grad is None else grad * factor) for name, index, grad in result.rows],
     )

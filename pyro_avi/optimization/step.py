@@ -15,7 +15,7 @@ from pyro_avi.compilation.fallback import log_graph
 from pyro_avi.compilation.inductor import NO_COMPILER, has_compiler
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.compiled_step import CompiledStep, Update
-from pyro_avi.optimization.gradient import Gradient, Slope, TakenGradient, clipped
+from pyro_avi.optimization.gradient import Gradient, LossAndGrads, TakenGradient, clipped
 from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.optimization.traced_step import can_be_compiled
 from pyro_avi.param_store import buffers_given_back
@@ -119,7 +119,7 @@ class Trained:
         kind = Gradient if gives_loss(elbo) else partial(TakenGradient, found=self.parameters)
         self.gradient = gradient = kind(loss, self._parameters, touched_rows, precision)
         self.compiled: CompiledStep | None = None
-        self._take: Callable[..., Slope] = gradient
+        self._take: Callable[..., LossAndGrads] = gradient
         self._updates, self._optimizer, self.optimizer_is_given = None, None, optimizer is not None
         if compile == "auto":
             can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
@@ -154,13 +154,13 @@ class Trained:
         rates = self.rates(step)
         if self.compiled is not None:
             self.compiled.set_rates(rates)
-        slope = self._take(call, kwargs)
+        result = self._take(call, kwargs)
         # What is not finite moves nothing, so that it can be told what it came from; a graph sees to that itself.
-        if self.device.type != "cpu" or math.isfinite(slope.loss.item()):
+        if self.device.type != "cpu" or math.isfinite(result.loss.item()):
             # A graph has moved the parameters itself, by a clipped gradient.
-            moved = slope.grads is None
-            self._move(slope if moved else clipped(slope, self._clip_norm), rates)
-        return slope.loss
+            moved = result.grads is None
+            self._move(result if moved else clipped(result, self._clip_norm), rates)
+        return result.loss
 
     @property
     def adams(self) -> list[Adam]:
@@ -172,10 +172,10 @@ class Trained:
         """The torch optimizer of all others."""
         return self._optimizer
 
-    def _move(self, slope: Slope, rates: Sequence[float]) -> None:
-        if slope.grads is not None:
-            self._move_parameters(slope.grads, rates)
-        for name, index, grad in slope.rows:
+    def _move(self, result: LossAndGrads, rates: Sequence[float]) -> None:
+        if result.grads is not None:
+            self._move_parameters(result.grads, rates)
+        for name, index, grad in result.rows:
             if grad is not None:
                 self._tables[name].adam.step(index, grad, rates[self._tables[name].group])
 

@@ -16,7 +16,7 @@ from pyro_avi.compilation.cuda_graph import launched_together, warn_of_launches
 from pyro_avi.compilation.fallback import CannotCompile, log_graph
 from pyro_avi.compilation.inductor import compile_graph
 from pyro_avi.optimization.compiled_step import CompiledStep
-from pyro_avi.optimization.gradient import Slope
+from pyro_avi.optimization.gradient import LossAndGrads
 from pyro_avi.optimization.precision import with_kernels_in
 from pyro_avi.optimization.step import Trained
 from pyro_avi.seeds import Stream, seeded
@@ -112,30 +112,30 @@ class ManySteps:
             step.move_to([x[position].clone() for x in self._own])
 
     def _compile(self, apart, tensors, shared, calls, kwargs) -> _Graph:
-        slopes = []
+        results = []
         for replica, call in zip(self._replicas, calls, strict=True):
             # Modules of one class have the same names in the store.
             with seeded(0), pyro.get_param_store().scope():
-                slopes.append(replica.gradient(call, kwargs))
+                results.append(replica.gradient(call, kwargs))
         with seeded(0), warnings.catch_warnings():
             # What inductor deprecates of itself is nothing a caller could mend.
             warnings.simplefilter("ignore")
-            with self._given_back(slopes):
+            with self._given_back(results):
                 graph, launched_apart = self._graph(apart, tensors, shared)
-            expected = [step.expected(slope) for step, slope in zip(self._steps, slopes, strict=True)]
-            with self._given_back(slopes):
+            expected = [step.expected(result) for step, result in zip(self._steps, results, strict=True)]
+            with self._given_back(results):
                 losses = graph(tensors, [Stream(0) for _ in self._steps])
-                for step, of, slope, loss in zip(self._steps, expected, slopes, losses, strict=True):
-                    step.check(of, slope, Slope(loss, None, []))
+                for step, of, result, loss in zip(self._steps, expected, results, losses, strict=True):
+                    step.check(of, result, LossAndGrads(loss, None, []))
         log_graph("The training step of all replicas")
         warn_of_launches(launched_apart)
         return graph
 
     @contextmanager
-    def _given_back(self, slopes: Sequence[Slope]):
+    def _given_back(self, results: Sequence[LossAndGrads]):
         with ExitStack() as stack:
-            for step, slope in zip(self._steps, slopes, strict=True):
-                stack.enter_context(step.given_back(slope))
+            for step, result in zip(self._steps, results, strict=True):
+                stack.enter_context(step.given_back(result))
             yield
 
     def _graph(self, apart, tensors, shared) -> tuple[_Graph, str | None]:
