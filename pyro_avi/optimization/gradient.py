@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_avi.optimization.adam import add_up
 from pyro_avi.optimization.precision import products_in
 
-__all__ = ["Gradient", "LossAndGrads", "TakenGradient", "clipped"]
+__all__ = ["Gradient", "LossAndGrads", "BackwardGradient", "clipped"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Gradient:
         return LossAndGrads(value.detach(), grads[: len(parameters)], _one_a_table(rows))
 
 
-class TakenGradient(Gradient):
+class BackwardGradient(Gradient):
     """The same of an ELBO that takes its gradient itself and gives its loss as a number, as ``TraceGraph_ELBO``.
 
     Args:

@@ -15,7 +15,7 @@ from pyro_avi.compilation.fallback import log_graph
 from pyro_avi.compilation.inductor import NO_COMPILER, has_compiler
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.compiled_step import CompiledStep, Update
-from pyro_avi.optimization.gradient import Gradient, LossAndGrads, TakenGradient, clipped
+from pyro_avi.optimization.gradient import BackwardGradient, Gradient, LossAndGrads, clipped
 from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.optimization.traced_step import can_be_compiled
 from pyro_avi.param_store import buffers_given_back
@@ -116,7 +116,7 @@ class Trained:
         self._parameters = [parameter for parameter, _ in trained.values()]
         self.check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
         touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
-        kind = Gradient if gives_loss(elbo) else partial(TakenGradient, found=self.parameters)
+        kind = Gradient if gives_loss(elbo) else partial(BackwardGradient, found=self.parameters)
         self.gradient = gradient = kind(loss, self._parameters, touched_rows, precision)
         self.compiled: CompiledStep | None = None
         self._take: Callable[..., LossAndGrads] = gradient
