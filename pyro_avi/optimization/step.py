@@ -21,7 +21,7 @@ from pyro_avi.optimization.traced_step import can_be_compiled
 from pyro_avi.param_store import buffers_given_back
 from pyro_avi.seeds import seeded
 
-__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "Trained"]
+__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "TrainingStep"]
 
 LearningRate = float | Callable[[int], float]
 
@@ -68,7 +68,7 @@ class HasRowTables(Protocol):
         ...
 
 
-class Trained:
+class TrainingStep:
     """The parameters of one training and how a step moves them.
 
     Args:

@@ -18,7 +18,7 @@ from pyro_avi.compilation.inductor import compile_graph
 from pyro_avi.optimization.compiled_step import CompiledStep
 from pyro_avi.optimization.gradient import LossAndGrads
 from pyro_avi.optimization.precision import with_kernels_in
-from pyro_avi.optimization.step import Trained
+from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.seeds import Stream, seeded
 
 __all__ = ["CANNOT", "ManySteps", "OneByOne"]
@@ -49,7 +49,7 @@ class ManySteps:
     """
 
     def __init__(
-        self, replicas: Sequence[Trained], seeds: Sequence[int], calls: Sequence[tuple], kwargs: Mapping[str, Any]
+        self, replicas: Sequence[TrainingStep], seeds: Sequence[int], calls: Sequence[tuple], kwargs: Mapping[str, Any]
     ):
         self._replicas = replicas
         self._steps = [replica.compiled for replica in replicas]
@@ -191,7 +191,7 @@ class OneByOne:
         replicas, seeds: as for :class:`ManySteps`.
     """
 
-    def __init__(self, replicas: Sequence[Trained], seeds: Sequence[int]):
+    def __init__(self, replicas: Sequence[TrainingStep], seeds: Sequence[int]):
         self._replicas, self._streams = replicas, [Stream(seed) for seed in seeds]
 
     @property

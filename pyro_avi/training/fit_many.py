@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_avi.compilation.fallback import log_graph, reason_of
 from pyro_avi.compilation.module_slots import in_modules
-from pyro_avi.optimization.step import Trained
+from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.optimization.vmapped_step import CANNOT, ManySteps, OneByOne
 from pyro_avi.param_store import own_parameters
 from pyro_avi.seeds import seeded
@@ -94,22 +94,22 @@ def fit_many(
     with own_parameters(), warnings.catch_warnings(), seeded(None):
         # What Pyro warns of at every step, diverged_at says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        trained = []
+        training_steps = []
         for (model, guide), rate, of, call in zip(replicas, rates, seeds, first, strict=True):
             # Modules of one class have the same names in the store. What is created at first is that of a fit alone.
             with pyro.get_param_store().scope(), seeded(of):
                 given = {"lr": rate, "clip_norm": clip_norm, "precision": precision, "num_steps": num_steps}
                 given |= {"optimizer": None, "compile": True, "call": call, "kwargs": kwargs}
-                trained.append(Trained(model, guide, elbo, **given))
-        _check_parameters(trained, replicas)
+                training_steps.append(TrainingStep(model, guide, elbo, **given))
+        _check_parameters(training_steps, replicas)
         for of, call in zip(rows, first, strict=True):
             of.check(call)
         try:
-            steps: ManySteps | OneByOne = ManySteps(trained, seeds, first, kwargs)
+            steps: ManySteps | OneByOne = ManySteps(training_steps, seeds, first, kwargs)
         except CANNOT as reason:
             warnings.warn(f"The replicas take their steps one after another: {reason_of(reason)}.", stacklevel=2)
             log_graph("The training step of all replicas", reason_of(reason))
-            steps = OneByOne(trained, seeds)
+            steps = OneByOne(training_steps, seeds)
 
         def take(step: int) -> tuple[Tensor, float]:
             now = first
@@ -117,7 +117,7 @@ def fit_many(
                 now = [of.check(next_call(each, step, num_steps)) for of, each in zip(rows, calls, strict=True)]
             return steps.step(step, now, kwargs), steps.seconds
 
-        options = {"device": trained[0].device, "progress": progress, "callbacks": callbacks}
+        options = {"device": training_steps[0].device, "progress": progress, "callbacks": callbacks}
         try:
             return run(take, num_steps, count=count, **options)
         finally:
@@ -133,14 +133,14 @@ def _for_each(name: str, given: Any, count: int) -> Sequence:
     return given
 
 
-def _check_parameters(trained: Sequence[Trained], replicas: Sequence[tuple[Callable, Callable]]) -> None:
-    for position, (replica, pair) in enumerate(zip(trained, replicas, strict=True)):
+def _check_parameters(training_steps: Sequence[TrainingStep], replicas: Sequence[tuple[Callable, Callable]]) -> None:
+    for position, (replica, pair) in enumerate(zip(training_steps, replicas, strict=True)):
         if not in_modules(replica.parameters, pair):
             raise ValueError(
                 f"Expected parameters that belong to modules, got others in replica {position}.\n"
                 "Use pyro.nn.PyroModule for what pyro.param holds now, or train the replicas by avi.fit."
             )
-    for (one, first), (two, second) in itertools.combinations(enumerate(trained), 2):
+    for (one, first), (two, second) in itertools.combinations(enumerate(training_steps), 2):
         if {id(p) for p in first.parameters} & {id(p) for p in second.parameters}:
             raise ValueError(
                 f"Expected replicas with parameters of their own, got some that replicas {one} and {two} share.\n"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_avi.inspection.data_errors import NoRowsError, explain_data_errors
 from pyro_avi.optimization.divergence import explain
-from pyro_avi.optimization.step import Trained
+from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.seeds import random_state, set_random_state
 from pyro_avi.training import checkpoint
 from pyro_avi.training.loop import DivergedError, Fit
@@ -28,7 +28,7 @@ class Training:
         start: the number of steps taken before.
         num_steps: the number of steps in all.
         keep: whether to keep a copy of the last finite state.
-        **options: as for :class:`~pyro_avi.optimization.step.Trained`.
+        **options: as for :class:`~pyro_avi.optimization.step.TrainingStep`.
 
     Raises:
         DivergedError: if model and guide cannot be run on the first call, whose data or whose parameters are not finite.
@@ -51,7 +51,7 @@ class Training:
         self._start, self._first = start, next(calls)
         try:
             with explain_data_errors(self._first, kwargs):
-                self._trained = Trained(
+                self._training_step = TrainingStep(
                     model, guide, elbo, num_steps=num_steps - start, call=self._first, kwargs=kwargs, **options
                 )
         except NoRowsError:
@@ -62,8 +62,8 @@ class Training:
             if reason is None:
                 raise
             raise DivergedError(0, math.nan, reason) from error
-        self.device = self._trained.device
-        self._state = TrainingState(self._trained, model, guide)
+        self.device = self._training_step.device
+        self._state = TrainingState(self._training_step, model, guide)
         self._kept = Kept(self._state) if keep else None
         # Since the losses were last checked: the one that was not finite is among them.
         self._recent: dict[int, tuple] = {}
@@ -75,8 +75,8 @@ class Training:
         if self.device.type == "cpu":
             self._recent.clear()
         self._recent[step] = call
-        loss = self._trained.step(step, call, self._kwargs)
-        return loss, 0.0 if self._trained.compiled is None else self._trained.compiled.seconds
+        loss = self._training_step.step(step, call, self._kwargs)
+        return loss, 0.0 if self._training_step.compiled is None else self._training_step.compiled.seconds
 
     def checked(self, steps: int) -> None:
         """All losses of so many steps are finite."""
@@ -97,7 +97,7 @@ class Training:
     def diverged(self, error: DivergedError) -> DivergedError:
         """The error with what came first; the state that was kept is given back."""
         call, reason = self._recent.get(error.step), None
-        if self.device.type == "cpu" or self._trained.compiled is not None:
+        if self.device.type == "cpu" or self._training_step.compiled is not None:
             # Nothing has moved by that loss.
             reason = self._wrong_parameters(error.step) or self._explain(call)
         kept = self._kept
@@ -117,7 +117,7 @@ class Training:
     def _explain(self, call: tuple | None) -> str | None:
         if call is None:
             return None
-        given = {"gradient": self._trained.gradient, "names": self._state.names}
+        given = {"gradient": self._training_step.gradient, "names": self._state.names}
         return explain(self._model, self._guide, call, self._kwargs, **given)
 
     def save(self, path: str | PathLike, course: Fit) -> None:

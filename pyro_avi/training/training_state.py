@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from pyro_avi.optimization.step import Trained
+from pyro_avi.optimization.step import TrainingStep
 
 __all__ = ["Kept", "TrainingState", "are_finite"]
 
@@ -30,8 +30,8 @@ class TrainingState:
             a ``pyro.param`` statement.
     """
 
-    def __init__(self, trained: Trained, model: Callable, guide: Callable):
-        self._trained = trained
+    def __init__(self, training_step: TrainingStep, model: Callable, guide: Callable):
+        self._training_step = training_step
         roots = {kind: getattr(of, "__self__", of) for kind, of in (("model", model), ("guide", guide))}
         modules = {kind: root for kind, root in roots.items() if isinstance(root, nn.Module)}
         self.names: dict[int, str] = {}
@@ -50,7 +50,7 @@ class TrainingState:
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters by name."""
-        return {self.names[id(parameter)]: parameter.detach() for parameter in self._trained.parameters}
+        return {self.names[id(parameter)]: parameter.detach() for parameter in self._training_step.parameters}
 
     def values(self) -> dict[str, Tensor]:
         """The parameters by name, and the buffers."""
@@ -62,11 +62,11 @@ class TrainingState:
         What torch's Adam holds is brought into the form of our own, so that either goes on where the other ended.
         """
         moments = {}
-        for adam in self._trained.adams:
+        for adam in self._training_step.adams:
             moments |= self._named(adam.parameter, adam.states[1:])
         for parameter in self._of_torch_adam():
             like = torch.atleast_1d(parameter.detach())
-            held = self._trained.optimizer.state.get(parameter)
+            held = self._training_step.optimizer.state.get(parameter)
             if held:
                 states = [
                     held["exp_avg"].view_as(like),
@@ -80,13 +80,15 @@ class TrainingState:
 
     def optimizer_state(self) -> dict[str, Any] | None:
         """The state of the optimizer that the user gave."""
-        given = self._trained.optimizer_is_given
-        return self._trained.optimizer.state_dict() if given and self._trained.optimizer is not None else None
+        given = self._training_step.optimizer_is_given
+        return (
+            self._training_step.optimizer.state_dict() if given and self._training_step.optimizer is not None else None
+        )
 
     def optimizer_class(self) -> str | None:
         """The name of its class."""
-        optimizer = self._trained.optimizer
-        if optimizer is None or not self._trained.optimizer_is_given:
+        optimizer = self._training_step.optimizer
+        if optimizer is None or not self._training_step.optimizer_is_given:
             return None
         return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
@@ -100,12 +102,12 @@ class TrainingState:
         """
         for name, tensor in self.values().items():
             tensor.copy_(values[name])
-        for adam in self._trained.adams:
+        for adam in self._training_step.adams:
             for name, state in self._named(adam.parameter, adam.states[1:]).items():
                 state.copy_(moments[name])
         for parameter in self._of_torch_adam():
             first, second, visits = (moments[f"{self.names[id(parameter)]}:{kind}"] for kind in _MOMENTS)
-            held = self._trained.optimizer.state
+            held = self._training_step.optimizer.state
             held.pop(parameter, None)
             if visits > 0:
                 held[parameter] = {
@@ -114,11 +116,11 @@ class TrainingState:
                     "exp_avg_sq": second.view_as(parameter).to(parameter.device, copy=True),
                 }
         if optimizer is not None:
-            self._trained.optimizer.load_state_dict(optimizer)
+            self._training_step.optimizer.load_state_dict(optimizer)
 
     def _of_torch_adam(self) -> list[Tensor]:
-        optimizer = self._trained.optimizer
-        if optimizer is None or self._trained.optimizer_is_given:
+        optimizer = self._training_step.optimizer
+        if optimizer is None or self._training_step.optimizer_is_given:
             return []
         return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
