@@ -21,16 +21,16 @@ from pyro_avi.optimization.precision import with_kernels_in
 from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.seeds import Stream, seeded
 
-__all__ = ["CANNOT", "ManySteps", "OneByOne"]
+__all__ = ["COMPILE_ERRORS", "VmappedStep", "SequentialStep"]
 
 # What a step that cannot be vectorized or compiled ends in.
-CANNOT = (CannotCompile, RuntimeError, NotImplementedError, OSError)
+COMPILE_ERRORS = (CannotCompile, RuntimeError, NotImplementedError, OSError)
 
 
 _Graph = Callable[[Sequence[tuple[Tensor, ...]], Sequence[Stream]], Tensor]
 
 
-class ManySteps:
+class VmappedStep:
     """Takes one step of every replica at once.
 
     The graph of the first replica's step is vectorized over what the replicas own, over their arguments and their draws.
@@ -45,7 +45,7 @@ class ManySteps:
         seconds: the time spent in compiling.
 
     Raises:
-        CannotCompile: if they are not of one structure; others of :data:`CANNOT` if their step cannot be compiled.
+        CannotCompile: if they are not of one structure; others of :data:`COMPILE_ERRORS` if their step cannot be compiled.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class ManySteps:
             step.move_to([x[position] for x in self._own])
         try:
             self._find_graph(calls, kwargs)
-        except CANNOT:
+        except COMPILE_ERRORS:
             self.release()
             raise
 
@@ -184,11 +184,11 @@ def _of_each(held: Tensor, steps: Sequence[CompiledStep]) -> tuple[Tensor, int |
     return held, None
 
 
-class OneByOne:
+class SequentialStep:
     """Takes one step of every replica after the other, each as it would alone.
 
     Args:
-        replicas, seeds: as for :class:`ManySteps`.
+        replicas, seeds: as for :class:`VmappedStep`.
     """
 
     def __init__(self, replicas: Sequence[TrainingStep], seeds: Sequence[int]):
@@ -200,7 +200,7 @@ class OneByOne:
         return sum(replica.compiled.seconds for replica in self._replicas)
 
     def step(self, step: int, calls: Sequence[tuple], kwargs: Mapping[str, Any]) -> Tensor:
-        """As :meth:`ManySteps.step`."""
+        """As :meth:`VmappedStep.step`."""
         losses = []
         for replica, stream, call in zip(self._replicas, self._streams, calls, strict=True):
             with stream, pyro.get_param_store().scope():

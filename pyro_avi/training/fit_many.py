@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_avi.compilation.fallback import log_graph, reason_of
 from pyro_avi.compilation.module_slots import in_modules
 from pyro_avi.optimization.step import TrainingStep
-from pyro_avi.optimization.vmapped_step import CANNOT, ManySteps, OneByOne
+from pyro_avi.optimization.vmapped_step import COMPILE_ERRORS, SequentialStep, VmappedStep
 from pyro_avi.param_store import own_parameters
 from pyro_avi.seeds import seeded
 from pyro_avi.training.fit import LearningRate, calls_of, next_call
@@ -105,11 +105,11 @@ def fit_many(
         for of, call in zip(rows, first, strict=True):
             of.check(call)
         try:
-            steps: ManySteps | OneByOne = ManySteps(training_steps, seeds, first, kwargs)
-        except CANNOT as reason:
+            steps: VmappedStep | SequentialStep = VmappedStep(training_steps, seeds, first, kwargs)
+        except COMPILE_ERRORS as reason:
             warnings.warn(f"The replicas take their steps one after another: {reason_of(reason)}.", stacklevel=2)
             log_graph("The training step of all replicas", reason_of(reason))
-            steps = OneByOne(training_steps, seeds)
+            steps = SequentialStep(training_steps, seeds)
 
         def take(step: int) -> tuple[Tensor, float]:
             now = first
