@@ -29,7 +29,7 @@ from pyro_avi.compilation.module_slots import in_place_of, slots_of
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.gradient import Gradient, LossAndGrads, clipped
 from pyro_avi.optimization.precision import with_kernels_in
-from pyro_avi.optimization.traced_step import READS, Traced
+from pyro_avi.optimization.traced_step import READS, TracedStep
 from pyro_avi.param_store import buffers_given_back
 from pyro_avi.seeds import seeded
 
@@ -233,7 +233,7 @@ class CompiledStep:
 
         return graph, apart
 
-    def trace(self, leaves: list, tree, examples: list[Tensor], gathered: Any = None) -> Traced:
+    def trace(self, leaves: list, tree, examples: list[Tensor], gathered: Any = None) -> TracedStep:
         """The step as a graph, for arguments of these shapes.
 
         Args:
@@ -294,7 +294,7 @@ class CompiledStep:
             traced = make_fx(flat)(*own, *examples)
         own = [*own, *lift_tensors(traced, len(own))]
         program, drawn = lift_draws(traced)
-        return Traced(traced, own, program.forward, drawn, names, outputs)
+        return TracedStep(traced, own, program.forward, drawn, names, outputs)
 
     @torch.no_grad()
     def _move(

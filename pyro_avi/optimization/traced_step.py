@@ -13,7 +13,7 @@ from pyro_avi.compilation.fallback import CannotCompile
 from pyro_avi.compilation.module_slots import in_modules
 from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 
-__all__ = ["READS", "Traced", "can_be_compiled"]
+__all__ = ["READS", "TracedStep", "can_be_compiled"]
 
 # Where each of these reads its loss into Python, which a graph cannot follow.
 READS = {
@@ -24,7 +24,7 @@ READS = {
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedStep:
     """A step as a graph of tensor operations.
 
     Attributes:
