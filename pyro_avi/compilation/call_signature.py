@@ -10,10 +10,10 @@ from torch.utils._pytree import tree_flatten
 
 from pyro_avi.compilation.fallback import CannotCompile
 
-__all__ = ["take_apart"]
+__all__ = ["flatten_call"]
 
 
-def take_apart(call: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Any, tuple]:
+def flatten_call(call: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Any, tuple]:
     """The leaves of the arguments, their tree, and what a graph depends on of them.
 
     Raises:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from pyro_avi.compilation.call_signature import take_apart
+from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.cuda_graph import launched_together, warn_of_launches
 from pyro_avi.compilation.fallback import CannotCompile, log_graph, reason_of
 from pyro_avi.compilation.inductor import compile_graph
@@ -104,7 +104,7 @@ class CompiledStep:
     def __call__(self, call: tuple, kwargs: Mapping[str, Any]) -> LossAndGrads:
         """Take one step, or return its loss and gradients."""
         try:
-            leaves, tree, signature = take_apart(call, kwargs)
+            leaves, tree, signature = flatten_call(call, kwargs)
         except CannotCompile as reason:
             if None not in self._graphs:
                 self._graphs[None] = None

@@ -8,7 +8,7 @@ from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.fx import GraphModule
 
-from pyro_avi.compilation.call_signature import take_apart
+from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.fallback import CannotCompile
 from pyro_avi.compilation.module_slots import in_modules
 from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
@@ -55,7 +55,7 @@ def can_be_compiled(
         call, kwargs: the arguments of the first step.
     """
     try:
-        take_apart(call, kwargs)
+        flatten_call(call, kwargs)
     except CannotCompile:
         return False
     return in_modules(parameters, owners) and type(elbo) in READS

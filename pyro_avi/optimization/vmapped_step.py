@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_avi.compilation.call_signature import take_apart
+from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.cuda_graph import launched_together, warn_of_launches
 from pyro_avi.compilation.fallback import CannotCompile, log_graph
 from pyro_avi.compilation.inductor import compile_graph
@@ -92,7 +92,7 @@ class VmappedStep:
 
     def _find_graph(self, calls, kwargs) -> tuple[_Graph, list[tuple[Tensor, ...]]]:
         """The graph for these arguments, and their tensors by replica."""
-        apart = [take_apart(call, kwargs) for call in calls]
+        apart = [flatten_call(call, kwargs) for call in calls]
         tensors = [of for of in zip(*(leaves for leaves, _, _ in apart), strict=True) if isinstance(of[0], Tensor)]
         shared = tuple(all(x is of[0] for x in of) for of in tensors)
         signature = (apart[0][2], shared)
