@@ -11,10 +11,10 @@ from pyro_avi.compilation.fallback import log_graph, reason_of
 from pyro_avi.compilation.inductor import NO_COMPILER, compile_graph, has_compiler
 from pyro_avi.compilation.lift_inputs import lift_tensors
 
-__all__ = ["fused"]
+__all__ = ["compile_function"]
 
 
-def fused(
+def compile_function(
     function: Callable[[Tensor], tuple[Tensor, ...]], one: Tensor, two: Tensor
 ) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
     """The function as one graph for arguments of one shape, without gradients; ``None`` where there can be none.

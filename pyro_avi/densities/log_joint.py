@@ -11,7 +11,7 @@ from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor
 
-from pyro_avi.compilation.compiled_function import fused
+from pyro_avi.compilation.compiled_function import compile_function
 from pyro_avi.compilation.cost import count_flops, pays
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.densities.row_densities import RowDensities
@@ -176,7 +176,7 @@ class LocalJoint:
         if self._flops is None:
             self._flops = count_flops(self._evaluate, self.initial)
         if pays(count * self._flops, calls=calls, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
-            self._graphs[count] = fused(self._evaluate, *self._trial_points(count))
+            self._graphs[count] = compile_function(self._evaluate, *self._trial_points(count))
 
     def _trial_points(self, count: int) -> tuple[Tensor, Tensor]:
         """Two times ``count`` points around the initial one, the same in every call."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import pyro_avi as avi
-from pyro_avi.compilation.compiled_function import fused
+from pyro_avi.compilation.compiled_function import compile_function
 from pyro_avi.compilation.cost import pays
 from pyro_avi.densities import log_joint as joint_module
 from pyro_avi.densities.log_joint import LocalJoint
@@ -68,7 +68,7 @@ def test_without_a_graph_the_weights_are_those_of_the_model(monkeypatch):
 @needs_compiler
 def test_what_branches_on_its_argument_is_refused():
     with pytest.warns(UserWarning, match="The log joint is evaluated eagerly, not compiled"):
-        assert fused(lambda u: (u * float(u.max() > 0.5),), torch.zeros(2), torch.ones(2)) is None
+        assert compile_function(lambda u: (u * float(u.max() > 0.5),), torch.zeros(2), torch.ones(2)) is None
 
 
 @needs_compiler
@@ -76,15 +76,15 @@ def test_a_graph_with_other_numbers_is_refused():
     # What a graph holds of Python at its tracing is no part of the function.
     state = iter([1.0, 2.0])
     with pytest.warns(UserWarning, match="its graph gives other numbers"):
-        assert fused(lambda u: (u * next(state),), torch.ones(2), torch.ones(2)) is None
+        assert compile_function(lambda u: (u * next(state),), torch.ones(2), torch.ones(2)) is None
 
 
 @needs_compiler
 def test_the_log_tells_graphs_from_what_is_evaluated_in_their_place(monkeypatch, caplog):
     caplog.set_level("INFO", logger="pyro_avi")
-    assert fused(lambda u: (u + 1,), torch.ones(2), torch.zeros(2)) is not None
+    assert compile_function(lambda u: (u + 1,), torch.ones(2), torch.zeros(2)) is not None
     monkeypatch.setattr("pyro_avi.compilation.compiled_function.has_compiler", lambda: False)
-    assert fused(lambda u: (u + 1,), torch.ones(2), torch.zeros(2)) is None
+    assert compile_function(lambda u: (u + 1,), torch.ones(2), torch.zeros(2)) is None
     assert [(told.what, told.fallback) for told in caplog.records] == [
         ("The log joint", None),
         ("The log joint", "there is no C++ compiler"),
