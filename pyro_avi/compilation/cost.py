@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch.utils.flop_counter import FlopCounterMode
 
-__all__ = ["count_flops", "pays"]
+__all__ = ["count_flops", "saves_time"]
 
 # The share of the arithmetic that compiling saves, in seconds. Roughly those of one core.
 _SAVED_PER_FLOP = 1e-11
@@ -17,7 +17,7 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
     return counter.get_total_flops()
 
 
-def pays(flops: int, *, calls: int, overhead: float, cost: float) -> bool:
+def saves_time(flops: int, *, calls: int, overhead: float, cost: float) -> bool:
     """Whether so many calls save more time than compiling takes.
 
     Counted and not timed, so that the numbers are decided by the arguments alone.

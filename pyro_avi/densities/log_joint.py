@@ -12,7 +12,7 @@ from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor
 
 from pyro_avi.compilation.compiled_function import compile_function
-from pyro_avi.compilation.cost import count_flops, pays
+from pyro_avi.compilation.cost import count_flops, saves_time
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.densities.row_densities import RowDensities
 from pyro_avi.inspection.inspect_model import inspect_model
@@ -175,7 +175,7 @@ class LocalJoint:
             return
         if self._flops is None:
             self._flops = count_flops(self._evaluate, self.initial)
-        if pays(count * self._flops, calls=calls, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
+        if saves_time(count * self._flops, calls=calls, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
             self._graphs[count] = compile_function(self._evaluate, *self._trial_points(count))
 
     def _trial_points(self, count: int) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_avi.compilation.cost import count_flops, pays
+from pyro_avi.compilation.cost import count_flops, saves_time
 from pyro_avi.compilation.fallback import log_graph
 from pyro_avi.compilation.inductor import NO_COMPILER, has_compiler
 from pyro_avi.optimization.adam import Adam
@@ -124,7 +124,7 @@ class TrainingStep:
         if compile == "auto":
             can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
             with buffers_given_back(model):
-                compile = can and _pays(gradient, call, kwargs, num_steps)
+                compile = can and _saves_time(gradient, call, kwargs, num_steps)
             if compile and self.device.type == "cpu" and not has_compiler():
                 compile = False
                 log_graph("The training step", NO_COMPILER)
@@ -193,10 +193,10 @@ class TrainingStep:
                 update.adam.step(None, grad, rates[update.group])
 
 
-def _pays(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
+def _saves_time(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
     with seeded(None):
         flops = count_flops(gradient, call, kwargs)
-        return pays(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING)
+        return saves_time(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING)
 
 
 def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:
