@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Captured", "launched_together", "warn_of_launches"]
+__all__ = ["GraphedFunction", "make_graphed", "warn_not_graphed"]
 
 
-def launched_together(
+def make_graphed(
     function: Callable[..., Sequence[Tensor]], held: Sequence[Tensor], examples: Sequence[Tensor]
 ) -> tuple[Callable[..., Sequence[Tensor]], str | None]:
     """The function with its kernels launched together, where all that it reads is on one CUDA device.
@@ -28,18 +28,18 @@ def launched_together(
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
         return function, None
     try:
-        return Captured(function, examples), None
+        return GraphedFunction(function, examples), None
     except RuntimeError as error:
         return function, " ".join(str(error).splitlines()[:1])
 
 
-def warn_of_launches(apart: str | None) -> None:
+def warn_not_graphed(apart: str | None) -> None:
     """Say why the kernels of a training step are launched one after another, if they are on a CUDA device."""
     if apart is not None:
         warnings.warn(f"The kernels of the training step are launched one after another: {apart}.", stacklevel=3)
 
 
-class Captured:
+class GraphedFunction:
     """Launches the kernels of a function of CUDA tensors together, and does nothing else of what the function does.
 
     The draws of a call are those that the function would take from torch's random state. The tensors that are returned

@@ -21,7 +21,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_avi.compilation.call_signature import flatten_call
-from pyro_avi.compilation.cuda_graph import launched_together, warn_of_launches
+from pyro_avi.compilation.cuda_graph import make_graphed, warn_not_graphed
 from pyro_avi.compilation.fallback import CannotCompile, log_graph, reason_of
 from pyro_avi.compilation.inductor import compile_graph
 from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
@@ -197,7 +197,7 @@ class CompiledStep:
             _warn(reason)
             return None
         log_graph("The training step")
-        warn_of_launches(apart)
+        warn_not_graphed(apart)
         return graph
 
     def _graph(
@@ -214,7 +214,7 @@ class CompiledStep:
             return compiled(*own, *tensors, *draws())
 
         with torch.no_grad():
-            step, apart = launched_together(step, own, examples)
+            step, apart = make_graphed(step, own, examples)
 
         @torch.no_grad()
         def graph(tensors: list[Tensor], gathered: Any) -> LossAndGrads:

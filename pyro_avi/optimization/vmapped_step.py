@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avi.compilation.call_signature import flatten_call
-from pyro_avi.compilation.cuda_graph import launched_together, warn_of_launches
+from pyro_avi.compilation.cuda_graph import make_graphed, warn_not_graphed
 from pyro_avi.compilation.fallback import CannotCompile, log_graph
 from pyro_avi.compilation.inductor import compile_graph
 from pyro_avi.optimization.compiled_step import CompiledStep
@@ -128,7 +128,7 @@ class VmappedStep:
                 for step, of, result, loss in zip(self._steps, expected, results, losses, strict=True):
                     step.check(of, result, LossAndGrads(loss, None, []))
         log_graph("The training step of all replicas")
-        warn_of_launches(launched_apart)
+        warn_not_graphed(launched_apart)
         return graph
 
     @contextmanager
@@ -164,7 +164,7 @@ class VmappedStep:
             return compiled(*own, *tensors)
 
         with torch.no_grad():
-            step, launched_apart = launched_together(step, own, examples)
+            step, launched_apart = make_graphed(step, own, examples)
 
         @torch.no_grad()
         def losses(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from pyro.infer import TraceMeanField_ELBO
 
 import pyro_avi as avi
-from pyro_avi.compilation.cuda_graph import Captured, launched_together, warn_of_launches
+from pyro_avi.compilation.cuda_graph import GraphedFunction, make_graphed, warn_not_graphed
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -64,7 +64,7 @@ def test_a_replay_is_the_call(device):
         return [x * y, held.sum()]
 
     x, y = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 5.0])
-    captured = Captured(device["recorded"](function), [x, y])
+    captured = GraphedFunction(device["recorded"](function), [x, y])
     # Called twice: once for what cannot be captured, once for what can.
     assert held.tolist() == [2.0, 4.0]
     held.zero_()
@@ -81,7 +81,7 @@ def test_a_replay_is_the_call(device):
 def test_what_stays_as_it_is_is_copied_once(device, monkeypatch):
     copies = []
     x, y = torch.ones(3), torch.ones(3)
-    captured = Captured(device["recorded"](lambda x, y: [x + y]), [x, y])
+    captured = GraphedFunction(device["recorded"](lambda x, y: [x + y]), [x, y])
     copy = torch.Tensor.copy_
     monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: (copies.append(other), copy(self, other))[1])
     captured._graph.replay = lambda: None
@@ -100,18 +100,18 @@ def test_what_stays_as_it_is_is_copied_once(device, monkeypatch):
 
 def test_overlapping_arguments_are_refused(device):
     with pytest.raises(RuntimeError, match="share memory"):
-        Captured(lambda x: [x], [torch.ones(1, 3).expand(4, 3)])
+        GraphedFunction(lambda x: [x], [torch.ones(1, 3).expand(4, 3)])
 
 
 def test_elsewhere_the_function_stays_itself():
     def function(x):
         return [x]
 
-    assert launched_together(function, [torch.ones(2)], [torch.ones(3)]) == (function, None)
-    assert launched_together(function, [], []) == (function, None)
-    warn_of_launches(None)
+    assert make_graphed(function, [torch.ones(2)], [torch.ones(3)]) == (function, None)
+    assert make_graphed(function, [], []) == (function, None)
+    warn_not_graphed(None)
     with pytest.warns(UserWarning, match="launched one after another: it waits.$"):
-        warn_of_launches("it waits")
+        warn_not_graphed("it waits")
 
 
 # --- on a device
