@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 from pyro_avi.compilation.fallback import CannotCompile
 
-__all__ = ["in_modules", "in_place_of", "slots_of"]
+__all__ = ["in_modules", "parameters_replaced", "find_slots"]
 
 
 def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:
     """Whether every parameter belongs to a module of the owners, model and guide."""
     try:
-        slots_of(parameters, owners)
+        find_slots(parameters, owners)
     except CannotCompile:
         return False
     return True
 
 
-def slots_of(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
+def find_slots(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
     """The module and name of each parameter."""
     # A method's parameters are those of the object it belongs to.
     roots = [getattr(owner, "__self__", owner) for owner in owners]
@@ -31,7 +31,7 @@ def slots_of(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[t
 
 
 @contextmanager
-def in_place_of(slots: Sequence[tuple[nn.Module, str]], values: Sequence[Tensor]) -> Iterator[None]:
+def parameters_replaced(slots: Sequence[tuple[nn.Module, str]], values: Sequence[Tensor]) -> Iterator[None]:
     """A context in which modules have these values for parameters."""
     own = [module._parameters[name] for module, name in slots]
     for (module, name), value in zip(slots, values, strict=True):

@@ -25,7 +25,7 @@ from pyro_avi.compilation.cuda_graph import make_graphed, warn_not_graphed
 from pyro_avi.compilation.fallback import CannotCompile, log_graph, reason_of
 from pyro_avi.compilation.inductor import compile_graph
 from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
-from pyro_avi.compilation.module_slots import in_place_of, slots_of
+from pyro_avi.compilation.module_slots import find_slots, parameters_replaced
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.gradient import Gradient, LossAndGrads, clipped
 from pyro_avi.optimization.precision import with_kernels_in
@@ -241,7 +241,7 @@ class CompiledStep:
             examples: the tensors that the graph is given: those of the arguments, and what is gathered.
             gathered: the rows among them.
         """
-        slots = slots_of(self._trained, (self._model, self._guide))
+        slots = find_slots(self._trained, (self._model, self._guide))
         read = READS.get(type(self._elbo))
         if read is None:
             raise CannotCompile(f"{type(self._elbo).__name__} is none of {', '.join(elbo.__name__ for elbo in READS)}")
@@ -264,7 +264,7 @@ class CompiledStep:
                 for value, parameter in zip(values, self._eager.parameters, strict=False)
             ]
             with ExitStack() as stack:
-                stack.enter_context(in_place_of(slots, [*own, *values[len(own) :]]))
+                stack.enter_context(parameters_replaced(slots, [*own, *values[len(own) :]]))
                 stack.enter_context(patch(read, lambda value: value))
                 # What modules register while they are traced belongs to the trace.
                 stack.enter_context(pyro.get_param_store().scope())
