@@ -8,11 +8,11 @@ from torch import nn
 
 from pyro_avi.lock import turn
 
-__all__ = ["buffers_given_back", "own_parameters"]
+__all__ = ["buffers_restored", "isolated_param_store"]
 
 
 @contextmanager
-def own_parameters() -> Iterator[None]:
+def isolated_param_store() -> Iterator[None]:
     """Run models and guides without the global store's memory of other modules.
 
     Pyro's store knows parameters by name, and two models of one class have the same names: the second would be evaluated
@@ -39,7 +39,7 @@ def own_parameters() -> Iterator[None]:
 
 
 @contextmanager
-def buffers_given_back(model: Callable) -> Iterator[None]:
+def buffers_restored(model: Callable) -> Iterator[None]:
     """Leave the buffers of a model as they are, as running means: what runs inside is no step."""
     root = getattr(model, "__self__", model)
     modules = root.modules() if isinstance(root, nn.Module) else ()

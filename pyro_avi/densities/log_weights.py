@@ -18,7 +18,7 @@ from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import check_data, is_latent, row_plate
-from pyro_avi.param_store import own_parameters
+from pyro_avi.param_store import isolated_param_store
 
 __all__ = ["LogWeights", "Weigher", "log_weights"]
 
@@ -103,7 +103,7 @@ def log_weights(
         >>> weights.local.shape, weights.global_.shape
         (torch.Size([3, 20]), torch.Size([3]))
     """
-    with own_parameters(), evaluation_mode():
+    with isolated_param_store(), evaluation_mode():
         weigher = Weigher(model, guide, args, kwargs, plate=plate)
         local, global_ = zip(*(weigher.weigh(*traces) for traces in weigher.draws(num_samples)), strict=True)
     return weigher.of(torch.stack(local), torch.stack(global_))

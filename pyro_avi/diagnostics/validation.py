@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyro_avi.densities.log_weights import log_weights
 from pyro_avi.display.formatting import counted, with_error
-from pyro_avi.param_store import buffers_given_back
+from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 from pyro_avi.training.loop import Fit
 
@@ -189,7 +189,7 @@ class Validation:
         """``[S]`` the bound of each draw."""
         if not self.steps and isinstance(self._guide, KnowsRows):
             self._check_rows(self._guide)
-        with seeded(self._seed), buffers_given_back(self._model), buffers_given_back(self._guide):
+        with seeded(self._seed), buffers_restored(self._model), buffers_restored(self._guide):
             weights = log_weights(self._model, self._guide, *self._args, **self._given, **self._kwargs)
         return weights.local.mean(-1).cpu()
 

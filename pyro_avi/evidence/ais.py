@@ -17,7 +17,7 @@ from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.lock import in_turn
-from pyro_avi.param_store import own_parameters
+from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 
 __all__ = ["ais", "annealed_weights", "sampling"]
@@ -176,5 +176,5 @@ def annealed_weights(
 @contextmanager
 def sampling(seed: int):
     """Run models beside the program many times: hidden from handlers, unchecked, modules in evaluation mode."""
-    with own_parameters(), seeded(seed), poutine.block(), evaluation_mode(), pyro.validation_enabled(False):
+    with isolated_param_store(), seeded(seed), poutine.block(), evaluation_mode(), pyro.validation_enabled(False):
         yield

@@ -6,7 +6,7 @@ import torch
 from pyro import poutine
 
 from pyro_avi.evaluation_mode import evaluation_mode
-from pyro_avi.param_store import own_parameters
+from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 
 __all__ = ["isolated_run", "untraced"]
@@ -29,5 +29,5 @@ def isolated_run(seed: int | None = None):
 
     The random state is restored afterwards.
     """
-    with own_parameters(), seeded(seed), torch.no_grad(), poutine.block(), evaluation_mode():
+    with isolated_param_store(), seeded(seed), torch.no_grad(), poutine.block(), evaluation_mode():
         yield

@@ -30,7 +30,7 @@ from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.gradient import Gradient, LossAndGrads, clipped
 from pyro_avi.optimization.precision import with_kernels_in
 from pyro_avi.optimization.traced_step import READS, TracedStep
-from pyro_avi.param_store import buffers_given_back
+from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 
 __all__ = ["CompiledStep", "Update"]
@@ -184,7 +184,7 @@ class CompiledStep:
                 raise CannotCompile(f"its arguments come in more than {self.max_graphs} shapes")
             # Tracing draws, comparing draws: the training's own draws are those of eager steps all the same.
             # What inductor deprecates of itself is nothing a caller could mend.
-            with seeded(0), buffers_given_back(self._model), warnings.catch_warnings():
+            with seeded(0), buffers_restored(self._model), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 # Eagerly first: what a guide has to find out about new shapes is not to become part of the graph.
                 result = self._eager(call, kwargs)

@@ -13,7 +13,7 @@ from pyro.infer import ELBO, TraceTailAdaptive_ELBO
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_avi.param_store import buffers_given_back
+from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 
 __all__ = ["HasDifferentiableLoss", "check_elbo", "find_parameters", "gives_loss", "keeps_one_graph"]
@@ -120,7 +120,7 @@ def find_parameters(
     if not keeps_one_graph(elbo):
         pair = latents.recorded("model", model), latents.recorded("guide", guide)
     evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
-    with seeded(None), _averages_given_back(), buffers_given_back(model), warnings.catch_warnings():
+    with seeded(None), _averages_restored(), buffers_restored(model), warnings.catch_warnings():
         # Said below as an error.
         warnings.filterwarnings("ignore", "Found (vars in model but not guide|non-auxiliary vars in guide)")
         try:
@@ -143,7 +143,7 @@ def find_parameters(
 
 
 @contextmanager
-def _averages_given_back():
+def _averages_restored():
     """Leave the averages of baselines as they are: what runs inside is no step."""
     store = pyro.get_param_store()
     before = {name: value.detach().clone() for name, value in store.items() if name.startswith(_AVERAGES)}

@@ -18,7 +18,7 @@ from pyro_avi.optimization.compiled_step import CompiledStep, Update
 from pyro_avi.optimization.gradient import BackwardGradient, Gradient, LossAndGrads, clipped
 from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.optimization.traced_step import can_be_compiled
-from pyro_avi.param_store import buffers_given_back
+from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 
 __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "TrainingStep"]
@@ -123,7 +123,7 @@ class TrainingStep:
         self._updates, self._optimizer, self.optimizer_is_given = None, None, optimizer is not None
         if compile == "auto":
             can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
-            with buffers_given_back(model):
+            with buffers_restored(model):
                 compile = can and _saves_time(gradient, call, kwargs, num_steps)
             if compile and self.device.type == "cpu" and not has_compiler():
                 compile = False

@@ -11,7 +11,7 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_avi.optimization.step import LearningRate
-from pyro_avi.param_store import own_parameters
+from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 from pyro_avi.training.checkpoint import steps_in
 from pyro_avi.training.loaders import RowsOfLoader, calls_from
@@ -127,7 +127,7 @@ def fit(
     # Before any work.
     first = next_call(calls, start, num_steps)
     calls = itertools.chain([first], map(rows.check, _rest(calls, start + 1, num_steps)))
-    with own_parameters(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
+    with isolated_param_store(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
         # What Pyro warns of at every step, DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
         options = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm, "precision": precision, "compile": compile}

@@ -13,7 +13,7 @@ from pyro_avi.compilation.fallback import log_graph, reason_of
 from pyro_avi.compilation.module_slots import in_modules
 from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.optimization.vmapped_step import COMPILE_ERRORS, SequentialStep, VmappedStep
-from pyro_avi.param_store import own_parameters
+from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 from pyro_avi.training.fit import LearningRate, calls_of, next_call
 from pyro_avi.training.loaders import RowsOfLoader, each_its_own
@@ -91,7 +91,7 @@ def fit_many(
     calls = [calls_of(args, of, model, s) for (model, _), of, s in zip(replicas, batches, seeds, strict=True)]
     rows = [RowsOfLoader(of, guide, kwargs) for (_, guide), of in zip(replicas, batches, strict=True)]
     first = [next_call(of, 0, num_steps) for of in calls]
-    with own_parameters(), warnings.catch_warnings(), seeded(None):
+    with isolated_param_store(), warnings.catch_warnings(), seeded(None):
         # What Pyro warns of at every step, diverged_at says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
         training_steps = []
