@@ -14,12 +14,12 @@ from pyro_avi.optimization.step import LearningRate
 from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 from pyro_avi.training.checkpoint import steps_in
-from pyro_avi.training.loaders import RowsOfLoader, calls_from
+from pyro_avi.training.loaders import LoaderRowCheck, arguments_from_batches
 from pyro_avi.training.loop import DivergedError, Fit, run
 from pyro_avi.training.options import check_keywords, check_optimizer, check_options
 from pyro_avi.training.training import Training
 
-__all__ = ["DivergedError", "Fit", "LearningRate", "calls_of", "fit", "next_call"]
+__all__ = ["DivergedError", "Fit", "LearningRate", "arguments_by_step", "fit", "next_arguments"]
 
 
 def fit(
@@ -119,13 +119,13 @@ def fit(
         raise ValueError(
             f"Expected num_steps of more than the {start} taken by the training at {resume}, got {num_steps}."
         )
-    calls = calls_of(args, batches, model, seed)
+    calls = arguments_by_step(args, batches, model, seed)
     if batches is not None:
         for step in range(start):
-            next_call(calls, step, num_steps)
-    rows = RowsOfLoader(batches, guide, kwargs, start=start)
+            next_arguments(calls, step, num_steps)
+    rows = LoaderRowCheck(batches, guide, kwargs, start=start)
     # Before any work.
-    first = next_call(calls, start, num_steps)
+    first = next_arguments(calls, start, num_steps)
     calls = itertools.chain([first], map(rows.check, _rest(calls, start + 1, num_steps)))
     with isolated_param_store(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
         # What Pyro warns of at every step, DivergedError says once.
@@ -147,19 +147,19 @@ def fit(
 
 def _rest(calls: Iterator[tuple], start: int, num_steps: int) -> Iterator[tuple]:
     for step in itertools.count(start):
-        yield next_call(calls, step, num_steps)
+        yield next_arguments(calls, step, num_steps)
 
 
-def calls_of(args: tuple, batches: Iterable | None, model: Callable, seed: int | None) -> Iterator[tuple]:
+def arguments_by_step(args: tuple, batches: Iterable | None, model: Callable, seed: int | None) -> Iterator[tuple]:
     """The arguments of every step, those for all or one batch after another."""
     if batches is None:
         return itertools.repeat(args)
     if args:
         raise ValueError("Expected the arguments of the model either for all steps or as batches=, got both.")
-    return calls_from(batches, model, seed)
+    return arguments_from_batches(batches, model, seed)
 
 
-def next_call(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
+def next_arguments(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
     """The arguments of the next step, of ``num_steps``."""
     call = next(calls, None)
     if call is None:

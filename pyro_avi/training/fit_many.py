@@ -15,8 +15,8 @@ from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.optimization.vmapped_step import COMPILE_ERRORS, SequentialStep, VmappedStep
 from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
-from pyro_avi.training.fit import LearningRate, calls_of, next_call
-from pyro_avi.training.loaders import RowsOfLoader, each_its_own
+from pyro_avi.training.fit import LearningRate, arguments_by_step, next_arguments
+from pyro_avi.training.loaders import LoaderRowCheck, check_not_shared
 from pyro_avi.training.loop import Fit, run
 from pyro_avi.training.options import check_keywords, check_options
 
@@ -87,10 +87,10 @@ def fit_many(
         check_options(num_steps, elbo, rate, clip_norm, precision, True)
         check_keywords(model, kwargs)
     batches = _for_each("batches", batches, count)
-    each_its_own(batches)
-    calls = [calls_of(args, of, model, s) for (model, _), of, s in zip(replicas, batches, seeds, strict=True)]
-    rows = [RowsOfLoader(of, guide, kwargs) for (_, guide), of in zip(replicas, batches, strict=True)]
-    first = [next_call(of, 0, num_steps) for of in calls]
+    check_not_shared(batches)
+    calls = [arguments_by_step(args, of, model, s) for (model, _), of, s in zip(replicas, batches, seeds, strict=True)]
+    rows = [LoaderRowCheck(of, guide, kwargs) for (_, guide), of in zip(replicas, batches, strict=True)]
+    first = [next_arguments(of, 0, num_steps) for of in calls]
     with isolated_param_store(), warnings.catch_warnings(), seeded(None):
         # What Pyro warns of at every step, diverged_at says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
@@ -114,7 +114,7 @@ def fit_many(
         def take(step: int) -> tuple[Tensor, float]:
             now = first
             if step > 0:
-                now = [of.check(next_call(each, step, num_steps)) for of, each in zip(rows, calls, strict=True)]
+                now = [of.check(next_arguments(each, step, num_steps)) for of, each in zip(rows, calls, strict=True)]
             return steps.step(step, now, kwargs), steps.seconds
 
         options = {"device": training_steps[0].device, "progress": progress, "callbacks": callbacks}

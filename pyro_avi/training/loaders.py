@@ -15,7 +15,7 @@ from pyro_avi.optimization.step import HasRowTables
 from pyro_avi.rows.subsample import Subsample
 from pyro_avi.seeds import Stream, seeded
 
-__all__ = ["HasRows", "RowsOfLoader", "calls_from", "each_its_own"]
+__all__ = ["HasRows", "LoaderRowCheck", "arguments_from_batches", "check_not_shared"]
 
 
 @runtime_checkable
@@ -32,7 +32,7 @@ class HasRows(Protocol):
         ...
 
 
-def calls_from(batches: Iterable, model: Callable, seed: int | None) -> Iterator[tuple]:
+def arguments_from_batches(batches: Iterable, model: Callable, seed: int | None) -> Iterator[tuple]:
     """The positional arguments of every step.
 
     Args:
@@ -156,7 +156,7 @@ def _by_name(batch: Mapping[str, Any], model: Callable) -> tuple:
     return tuple(batch[name] if name in batch else known[name].default for name in asked)
 
 
-def each_its_own(batches: Sequence[Any]) -> None:
+def check_not_shared(batches: Sequence[Any]) -> None:
     """Refuse batches that several trainings would take from each other.
 
     Args:
@@ -175,7 +175,7 @@ def each_its_own(batches: Sequence[Any]) -> None:
             )
 
 
-class RowsOfLoader:
+class LoaderRowCheck:
     """Looks at the rows of a loader's batches during the first epoch.
 
     Args:
