@@ -13,7 +13,7 @@ from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.seeds import random_state, set_random_state
 from pyro_avi.training import checkpoint
 from pyro_avi.training.loop import DivergedError, Fit
-from pyro_avi.training.training_state import Kept, TrainingState, are_finite
+from pyro_avi.training.training_state import StateBackup, TrainingState, are_finite
 
 __all__ = ["Training"]
 
@@ -64,7 +64,7 @@ class Training:
             raise DivergedError(0, math.nan, reason) from error
         self.device = self._training_step.device
         self._state = TrainingState(self._training_step, model, guide)
-        self._kept = Kept(self._state) if keep else None
+        self._backup = StateBackup(self._state) if keep else None
         # Since the losses were last checked: the one that was not finite is among them.
         self._recent: dict[int, tuple] = {}
         self._left: list[Tensor] | None = None
@@ -81,8 +81,8 @@ class Training:
     def checked(self, steps: int) -> None:
         """All losses of so many steps are finite."""
         self._recent.clear()
-        if self._kept is not None:
-            self._kept.keep(steps)
+        if self._backup is not None:
+            self._backup.keep(steps)
 
     def leave(self, course: Fit) -> None:
         """End: the random state is kept for a training that goes on.
@@ -100,11 +100,11 @@ class Training:
         if self.device.type == "cpu" or self._training_step.compiled is not None:
             # Nothing has moved by that loss.
             reason = self._wrong_parameters(error.step) or self._explain(call)
-        kept = self._kept
-        if kept is None or kept.step is None:
+        backup = self._backup
+        if backup is None or backup.step is None:
             return DivergedError(error.step, error.loss, reason)
-        kept.give_back()
-        return DivergedError(error.step, error.loss, reason or self._explain(call), kept.step)
+        backup.restore()
+        return DivergedError(error.step, error.loss, reason or self._explain(call), backup.step)
 
     def _wrong_parameters(self, step: int) -> str | None:
         wrong = [name for name, value in self._state.parameters().items() if not are_finite({name: value})]

@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 
 from pyro_avi.optimization.step import TrainingStep
 
-__all__ = ["Kept", "TrainingState", "are_finite"]
+__all__ = ["StateBackup", "TrainingState", "are_finite"]
 
 # The share of a training's time that copies may take.
 _SHARE = 0.01
@@ -132,7 +132,7 @@ class TrainingState:
 _MOMENTS = ("first", "second", "visits")
 
 
-class Kept:
+class StateBackup:
     """A copy of the last state of a training that was checked to be finite, beside it on the same devices.
 
     Args:
@@ -171,7 +171,7 @@ class Kept:
             self.step = step
         self._spent += time.perf_counter() - started
 
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Bring the training to the state that was kept."""
         self._state.take(self._tensors, self._tensors, self._optimizer)
 

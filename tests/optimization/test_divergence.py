@@ -220,7 +220,7 @@ def test_copies_are_made_as_often_as_their_share_of_the_time_allows(monkeypatch)
         def values(self):
             return {"w": torch.full((2,), now[0])}
 
-    kept = training_state.Kept(State())
+    kept = training_state.StateBackup(State())
     steps = []
     for step in range(1000):
         kept.keep(step)
@@ -239,11 +239,11 @@ def test_a_state_that_is_not_finite_is_not_kept():
             return {"w": self.value, "count": torch.tensor(3)}
 
     state = State()
-    kept = training_state.Kept(state)
+    kept = training_state.StateBackup(state)
     kept._began -= 1e9
     kept.keep(1)
     state.value = torch.tensor([1.0, torch.nan])
     kept.keep(2)
     assert kept.step == 1
-    kept.give_back()
+    kept.restore()
     assert state.value.tolist() == [1.0, 1.0]
