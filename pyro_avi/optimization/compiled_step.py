@@ -188,7 +188,7 @@ class CompiledStep:
                 warnings.simplefilter("ignore")
                 # Eagerly first: what a guide has to find out about new shapes is not to become part of the graph.
                 result = self._eager(call, kwargs)
-                with self.given_back(result):
+                with self.rolled_back(result):
                     # Tracing takes a step: by the same rows, where they are drawn, as those that are given back.
                     torch.manual_seed(0)
                     graph, apart = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
@@ -332,7 +332,7 @@ class CompiledStep:
         return places
 
     @contextmanager
-    def given_back(self, result: LossAndGrads):
+    def rolled_back(self, result: LossAndGrads):
         """Give everything that a step moves its value back: what runs inside is a trial."""
         places = self._places(result)
         saved = [(state if index is None else state[index]).clone() for state, index in places]
@@ -347,13 +347,13 @@ class CompiledStep:
         self, eager: LossAndGrads, graph: Callable[[list[Tensor], Any], LossAndGrads], inputs: Callable
     ) -> None:
         expected = self.expected(eager)
-        with self.given_back(eager):
+        with self.rolled_back(eager):
             torch.manual_seed(0)
             self.check(expected, eager, graph(*inputs()))
 
     def expected(self, eager: LossAndGrads) -> list[Tensor]:
         """What a step with these gradients gives, taken and rolled back."""
-        with self.given_back(eager):
+        with self.rolled_back(eager):
             rest = self._move(eager, self._values, self._states, self.rates) if self._moves else eager.rows
             return self._outcome(eager, replace(eager, rows=rest))
 

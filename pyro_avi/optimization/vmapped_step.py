@@ -120,10 +120,10 @@ class VmappedStep:
         with seeded(0), warnings.catch_warnings():
             # What inductor deprecates of itself is nothing a caller could mend.
             warnings.simplefilter("ignore")
-            with self._given_back(results):
+            with self._rolled_back(results):
                 graph, launched_apart = self._graph(apart, tensors, shared)
             expected = [step.expected(result) for step, result in zip(self._steps, results, strict=True)]
-            with self._given_back(results):
+            with self._rolled_back(results):
                 losses = graph(tensors, [Stream(0) for _ in self._steps])
                 for step, of, result, loss in zip(self._steps, expected, results, losses, strict=True):
                     step.check(of, result, LossAndGrads(loss, None, []))
@@ -132,10 +132,10 @@ class VmappedStep:
         return graph
 
     @contextmanager
-    def _given_back(self, results: Sequence[LossAndGrads]):
+    def _rolled_back(self, results: Sequence[LossAndGrads]):
         with ExitStack() as stack:
             for step, result in zip(self._steps, results, strict=True):
-                stack.enter_context(step.given_back(result))
+                stack.enter_context(step.rolled_back(result))
             yield
 
     def _graph(self, apart, tensors, shared) -> tuple[_Graph, str | None]:
