@@ -138,11 +138,13 @@ def fit(
         training.checked(start)
         given = {"count": None, "device": training.device, "progress": progress, "callbacks": callbacks}
         try:
-            course = run(training.take, num_steps, checked=training.checked, save=training.save, before=before, **given)
+            fit_result = run(
+                training.take, num_steps, checked=training.checked, save=training.save, before=before, **given
+            )
         except DivergedError as error:
             raise training.diverged(error) from None
-        training.leave(course)
-        return course
+        training.leave(fit_result)
+        return fit_result
 
 
 def _rest(calls: Iterator[tuple], start: int, num_steps: int) -> Iterator[tuple]:

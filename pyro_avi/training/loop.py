@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_avi.display.formatting import counted, with_error
-from pyro_avi.training.loss_figure import plot_courses
+from pyro_avi.training.loss_figure import plot_losses
 
 __all__ = ["DivergedError", "Fit", "run"]
 
@@ -213,7 +213,7 @@ class Fit:
         Raises:
             ValueError: if a training has taken no step yet.
         """
-        return plot_courses({name: self, **(others or {})})
+        return plot_losses({name: self, **(others or {})})
 
     @property
     def losses(self) -> Tensor:
@@ -262,11 +262,11 @@ def run(
     shape = (num_steps,) if count is None else (count, num_steps)
     buffer = torch.empty(shape, device=device, dtype=torch.float64)
     clock = _Clock(device)
-    courses = [Fit(0, clock, losses, _save=save) for losses in buffer.view(-1, num_steps)]
+    fits = [Fit(0, clock, losses, _save=save) for losses in buffer.view(-1, num_steps)]
     start = 0 if before is None else len(before)
     if before is not None:
         buffer[..., :start] = before
-    told = courses[0] if count is None else courses
+    told = fits[0] if count is None else fits
     # Where nobody waits for a device to read a loss, the first one that is not finite ends the training at once.
     numbers = buffer.numpy() if count is None and device.type == "cpu" else None
     with tqdm(total=num_steps, initial=start, disable=not progress, unit="step") as bar:
@@ -277,20 +277,20 @@ def run(
             last = step + 1 == num_steps
             if callbacks or last:
                 clock.stop()
-            for course in courses:
-                course.steps, course.compile_seconds = step + 1, compiling
+            for fit_result in fits:
+                fit_result.steps, fit_result.compile_seconds = step + 1, compiling
             if (step + 1) % _CHECK_EVERY == 0 or last or (step < _CHECK_EVERY and not step & (step + 1)):
                 clock.lap(step + 1)
             if numbers is not None and not math.isfinite(numbers[step]):
-                _check_finite(courses)
+                _check_finite(fits)
             if (step + 1) % _CHECK_EVERY == 0 or last:
-                _check_finite(courses)
+                _check_finite(fits)
                 checked(step + 1)
                 bar.set_postfix(loss=f"{buffer[..., step].mean().item():.4g}", refresh=False)
                 bar.update(step + 1 - bar.n)
             if callbacks:
                 if any([callback(told) is True for callback in callbacks]):
-                    _check_finite(courses)
+                    _check_finite(fits)
                     checked(step + 1)
                     break
                 clock.start()
@@ -298,8 +298,8 @@ def run(
     return told
 
 
-def _check_finite(courses: Sequence[Fit]) -> None:
-    diverged = [course.diverged_at for course in courses]
+def _check_finite(fits: Sequence[Fit]) -> None:
+    diverged = [fit_result.diverged_at for fit_result in fits]
     if None not in diverged:
-        last = max(range(len(courses)), key=diverged.__getitem__)
-        raise DivergedError(diverged[last], courses[last].losses[diverged[last]].item())
+        last = max(range(len(fits)), key=diverged.__getitem__)
+        raise DivergedError(diverged[last], fits[last].losses[diverged[last]].item())

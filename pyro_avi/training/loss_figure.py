@@ -6,7 +6,7 @@ import numpy as np
 
 from pyro_avi.display.figures import new_figure
 
-__all__ = ["plot_courses"]
+__all__ = ["plot_losses"]
 
 _COLORS = ["#4477aa", "#ee6677", "#117733", "#ddaa33", "#332288", "#44aa99"]
 # How many losses are drawn one by one, and of how many medians a line is made.
@@ -15,7 +15,7 @@ _DOTS, _MEDIANS = 2000, 60
 _FIRST, _FAR = 0.1, 3.0
 
 
-def plot_courses(courses: Mapping):
+def plot_losses(fits: Mapping):
     """Draw losses by step and by second.
 
     The axis of the losses has room for all of them where those of the first steps are not far from the rest. Elsewhere it
@@ -30,18 +30,18 @@ def plot_courses(courses: Mapping):
     Raises:
         ValueError: if a training has taken no step yet.
     """
-    for name, course in courses.items():
-        if not course.steps:
+    for name, fit_result in fits.items():
+        if not fit_result.steps:
             raise ValueError(f"Expected trainings with at least one step, got none of {name!r}.")
     figure = new_figure(figsize=(10, 4), layout="constrained")
     by_step, by_second = figure.subplots(1, 2, sharey=True)
     ranges = []
-    for color, (name, course) in zip(_COLORS * len(courses), courses.items(), strict=False):
-        losses = course.losses.numpy()
+    for color, (name, fit_result) in zip(_COLORS * len(fits), fits.items(), strict=False):
+        losses = fit_result.losses.numpy()
         steps = np.arange(1, len(losses) + 1)
         window = max(1, len(losses) // _MEDIANS)
         medians = _medians(losses, window)
-        for axes, places in ((by_step, steps), (by_second, course.times.numpy())):
+        for axes, places in ((by_step, steps), (by_second, fit_result.times.numpy())):
             _draw(axes, places, losses, medians, window, color, name)
         ranges.append(_range(losses, medians))
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -49,8 +49,8 @@ def plot_courses(courses: Mapping):
     by_step.set_ylim(low - margin, high + margin)
     by_step.set_ylabel("loss, nats")
     by_step.ticklabel_format(axis="y", useOffset=False)
-    _label(by_step, courses, "step")
-    _label(by_second, courses, "second")
+    _label(by_step, fits, "step")
+    _label(by_second, fits, "second")
     return figure
 
 
@@ -85,17 +85,17 @@ def _range(losses: np.ndarray, medians: np.ndarray) -> tuple[float, float]:
     return (every.min(), every.max()) if is_near else (low, high)
 
 
-def _label(axes, courses: Mapping, by: str) -> None:
+def _label(axes, fits: Mapping, by: str) -> None:
     low, high = axes.get_ylim()
     axes.set_title(f"Loss by {by}")
     axes.set_xlabel(f"{by}s")
     if by == "second":
-        compiling = [f"{of.compile_seconds:.3g}" for of in courses.values() if of.compile_seconds]
+        compiling = [f"{of.compile_seconds:.3g}" for of in fits.values() if of.compile_seconds]
         if compiling:
             axes.set_xlabel(f"seconds ({', '.join(compiling)} of them compiling)")
         return
-    if any((of.losses > high).any() or (of.losses < low).any() for of in courses.values()):
-        first = ", ".join(f"{of.losses[0].item():.3g}" for of in courses.values())
+    if any((of.losses > high).any() or (of.losses < low).any() for of in fits.values()):
+        first = ", ".join(f"{of.losses[0].item():.3g}" for of in fits.values())
         axes.text(0.98, 0.97, f"first loss {first}", ha="right", va="top", transform=axes.transAxes, fontsize="small")
-    if len(courses) > 1:
+    if len(fits) > 1:
         axes.legend(frameon=False, fontsize="small", loc="upper center")

@@ -84,7 +84,7 @@ class Training:
         if self._backup is not None:
             self._backup.keep(steps)
 
-    def leave(self, course: Fit) -> None:
+    def leave(self, fit_result: Fit) -> None:
         """End: the random state is kept for a training that goes on.
 
         Raises:
@@ -92,7 +92,7 @@ class Training:
         """
         self._left = random_state()
         if not are_finite(self._state.parameters()):
-            raise self.diverged(DivergedError(course.steps, math.nan))
+            raise self.diverged(DivergedError(fit_result.steps, math.nan))
 
     def diverged(self, error: DivergedError) -> DivergedError:
         """The error with what came first; the state that was kept is given back."""
@@ -120,9 +120,9 @@ class Training:
         given = {"gradient": self._training_step.gradient, "names": self._state.names}
         return explain(self._model, self._guide, call, self._kwargs, **given)
 
-    def save(self, path: str | PathLike, course: Fit) -> None:
+    def save(self, path: str | PathLike, fit_result: Fit) -> None:
         """Write all that the training goes on from to a file."""
-        checkpoint.write(path, self._state, course.steps, course.losses, self._left or random_state())
+        checkpoint.write(path, self._state, fit_result.steps, fit_result.losses, self._left or random_state())
 
     def go_on(self, path: str | PathLike, *, draws: bool) -> Tensor:
         """Take the state in a file, and with ``draws`` its random state; return the losses until then."""
