@@ -16,7 +16,7 @@ from pyro_avi.diagnostics.gap_results import Gaps
 from pyro_avi.estimators import khat
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.ais import annealed_weights, sampling
-from pyro_avi.evidence.evidence import Evidence, exact_evidence, mean_of, short_by
+from pyro_avi.evidence.evidence import Evidence, exact_evidence, paired_mean, with_refinement_error
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.evidence.mixture import mixture_weights
 from pyro_avi.families import Family
@@ -156,10 +156,10 @@ def measure_gaps(
         inference=known.above(one),
         approximation=approximation
         if found.remaining is None
-        else short_by(approximation, found.remaining, weights.scale),
-        amortization=mean_of(two - one, weights.scale),
-        richer=None if richer is None else mean_of(three - two, weights.scale),
-        elbo=mean_of(one, weights.scale),
+        else with_refinement_error(approximation, found.remaining, weights.scale),
+        amortization=paired_mean(two - one, weights.scale),
+        richer=None if richer is None else paired_mean(three - two, weights.scale),
+        elbo=paired_mean(one, weights.scale),
         evidence=known.above(torch.zeros_like(one)),
         slack=known.slack(upper),
         exact=exact is not None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.estimators import Estimate, iwelbo, khat
 
-__all__ = ["Evidence", "HasEvidence", "exact_evidence", "mean_of", "short_by"]
+__all__ = ["Evidence", "HasEvidence", "exact_evidence", "paired_mean", "with_refinement_error"]
 
 # Standard errors above which a bound is taken for the better one.
 _HIGHER = 2.0
@@ -83,13 +83,13 @@ class Evidence:
         return Estimate(self._scale * known.sum().item(), self._scale * error.norm().item(), rows, error)
 
 
-def mean_of(values: Tensor, scale: float) -> Estimate:
+def paired_mean(values: Tensor, scale: float) -> Estimate:
     """The mean over draws of ``values [S, N]``, each followed by that of its mirror image, by row and in total."""
     mean = values.mean(0)
     return _estimate(mean, values - mean, scale, torch.zeros_like(mean))
 
 
-def short_by(gap: Estimate, left, scale: float) -> Estimate:
+def with_refinement_error(gap: Estimate, left, scale: float) -> Estimate:
     """An approximation gap whose error covers what the best factors found may lack of the best there are.
 
     Args:
