@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pyro_avi.inspection.sites import give_sizes, is_latent
 
-__all__ = ["LogFactor", "complete", "enumeration_depth", "is_enumerated", "log_factors", "trace_at"]
+__all__ = ["LogFactor", "sample_enumerated", "enumeration_depth", "is_enumerated", "log_factors", "trace_at"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def trace_at(model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Tra
     return poutine.trace(poutine.replay(model, trace=given)).get_trace(*args, **kwargs)
 
 
-def complete(model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Trace, *, depth: int) -> Trace:
+def sample_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Trace, *, depth: int) -> Trace:
     """A trace of the model with the values of another trace, and draws from the posterior of its enumerated latents.
 
     Args:

@@ -11,7 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.densities.attribution import Attribution, attribute
-from pyro_avi.densities.log_factors import complete, enumeration_depth, log_factors, trace_at
+from pyro_avi.densities.log_factors import enumeration_depth, log_factors, sample_enumerated, trace_at
 from pyro_avi.densities.perturbation import HasRowPlates
 from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.evaluation_mode import evaluation_mode
@@ -163,7 +163,7 @@ class Weigher:
 
     def completed(self, guide_trace: Trace) -> Trace:
         """A trace of the model with the latents of a draw, and draws from the posterior of those that are summed out."""
-        return complete(self._model, self._args, self._kwargs, guide_trace, depth=self._depth)
+        return sample_enumerated(self._model, self._args, self._kwargs, guide_trace, depth=self._depth)
 
     def weigh(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         """The log weight of one draw: by block ``[M]``, and the rest ``[]``."""

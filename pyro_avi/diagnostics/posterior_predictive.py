@@ -11,7 +11,7 @@ from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_avi.densities.log_factors import complete, enumeration_depth
+from pyro_avi.densities.log_factors import enumeration_depth, sample_enumerated
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import is_observation
 from pyro_avi.lock import in_turn
@@ -158,7 +158,7 @@ class Predictor:
         """The latents of a draw, with draws from the posterior of those that the model enumerates."""
         if self._enumeration is None:
             return of_guide
-        trace = complete(self._model, self._args, self._kwargs, of_guide, depth=self._enumeration)
+        trace = sample_enumerated(self._model, self._args, self._kwargs, of_guide, depth=self._enumeration)
         self._check_rows(trace)
         return trace
 
