@@ -14,7 +14,7 @@ from pyro_avi.closing.row_tables import Tables, choose, read_tables, write_table
 from pyro_avi.closing.weight_source import JointWeights, WeightSource, by_row
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.estimators.gains import cross_fitted, gains
-from pyro_avi.evidence.ais import sampling
+from pyro_avi.evidence.ais import isolated_sampling
 from pyro_avi.evidence.mixture import missed_modes
 from pyro_avi.guides import FactorizedGuide
 
@@ -150,7 +150,7 @@ class FactorSearch:
             return []
         factor = guide.row_factors[0].factor
         ((name, table),) = best.items()
-        with sampling(self._seed - 3), torch.no_grad():
+        with isolated_sampling(self._seed - 3), torch.no_grad():
             factors = [factor.distribution(each) for each in (table, *(end[name] for end in ends))]
             options = {"num_samples": _PILOT, "max_memory": self._source.max_memory}
             center, spread = moments(factors[0])

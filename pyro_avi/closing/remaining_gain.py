@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.densities.log_joint import LocalJoint
-from pyro_avi.evidence.ais import sampling
+from pyro_avi.evidence.ais import isolated_sampling
 from pyro_avi.factors.factor import Factor
 
 __all__ = ["RemainingGain", "remaining_gain"]
@@ -86,7 +86,7 @@ def _gradients(
     sizes = joint.chunks(_PAIRS, max_memory)
     for group in range(groups):
         gradient, information = 0.0, 0.0
-        with sampling(seed + group):
+        with isolated_sampling(seed + group):
             for count in sizes:
                 of_gradient, of_fisher = _gradient_sums(joint, factor, table, count)
                 gradient, information = gradient + of_gradient / _PAIRS, information + of_fisher / _PAIRS

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.densities.log_weights import LogWeights, log_weights
 from pyro_avi.densities.row_densities import TiedRowsError
-from pyro_avi.evidence.ais import sampling
+from pyro_avi.evidence.ais import isolated_sampling
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 
@@ -52,7 +52,7 @@ class JointWeights(WeightSource):
 
     def weights(self, guide, *, num_samples, seed):
         """The log weights of an even number of draws, ``num_samples`` at least."""
-        with sampling(seed):
+        with isolated_sampling(seed):
             factors = guide.fixed_posterior(*self._args, **self._kwargs)
             options = {"num_samples": num_samples, "max_memory": self.max_memory}
             return self.joint.log_weights(factors, symmetric=guide.family.symmetric, **options)

@@ -15,7 +15,7 @@ from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.diagnostics.gap_results import Gaps
 from pyro_avi.estimators import khat
 from pyro_avi.evaluation_mode import evaluation_mode
-from pyro_avi.evidence.ais import annealed_weights, sampling
+from pyro_avi.evidence.ais import annealed_weights, isolated_sampling
 from pyro_avi.evidence.evidence import Evidence, exact_evidence, paired_mean, with_refinement_error
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.evidence.mixture import mixture_weights
@@ -204,7 +204,7 @@ class _Measurement:
 
     def weight_source(self, guide: FactorizedGuide) -> WeightSource:
         """The source of the log weights of the rows' factors."""
-        with sampling(self._seed):
+        with isolated_sampling(self._seed):
             return weight_source(self._model, guide, self._args, self._kwargs, max_memory=self._max_memory)
 
     def richer(self, family: Family, best: FactorizedGuide) -> FactorizedGuide:
@@ -217,7 +217,7 @@ class _Measurement:
                 "- a flow whose weights are every row's own: richer=avi.RowFlow()\n"
                 "- train a guide with this family, and measure the gaps of that"
             )
-        with sampling(self._seed + _MOMENTS), torch.no_grad():
+        with isolated_sampling(self._seed + _MOMENTS), torch.no_grad():
             for row_factor, theirs in zip(guide.row_factors, best.row_factors, strict=True):
                 table, narrow = row_factor.function.table, theirs.function.table
                 continuous = row_factor.factor.family.initial(*moments(theirs.factor.distribution(narrow)))
@@ -234,7 +234,7 @@ class _Measurement:
         alone = len(best.row_plates) == len(best.row_factors) == 1 and source.blocks is None
         if not alone or all(latent.num_values is not None for latent in factor.latents):
             return []
-        with sampling(self._seed + _MIXTURE), torch.no_grad():
+        with isolated_sampling(self._seed + _MIXTURE), torch.no_grad():
             # The discrete latents are summed out.
             joint = source.joint if isinstance(source, JointWeights) else self._joint_of_continuous()
             if joint is None:
@@ -254,7 +254,7 @@ class _Measurement:
 
     def chains(self, guide: FactorizedGuide, annealing: Mapping[str, Any], reverse=None) -> LogWeights:
         """The weights of annealed importance sampling that starts from a table's factors."""
-        with sampling(self._seed + _CHAINS):
+        with isolated_sampling(self._seed + _CHAINS):
             return annealed_weights(
                 LocalJoint(self._model, self._args, self._kwargs, plate=guide.row_plate()),
                 guide.fixed_posterior(*self._args, **self._kwargs),

@@ -20,7 +20,7 @@ from pyro_avi.lock import in_turn
 from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 
-__all__ = ["ais", "annealed_weights", "sampling"]
+__all__ = ["ais", "annealed_weights", "isolated_sampling"]
 
 # Chains of the pilot run that a row's step sizes are found by.
 _PILOT_CHAINS = 16
@@ -99,7 +99,7 @@ def ais(
         torch.Size([20])
     """
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
-    with sampling(seed):
+    with isolated_sampling(seed):
         weights = annealed_weights(
             LocalJoint(held, args, kwargs, plate=guide.row_plate()),
             guide.fixed_posterior(*args, **kwargs),
@@ -127,7 +127,7 @@ def annealed_weights(
     reverse: Mapping[str, Tensor] | None = None,
     max_memory: int = 2**30,
 ) -> LogWeights:
-    """The log weights of the chains of every row, ``local [C, B]``; to be called inside :func:`sampling`.
+    """The log weights of the chains of every row, ``local [C, B]``; to be called inside :func:`isolated_sampling`.
 
     Args:
         joint: of the model.
@@ -174,7 +174,7 @@ def annealed_weights(
 
 
 @contextmanager
-def sampling(seed: int):
+def isolated_sampling(seed: int):
     """Run models beside the program many times: hidden from handlers, unchecked, modules in evaluation mode."""
     with isolated_param_store(), seeded(seed), poutine.block(), evaluation_mode(), pyro.validation_enabled(False):
         yield

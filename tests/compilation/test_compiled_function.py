@@ -8,7 +8,7 @@ from pyro_avi.compilation.compiled_function import compile_function
 from pyro_avi.compilation.cost import saves_time
 from pyro_avi.densities import log_joint as joint_module
 from pyro_avi.densities.log_joint import LocalJoint
-from pyro_avi.evidence.ais import sampling
+from pyro_avi.evidence.ais import isolated_sampling
 from tests.marks import needs_compiler
 
 
@@ -21,7 +21,7 @@ def images():
 
 
 def weights(model, guide, x, *, num_samples=40, max_memory=1):
-    with sampling(0):
+    with isolated_sampling(0):
         joint = LocalJoint(model, (x,), {}, plate="data")
         factors = guide.fixed_posterior(x)
         return joint.log_weights(factors, symmetric=True, num_samples=num_samples, max_memory=max_memory).local, joint

@@ -11,7 +11,7 @@ from pyro import poutine
 import pyro_avi as avi
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.estimators import ais as arrays
-from pyro_avi.evidence.ais import annealed_weights, sampling
+from pyro_avi.evidence.ais import annealed_weights, isolated_sampling
 
 ROWS = 12
 WEIGHT = torch.tensor([[1.0, 0.7], [0.6, 1.0], [0.5, -0.5]], dtype=torch.float64)
@@ -361,5 +361,5 @@ def test_other_guides_are_refused():
 def test_a_guide_for_other_rows_is_refused():
     x, *_ = factor_data()
     joint = LocalJoint(factors, (x,), {}, plate="data")
-    with sampling(0), pytest.raises(ValueError, match="factor of 12 rows with 2 latents, got"):
+    with isolated_sampling(0), pytest.raises(ValueError, match="factor of 12 rows with 2 latents, got"):
         annealed_weights(joint, dist.Normal(torch.zeros(3, 2), 1.0).to_event(1), **BUDGET)
