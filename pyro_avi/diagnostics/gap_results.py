@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pyro_avi.diagnostics.gap_figure import plot_gaps
 from pyro_avi.display.formatting import counted, with_error
-from pyro_avi.display.text_table import check_format, lined_up
+from pyro_avi.display.text_table import check_format, text_table
 from pyro_avi.estimators import Estimate, TailIndex
 
 __all__ = ["Gaps"]
@@ -105,7 +105,7 @@ class Gaps:
         for name, (value, error, to) in entries.items():
             last = [] if self.exact else ["" if to == value else f"{to:.3f}"]
             cells.append((name, f"{value:.3f}", f"{error:.3f}", *last))
-        return lined_up(cells, self._notes(), format=format)
+        return text_table(cells, self._notes(), format=format)
 
     def by_row(self):
         """The gaps of every row in nats, and how reliable they are.

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_avi.diagnostics.sbc_figure import plot_calibration
 from pyro_avi.display.arviz_import import import_arviz
 from pyro_avi.display.formatting import counted, with_error
-from pyro_avi.display.text_table import check_format, lined_up
+from pyro_avi.display.text_table import check_format, text_table
 from pyro_avi.estimators.ranks import UniformBand
 
 __all__ = ["Calibration", "Coverage"]
@@ -135,7 +135,7 @@ class Calibration:
         for name, (p, mean, *shares, contraction) in zip(self.names, rows, strict=True):
             last = "" if contraction != contraction else f"{contraction:.2f}"
             cells.append((name, f"{p:.4f}", f"{mean:.3f}", *(f"{100 * share:.1f} %" for share in shares), last))
-        return lined_up(cells, self._notes(coverage), format=format)
+        return text_table(cells, self._notes(coverage), format=format)
 
     def _notes(self, coverage: Coverage) -> str:
         level = 0.05 / len(self.names)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["check_format", "lined_up"]
+__all__ = ["check_format", "text_table"]
 
 
 def check_format(format: str) -> None:
@@ -18,7 +18,7 @@ def check_format(format: str) -> None:
         raise ValueError(f'Expected format to be "text", "markdown" or "frame", got {format!r}.')
 
 
-def lined_up(cells: Sequence[Sequence[str]], notes: str, *, format: str) -> str:
+def text_table(cells: Sequence[Sequence[str]], notes: str, *, format: str) -> str:
     """Rows of cells, the first one the head and the first column flush left, with notes below.
 
     Args:
