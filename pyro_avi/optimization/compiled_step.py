@@ -28,7 +28,7 @@ from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
 from pyro_avi.compilation.module_slots import find_slots, parameters_replaced
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.gradient import Gradient, LossAndGrads, clipped
-from pyro_avi.optimization.precision import with_kernels_in
+from pyro_avi.optimization.precision import with_matmul_precision
 from pyro_avi.optimization.traced_step import READS, TracedStep
 from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
@@ -207,7 +207,7 @@ class CompiledStep:
         traced = self.trace(leaves, tree, examples, gathered)
         own, draws = traced.own, traced.draws
         compiled = compile_graph(traced.graph, [*own, *examples, *draws()], with_draws=not traced.drawn)
-        compiled = with_kernels_in(self._eager.precision, compiled)
+        compiled = with_matmul_precision(self._eager.precision, compiled)
         shapes = [x.shape for x in examples]
 
         def step(*tensors: Tensor) -> Sequence[Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.optimization.adam import add_up
-from pyro_avi.optimization.precision import products_in
+from pyro_avi.optimization.precision import matmul_precision
 
 __all__ = ["Gradient", "LossAndGrads", "BackwardGradient", "clipped"]
 
@@ -40,7 +40,7 @@ class Gradient:
         parameters: what is trained, tables aside.
         touched_rows: a context that gives the rows of the tables that a call reads, as leaves of the graph, from those
             gathered before the call or ``None``.
-        precision: of matrix products, see :func:`~pyro_avi.optimization.precision.products_in`.
+        precision: of matrix products, see :func:`~pyro_avi.optimization.precision.matmul_precision`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Gradient:
         gathered: Any = None,
     ) -> LossAndGrads:
         """The same for a loss and parameters that stand in for the own ones, and rows of tables gathered before."""
-        with products_in(self.precision):
+        with matmul_precision(self.precision):
             with self.touched_rows(gathered) as touched:
                 value = loss(*call, **kwargs)
             grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
@@ -94,7 +94,7 @@ class BackwardGradient(Gradient):
         """As for :class:`Gradient`; ``parameters`` are the own ones."""
         for parameter in self._found:
             parameter.grad = None
-        with products_in(self.precision), self.touched_rows(gathered) as touched:
+        with matmul_precision(self.precision), self.touched_rows(gathered) as touched:
             value = loss(*call, **kwargs)
         result = LossAndGrads(
             torch.as_tensor(sum(value) if isinstance(value, tuple) else value, dtype=torch.double).detach(),

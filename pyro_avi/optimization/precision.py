@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["PRECISIONS", "products_in", "with_kernels_in"]
+__all__ = ["PRECISIONS", "matmul_precision", "with_matmul_precision"]
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
@@ -46,7 +46,7 @@ class _BFloat16Products(TorchDispatchMode):
 
 
 @contextmanager
-def products_in(precision: str) -> Iterator[None]:
+def matmul_precision(precision: str) -> Iterator[None]:
     """Take matrix products and convolutions in this precision.
 
     Args:
@@ -67,13 +67,13 @@ def products_in(precision: str) -> Iterator[None]:
         yield
 
 
-def with_kernels_in(precision: str, graph: Callable) -> Callable:
+def with_matmul_precision(precision: str, graph: Callable) -> Callable:
     """A compiled graph that was traced in a precision, called in that of its kernels: bfloat16 is part of what was traced."""
     if precision != "tf32":
         return graph
 
     def called(*args):
-        with products_in(precision):
+        with matmul_precision(precision):
             return graph(*args)
 
     return called

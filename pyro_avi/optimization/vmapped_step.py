@@ -17,7 +17,7 @@ from pyro_avi.compilation.fallback import CannotCompile, log_graph
 from pyro_avi.compilation.inductor import compile_graph
 from pyro_avi.optimization.compiled_step import CompiledStep
 from pyro_avi.optimization.gradient import LossAndGrads
-from pyro_avi.optimization.precision import with_kernels_in
+from pyro_avi.optimization.precision import with_matmul_precision
 from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.seeds import Stream, seeded
 
@@ -158,7 +158,7 @@ class VmappedStep:
         with torch.no_grad():
             graph = make_fx(lambda *inputs: [of_all(*inputs)])(*own, *examples)
             compiled = compile_graph(graph, [*own, *examples], with_draws=False)
-        compiled = with_kernels_in(self._replicas[0].gradient.precision, compiled)
+        compiled = with_matmul_precision(self._replicas[0].gradient.precision, compiled)
 
         def step(*tensors: Tensor) -> Sequence[Tensor]:
             return compiled(*own, *tensors)

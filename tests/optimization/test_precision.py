@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import pyro_avi as avi
-from pyro_avi.optimization.precision import products_in
+from pyro_avi.optimization.precision import matmul_precision
 
 
 def rounded(x):
@@ -15,7 +15,7 @@ def rounded(x):
 def test_a_layer_rounds_its_factors_forward_and_backward():
     x, layer = torch.randn(6, 4, requires_grad=True), nn.Linear(4, 3)
     grad = torch.randn(6, 3)
-    with products_in("bfloat16"):
+    with matmul_precision("bfloat16"):
         out = layer(x)
         found = torch.autograd.grad(out, [x, layer.weight, layer.bias], grad)
 
@@ -32,7 +32,7 @@ def test_a_layer_rounds_its_factors_forward_and_backward():
 def test_convolutions_and_batches_of_matrices():
     x, convolution = torch.randn(2, 3, 6, 6), nn.Conv2d(3, 4, 3)
     a, b, c = torch.randn(5, 2, 3), torch.randn(5, 3, 4), torch.randn(5, 2, 4)
-    with products_in("bfloat16"):
+    with matmul_precision("bfloat16"):
         found = [convolution(x), a @ b, torch.baddbmm(c, a, b, beta=2.0, alpha=0.5)]
     for one, two in zip(found, [convolution(x), a @ b, 2 * c + 0.5 * (a @ b)], strict=True):
         assert one.dtype == torch.float32
@@ -41,7 +41,7 @@ def test_convolutions_and_batches_of_matrices():
 
 def test_other_operations_and_double_precision_are_left_alone():
     x, w = torch.randn(5, 4), torch.randn(4, 4)
-    with products_in("bfloat16"):
+    with matmul_precision("bfloat16"):
         assert torch.equal(x.exp().sum() + x.log1p().nan_to_num().sum(), x.exp().sum() + x.log1p().nan_to_num().sum())
         double = x.double() @ w.double()
     assert torch.equal(double, x.double() @ w.double())
@@ -49,7 +49,7 @@ def test_other_operations_and_double_precision_are_left_alone():
 
 def test_tf32_is_given_back():
     before = torch.backends.cuda.matmul.allow_tf32
-    with products_in("tf32"):
+    with matmul_precision("tf32"):
         assert torch.backends.cuda.matmul.allow_tf32
     assert torch.backends.cuda.matmul.allow_tf32 == before
 
