@@ -1,6 +1,6 @@
 """The evidence lower bound."""
 
-from pyro_avi.estimators.estimate import Estimate, checked
+from pyro_avi.estimators.estimate import Estimate, check_log_weights
 
 __all__ = ["elbo"]
 
@@ -30,7 +30,7 @@ def elbo(weights) -> Estimate:
         >>> estimate.value, round(estimate.se, 4), estimate.rows.tolist()
         (4.0, 1.0, [2.0, 2.0])
     """
-    total, local = weights.total, checked(weights)
+    total, local = weights.total, check_log_weights(weights)
     several = len(total) > 1
     return Estimate(
         value=total.mean().item(),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pyro_avi.display.formatting import counted, with_error
 
-__all__ = ["Estimate", "checked"]
+__all__ = ["Estimate", "check_log_weights"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Estimate:
         return f"Estimate({with_error(self.value, self.se)} nats{bias}, {counted(self.rows.numel(), 'row')})"
 
 
-def checked(weights) -> Tensor:
+def check_log_weights(weights) -> Tensor:
     """The local log weights ``[S, B]`` in double precision, if every row's can be reduced.
 
     Args:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_avi.estimators.estimate import Estimate, checked
+from pyro_avi.estimators.estimate import Estimate, check_log_weights
 
 __all__ = ["ess", "iwelbo", "log_mean_exp"]
 
@@ -55,7 +55,7 @@ def iwelbo(weights) -> Estimate:
         >>> [round(x, 4) for x in estimate.rows.exp().tolist()], round(estimate.value, 4)
         ([2.0, 2.0], 1.3863)
     """
-    local = checked(weights)
+    local = check_log_weights(weights)
     if weights.is_estimate:
         raise ValueError(
             "Expected weights of rows with all of their observations, got those of a part that stands for the whole.\n"
@@ -108,7 +108,7 @@ def ess(weights) -> Tensor:
         >>> avi.ess(avi.LogWeights(local, torch.zeros(2), scale=1.0)).tolist()
         [2.0, 1.0]
     """
-    return 1 / checked(weights).softmax(0).square().sum(0)
+    return 1 / check_log_weights(weights).softmax(0).square().sum(0)
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.display.formatting import counted, with_error
-from pyro_avi.estimators.estimate import Estimate, checked
+from pyro_avi.estimators.estimate import Estimate, check_log_weights
 from pyro_avi.estimators.iwelbo import ess
 
 __all__ = ["TailIndex", "khat"]
@@ -86,7 +86,7 @@ def khat(weights) -> TailIndex:
         >>> index.unreliable.tolist()
         [False, True]
     """
-    local = checked(weights)
+    local = check_log_weights(weights)
     count = len(local)
     if count < _LEAST:
         raise ValueError(f"Expected at least {_LEAST} draws, of which a fifth is the tail, got {count}.")
