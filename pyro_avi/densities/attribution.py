@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_avi.densities.dependence import row_codes
 from pyro_avi.densities.log_factors import LogFactor
-from pyro_avi.densities.perturbation import Perturbed, Plates, row_frames, scale_of
+from pyro_avi.densities.perturbation import PerturbedCall, Plates, row_frames, scale_of
 from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["Attribution", "attribute", "check_attribution"]
@@ -142,7 +142,7 @@ def attribute(
     kwargs: Mapping[str, Any],
     plates: Plates,
     *,
-    but: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> Attribution:
     """Find the independent blocks of rows of a call, and which elements of its log joint belong to them.
 
@@ -153,19 +153,19 @@ def attribute(
         model, args, kwargs: a call of any Pyro callable.
         guide: any Pyro guide for it; ``None`` where the model is looked at alone.
         plates: the names of the plates of the rows; none for a call that is one row.
-        but: observed sites of the model to leave out.
+        exclude: observed sites of the model to leave out.
 
     Raises:
         ValueError: if there are no sites in the plates, or the result does not hold.
     """
     with isolated_run(0):
-        call = Perturbed(model, guide, args, kwargs, plates, but=but)
+        call = PerturbedCall(model, guide, args, kwargs, plates, exclude=exclude)
         result = _find(call)
         check_attribution(call, result)
     return result
 
 
-def _find(call: Perturbed) -> Attribution:
+def _find(call: PerturbedCall) -> Attribution:
     factors = (call.model_factors, call.guide_factors)
     rows, ties, tying = call.dependent_rows()
     homes = torch.cat([_home(call, factor) for part in factors for factor in part])
@@ -193,7 +193,7 @@ def _find(call: Perturbed) -> Attribution:
     )
 
 
-def _home(call: Perturbed, factor: LogFactor) -> Tensor:
+def _home(call: PerturbedCall, factor: LogFactor) -> Tensor:
     """The rows in whose plates elements lie, for those that depend on no latent of a row; -1 where there is none."""
     if not call.row_sets or not call.plates:
         return torch.zeros(factor.value.numel(), dtype=torch.long)
@@ -225,7 +225,7 @@ def _components(count: int, rows: Tensor, ties: Sequence[Tensor]) -> Tensor:
     return first.argsort().argsort()[labels]
 
 
-def _scales(call: Perturbed, owners: tuple[list[Owners], list[Owners]]) -> tuple[float, bool]:
+def _scales(call: PerturbedCall, owners: tuple[list[Owners], list[Owners]]) -> tuple[float, bool]:
     """What one block stands for in a sum over the data, and whether other plates take a part of their rows."""
     inside, all_plates = set(), set()
     for factors, parts in zip((call.model_factors, call.guide_factors), owners, strict=True):
@@ -240,7 +240,7 @@ def _scales(call: Perturbed, owners: tuple[list[Owners], list[Owners]]) -> tuple
     return scale, any(abs(other - scale) > 1e-6 * scale for other in all_plates)
 
 
-def check_attribution(call: Perturbed, found: Attribution) -> None:
+def check_attribution(call: PerturbedCall, found: Attribution) -> None:
     """Check that blocks and the rest add up to the log joint, and that blocks depend on no latents but their own.
 
     Args:

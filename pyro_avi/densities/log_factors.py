@@ -94,7 +94,7 @@ def sample_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any], g
     return poutine.trace(model).get_trace(*args, **kwargs)
 
 
-def log_factors(trace: Trace, *, but: Collection[str] = ()) -> list[LogFactor]:
+def log_factors(trace: Trace, *, exclude: Collection[str] = ()) -> list[LogFactor]:
     r"""The factors of a trace's log joint.
 
     Latents that were enumerated are summed out, as far as the plates allow before their rows are multiplied,
@@ -105,7 +105,7 @@ def log_factors(trace: Trace, *, but: Collection[str] = ()) -> list[LogFactor]:
 
     Args:
         trace: of a model or a guide.
-        but: the names of sites to leave out.
+        exclude: the names of sites to leave out.
 
     Raises:
         ValueError: if sites tied by an enumerated latent count differently often.
@@ -113,7 +113,7 @@ def log_factors(trace: Trace, *, but: Collection[str] = ()) -> list[LogFactor]:
     trace = prune_subsample_sites(trace)
     give_sizes(trace)
     trace.compute_log_prob()
-    sites = [site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in but]
+    sites = [site for name, site in trace.nodes.items() if site["type"] == "sample" and name not in exclude]
     if not any(is_enumerated(site) for site in sites):
         return [_factor_of(site) for site in sites]
     trace.pack_tensors()

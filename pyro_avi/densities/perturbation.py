@@ -15,7 +15,7 @@ from pyro_avi.densities.dependence import find_rows, row_codes
 from pyro_avi.densities.log_factors import LogFactor, enumeration_depth, is_enumerated, log_factors, trace_at
 from pyro_avi.inspection.sites import give_sizes, is_latent, plate_scale
 
-__all__ = ["HasRowPlates", "Perturbed", "Plates", "row_frames", "scale_of"]
+__all__ = ["HasRowPlates", "PerturbedCall", "Plates", "row_frames", "scale_of"]
 
 Plates = tuple[str, ...]
 Factors = tuple[list[LogFactor], list[LogFactor]]
@@ -40,11 +40,11 @@ def row_frames(frames: Iterable[CondIndepStackFrame], plates: Plates) -> list[Co
     return sorted((frame for frame in frames if frame.name in plates), key=lambda frame: frame.dim)
 
 
-class Perturbed:
+class PerturbedCall:
     """One call with latents drawn once, and what becomes of its factors when rows have others.
 
     Args:
-        model, guide, args, kwargs, plates, but: as for :func:`~pyro_avi.densities.attribution.attribute`.
+        model, guide, args, kwargs, plates, exclude: as for :func:`~pyro_avi.densities.attribution.attribute`.
 
     Attributes:
         row_sets: by the plates of each set of rows its frames; rows are numbered through all of them.
@@ -57,9 +57,9 @@ class Perturbed:
     """
 
     def __init__(
-        self, model, guide, args: tuple, kwargs: Mapping[str, Any], plates: Plates, *, but: Sequence[str] = ()
+        self, model, guide, args: tuple, kwargs: Mapping[str, Any], plates: Plates, *, exclude: Sequence[str] = ()
     ):
-        self._model, self._guide, self._args, self._kwargs, self._but = model, guide, args, kwargs, but
+        self._model, self._guide, self._args, self._kwargs, self._exclude = model, guide, args, kwargs, exclude
         self.plates = plates
         guided = Trace() if guide is None else poutine.trace(guide).get_trace(*args, **kwargs)
         plain = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
@@ -115,7 +115,7 @@ class Perturbed:
         if self._guide is not None and guided:
             traces.append(trace_at(self._guide, self._args, self._kwargs, given, depth=None))
             of_guide = log_factors(traces[1])
-        return traces, (log_factors(traces[0], but=self._but), of_guide)
+        return traces, (log_factors(traces[0], exclude=self._exclude), of_guide)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -229,7 +229,7 @@ class Perturbed:
         for trace, factors in zip(self._traces, (self.model_factors, self.guide_factors), strict=False):
             inside = {name: factor for factor in factors for name in factor.sites}
             for name, site in prune_subsample_sites(trace).nodes.items():
-                if site["type"] != "sample" or name in self._but:
+                if site["type"] != "sample" or name in self._exclude:
                     continue
                 if name not in inside:
                     yield name

@@ -62,9 +62,9 @@ class RowDensities:
         # Summed out without the observations, enumerated latents leave the prior.
         self._prior = self._attribute(self._observed) if self._enumerates else None
 
-    def _attribute(self, but: Sequence[str]) -> Attribution:
+    def _attribute(self, exclude: Sequence[str]) -> Attribution:
         model = poutine.replay(self._model, trace=self.rows)
-        found = attribute(model, None, self._args, self._kwargs, (self._plate,), but=but)
+        found = attribute(model, None, self._args, self._kwargs, (self._plate,), exclude=exclude)
         if not found.by_row:
             raise TiedRowsError(
                 f"Expected rows of plate {self._plate!r} that are independent given the global latents, got rows that are tied "
@@ -102,7 +102,7 @@ class RowDensities:
         """
         factors = log_factors(trace)
         if self._prior is not None:
-            prior, _ = self._prior.split(log_factors(trace, but=self._observed))
+            prior, _ = self._prior.split(log_factors(trace, exclude=self._observed))
             joint, _ = self._joint.split(factors)
             return prior, joint - prior
         latent = [i for i, factor in enumerate(factors) if factor.is_latent]
