@@ -1,12 +1,25 @@
-"""Adam for a parameter as one thing, or with a state for every row of it; the same code eagerly and inside a graph."""
+"""Adam with one state for a whole parameter, or with a state for every row of it; eagerly and inside a graph."""
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Adam", "add_up"]
+__all__ = ["Adam", "Moments", "add_up"]
+
+
+class Moments(NamedTuple):
+    """What Adam keeps of a parameter beside its values, by rows or of all of it.
+
+    Attributes:
+        first, second: the running means of the gradient and of its square.
+        visits: how often each row was in a batch ``[N, 1]``, or the whole parameter was moved ``[1]``.
+    """
+
+    first: Tensor
+    second: Tensor
+    visits: Tensor
 
 
 class Adam:
@@ -15,15 +28,19 @@ class Adam:
     .. math:: \lambda_n \leftarrow \lambda_n - \alpha \, \hat m_n / (\sqrt{\hat v_n} + \epsilon)
               \qquad \text{for the rows } n \text{ of the batch}
 
-    By rows, moments and bias corrections count a row's own visits. Dense Adam moves every row at every step, by the
-    momentum of batches that are long gone, at a cost that grows with the table. When every row is in every batch the two
-    are the same.
+    With a state for every row, the moments and bias corrections of a row count the batches that it was in. Dense Adam
+    moves every row at every step, by the momentum of batches that are long gone, at a cost that grows with the table. When
+    every row is in every batch the two are the same.
 
     Args:
         parameter: of any shape; by rows ``[N, P]``. It is changed in place.
         rows: whether every row has a state and a step count of its own.
         betas: the decay rates of the two moments.
         eps: the :math:`\epsilon` of the formula.
+
+    Attributes:
+        values: the memory of the parameter, of at least one dimension.
+        moments: what is kept beside it.
 
     References:
         Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, https://arxiv.org/abs/1412.6980.
@@ -45,46 +62,48 @@ class Adam:
         counts = (len(parameter), *(1 for _ in parameter.shape[1:])) if rows else (1,)
         # Of one dimension at least: torch.compile takes a 0-dimensional double for a Python number, and loses what is
         # written to it.
-        values = torch.atleast_1d(parameter.detach())
-        self.states = [values, torch.zeros_like(values), torch.zeros_like(values), values.new_zeros(counts)]
-
-    @property
-    def visits(self) -> Tensor:
-        """How often each row was in a batch ``[N, 1]``, or the whole parameter ``[1]``."""
-        return self.states[3]
+        self.values = torch.atleast_1d(parameter.detach())
+        zeros = torch.zeros_like(self.values)
+        self.moments = Moments(zeros, zeros.clone(), self.values.new_zeros(counts))
 
     @torch.no_grad()
     def step(self, index: Tensor | None, grad: Tensor, lr: float) -> None:
         """Move the parameter, or the rows of one batch.
 
         Args:
-            index: ``[B]`` rows ``0 <= n < N``, ``None`` for all in order; where the parameter is. The gradients of a row that
-                is there several times are added up: it is visited once.
-            grad: ``[B, P]`` the gradient of the loss in their parameters; on any device.
+            index: ``[B]`` rows ``0 <= n < N``, on the device of the parameter; ``None`` for all in order. The gradients of a
+                row that occurs several times are added up, and it is moved once.
+            grad: ``[B, P]`` the gradient of the loss with respect to these rows; on any device.
             lr: the learning rate :math:`\\alpha`.
         """
-        self.move(self.states, index, grad.to(self.parameter.device), lr)
+        self.update(self.values, self.moments, index, grad.to(self.parameter.device), lr)
 
-    def move(self, states: Sequence[Tensor], index: Tensor | None, grad: Tensor, lr: float | Tensor) -> None:
-        """The same on states that stand in for the own ones, as when a graph is traced: parameter, moments, visits."""
+    def update(self, values: Tensor, moments: Moments, index: Tensor | None, grad: Tensor, lr: float | Tensor) -> None:
+        """Take the step on other values and moments than this optimizer's, as a graph does while it is traced.
+
+        Args:
+            values, moments: of the same shapes, changed in place.
+            index, grad, lr: as for :meth:`step`, on the same device.
+        """
+        own = (values, *moments)
         if index is not None:
             # Equal rows then have the same gradient, move alike, and may be written in any order.
             index, sums, group = add_up(index, grad)
             grad = sums[group]
-        values, first, second, visits = states if index is None else [state[index] for state in states]
+        values, first, second, visits = own if index is None else [tensor[index] for tensor in own]
         beta1, beta2 = self.betas
         grad = torch.atleast_1d(grad)
         visits.add_(1)
-        # What lerp_ does, for which torch.vmap has no rule.
+        # As lerp_, for which torch.vmap has no batching rule.
         first.add_(grad - first, alpha=1 - beta1)
         second.add_(grad * grad - second, alpha=1 - beta2)
-        # Beside each other, so that a graph computes them once and not for every number that moves.
+        # Stacked, so that a graph computes the two numbers once and not for every element of the parameter.
         size, root = torch.stack([lr / _correction(beta1, visits), _correction(beta2, visits).rsqrt()])
         values.sub_(first / (second.sqrt() * root).add_(self.eps) * size)
         if index is not None:
-            for state, new in zip(states, (values, first, second, visits), strict=True):
-                # As index_copy_, for which torch.vmap has no rule either.
-                state.index_put_((index,), new)
+            for tensor, new in zip(own, (values, first, second, visits), strict=True):
+                # As index_copy_, for which torch.vmap has no batching rule either.
+                tensor.index_put_((index,), new)
 
 
 def add_up(index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,8 +114,8 @@ def add_up(index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         grad: ``[B, P]`` their gradients.
 
     Returns:
-        The rows in order ``[B]``; the sums of each different row ``[B, P]``, behind which zeros follow; and which of the
-        sums belongs to each row ``[B]``.
+        The rows in ascending order ``[B]``; the sum of every distinct row ``[B, P]``, padded with zeros; and the position of
+        each row's sum ``[B]``.
 
     Example::
 
@@ -105,7 +124,7 @@ def add_up(index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         >>> index.tolist(), sums.flatten().tolist(), group.tolist()
         ([2, 5, 5], [2.0, 4.0, 0.0], [0, 1, 1])
     """
-    # Stable, so that a sum has the same order of its terms every time.
+    # Stable, so that the terms of a sum are in the same order every time.
     ordered, order = index.sort(stable=True)
     group = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).to(ordered.dtype)]).cumsum(0)
     return ordered, torch.zeros_like(grad).index_put_((group,), grad[order], accumulate=True), group

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -12,7 +12,21 @@ from torch import Tensor
 from pyro_avi.optimization.adam import add_up
 from pyro_avi.optimization.precision import matmul_precision
 
-__all__ = ["Gradient", "LossAndGrads", "BackwardGradient", "clipped"]
+__all__ = ["BackwardGradient", "Gradient", "LossAndGrads", "RowGrads", "clipped"]
+
+
+class RowGrads(NamedTuple):
+    """The gradient in the rows of one table that a call has read.
+
+    Attributes:
+        table: the name of the table.
+        index: ``[B]`` the rows, of which one may occur several times; ``None`` for all in order.
+        grad: ``[B, P]``; ``None`` where the loss does not depend on them.
+    """
+
+    table: str
+    index: Tensor | None
+    grad: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -21,25 +35,25 @@ class LossAndGrads:
 
     Attributes:
         loss: an estimate of the negative ELBO, ``[]``.
-        grads: its gradient in each parameter, ``None`` in one that it does not depend on. In place of all of them
-            ``None`` where the parameters have been moved already.
-        rows: for each table that was read the name, the index ``[B]`` (``None`` for all rows; one may be there several
-            times) and the gradient ``[B, P]``; without the tables that have been moved already.
+        grads: its gradient in each parameter, ``None`` in one that it does not depend on. ``None`` in place of the list
+            where the parameters have been moved already.
+        rows: the gradients of each table that was read and has not been moved already.
     """
 
     loss: Tensor
     grads: Sequence[Tensor | None] | None
-    rows: list[tuple[str, Tensor | None, Tensor | None]]
+    rows: list[RowGrads]
 
 
 class Gradient:
-    """Evaluates the loss of a call and its gradient in what is trained and in nothing else.
+    """Evaluates the loss of a call, and its gradient in the parameters that are trained and no others.
 
     Args:
         loss: the differentiable loss of a call.
         parameters: what is trained, tables aside.
-        touched_rows: a context that gives the rows of the tables that a call reads, as leaves of the graph, from those
-            gathered before the call or ``None``.
+        touched_rows: makes a context with a list, to which every table that a call reads is added as ``(name, index,
+            rows)``, the rows as leaves of the autograd graph. It is given the rows that were gathered before the call, or
+            ``None``.
         precision: of matrix products, see :func:`~pyro_avi.optimization.precision.matmul_precision`.
     """
 
@@ -57,9 +71,9 @@ class Gradient:
         """The loss and gradient of one call."""
         # Pyro's checks ran when the parameters were found; what they would find later makes the loss infinite.
         with pyro.validation_enabled(False):
-            return self.of(self.loss, self.parameters, call, kwargs)
+            return self.evaluate(self.loss, self.parameters, call, kwargs)
 
-    def of(
+    def evaluate(
         self,
         loss: Callable[..., Tensor],
         parameters: Sequence[Tensor],
@@ -67,31 +81,37 @@ class Gradient:
         kwargs: Mapping[str, Any],
         gathered: Any = None,
     ) -> LossAndGrads:
-        """The same for a loss and parameters that stand in for the own ones, and rows of tables gathered before."""
+        """The loss and gradient of one call, for another loss and other parameters than this object's.
+
+        Args:
+            loss, parameters: in the place of :attr:`loss` and :attr:`parameters`, as while a graph is traced.
+            call, kwargs: the arguments of the loss.
+            gathered: rows of tables that were gathered before the call.
+        """
         with matmul_precision(self.precision):
             with self.touched_rows(gathered) as touched:
                 value = loss(*call, **kwargs)
             grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
-        of_rows = grads[len(parameters) :]
-        rows = [(name, index, grad) for (name, index, _), grad in zip(touched, of_rows, strict=True)]
-        return LossAndGrads(value.detach(), grads[: len(parameters)], _one_a_table(rows))
+        row_grads = grads[len(parameters) :]
+        rows = [RowGrads(name, index, grad) for (name, index, _), grad in zip(touched, row_grads, strict=True)]
+        return LossAndGrads(value.detach(), grads[: len(parameters)], _joined_by_table(rows))
 
 
 class BackwardGradient(Gradient):
-    """The same of an ELBO that takes its gradient itself and gives its loss as a number, as ``TraceGraph_ELBO``.
+    """The loss and gradient of an ELBO that calls ``backward`` itself and returns a number, as ``TraceGraph_ELBO``.
 
     Args:
-        loss: takes the gradient and gives the number, or several of which the sum is the loss.
+        loss: adds the gradient to that of the parameters and returns the number, or several whose sum is the loss.
         parameters, touched_rows, precision: as for :class:`Gradient`.
-        found: all that a gradient is taken of, also of what is not trained.
+        found: all parameters whose gradient it adds to, also those that are not trained.
     """
 
     def __init__(self, loss, parameters, touched_rows, precision="float32", *, found: Sequence[Tensor]):
         super().__init__(loss, parameters, touched_rows, precision)
         self._found = found
 
-    def of(self, loss, parameters, call, kwargs, gathered=None):
-        """As for :class:`Gradient`; ``parameters`` are the own ones."""
+    def evaluate(self, loss, parameters, call, kwargs, gathered=None):
+        """As for :class:`Gradient`; ``parameters`` are those of this object."""
         for parameter in self._found:
             parameter.grad = None
         with matmul_precision(self.precision), self.touched_rows(gathered) as touched:
@@ -99,28 +119,28 @@ class BackwardGradient(Gradient):
         result = LossAndGrads(
             torch.as_tensor(sum(value) if isinstance(value, tuple) else value, dtype=torch.double).detach(),
             [parameter.grad for parameter in parameters],
-            _one_a_table([(name, index, rows.grad) for name, index, rows in touched]),
+            _joined_by_table([RowGrads(name, index, rows.grad) for name, index, rows in touched]),
         )
         for parameter in self._found:
             parameter.grad = None
         return result
 
 
-def _one_a_table(
-    rows: list[tuple[str, Tensor | None, Tensor | None]],
-) -> list[tuple[str, Tensor | None, Tensor | None]]:
-    """The rows that each table was read at, one behind another where particles have drawn rows of their own."""
-    read: dict[str, list] = {}
-    for name, index, grad in rows:
-        if grad is not None or name not in read:
-            read.setdefault(name, []).append((index, grad))
+def _joined_by_table(rows: list[RowGrads]) -> list[RowGrads]:
+    """The rows that each table was read at, concatenated where several particles have read rows of their own."""
+    by_table: dict[str, list[RowGrads]] = {}
+    for read in rows:
+        if read.grad is not None or read.table not in by_table:
+            by_table.setdefault(read.table, []).append(read)
     joined = []
-    for name, parts in read.items():
-        parts = [part for part in parts if part[1] is not None] or parts[:1]
+    for table, parts in by_table.items():
+        parts = [part for part in parts if part.grad is not None] or parts[:1]
         if len(parts) > 1:
-            every = [torch.arange(len(grad), device=grad.device) if index is None else index for index, grad in parts]
-            parts = [(torch.cat(every), torch.cat([grad for _, grad in parts]))]
-        joined.append((name, *parts[0]))
+            indices = [
+                torch.arange(len(grad), device=grad.device) if index is None else index for _, index, grad in parts
+            ]
+            parts = [RowGrads(table, torch.cat(indices), torch.cat([part.grad for part in parts]))]
+        joined.append(parts[0])
     return joined
 
 
@@ -128,7 +148,7 @@ def clipped(result: LossAndGrads, norm: float | None) -> LossAndGrads:
     """The same with gradients shortened to a norm, that of all parameters and rows together.
 
     Args:
-        slope: a loss and its gradient.
+        result: a loss and its gradient.
         norm: the largest norm, ``None`` for any.
 
     References:
@@ -138,16 +158,16 @@ def clipped(result: LossAndGrads, norm: float | None) -> LossAndGrads:
     if norm is None:
         return result
     # The index is where the table is, which may be in host memory.
-    of_rows = [
+    row_grads = [
         grad if index is None else add_up(index.to(grad.device), grad)[1]
         for _, index, grad in result.rows
         if grad is not None
     ]
-    grads = [*(grad for grad in result.grads if grad is not None), *of_rows]
+    grads = [*(grad for grad in result.grads if grad is not None), *row_grads]
     length = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
     factor = (norm / length).clamp(max=1.0)
     return replace(
         result,
         grads=[None if grad is None else grad * factor for grad in result.grads],
-        rows=[(name, index, None if grad is None else grad * factor) for name, index, grad in result.rows],
+        rows=[rows if rows.grad is None else rows._replace(grad=rows.grad * factor) for rows in result.rows],
     )

@@ -14,9 +14,10 @@ from pyro_avi.compilation.cost import count_flops, saves_time
 from pyro_avi.compilation.fallback import log_graph
 from pyro_avi.compilation.inductor import NO_COMPILER, has_compiler
 from pyro_avi.optimization.adam import Adam
-from pyro_avi.optimization.compiled_step import CompiledStep, Update
+from pyro_avi.optimization.compiled_step import CompiledStep
 from pyro_avi.optimization.gradient import BackwardGradient, Gradient, LossAndGrads, clipped
 from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
+from pyro_avi.optimization.step_state import Update
 from pyro_avi.optimization.traced_step import can_be_compiled
 from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
@@ -77,7 +78,7 @@ class TrainingStep:
         lr: the learning rate, or one for each part.
         clip_norm: the largest norm of the gradient of all parameters together, ``None`` for any.
         precision: of matrix products.
-        compile: whether a step is one graph; ``"auto"`` where that pays.
+        compile: whether a step is one graph; ``"auto"``: where that saves time.
         num_steps: the number of steps to go.
         call, kwargs: the arguments of the first step.
 
@@ -86,16 +87,13 @@ class TrainingStep:
         device: of the arithmetic.
         gradient: the eager gradient.
         compiled: the step as one graph, if it is one.
+        optimizer: the torch optimizer of all parameters that have no :class:`~pyro_avi.optimization.adam.Adam` of their own.
         optimizer_is_given: whether :attr:`optimizer` is the user's.
     """
 
     def __init__(
         self, model, guide, elbo: ELBO, *, optimizer, lr, clip_norm, precision, compile, num_steps, call, kwargs
     ):
-        def loss(*args, **kwargs):
-            return evaluate(model, guide, *args, **kwargs)
-
-        evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
         by_row = optimizer is None and isinstance(guide, HasRowTables)
         if by_row and keeps_one_graph(elbo):
             raise ValueError(
@@ -106,43 +104,64 @@ class TrainingStep:
         self._clip_norm = clip_norm
         groups = _split(self.parameters, guide, lr)
         self._rates = [rate for _, rate in groups]
-        tables = guide.row_tables() if by_row else {}
-        trained = {id(p): (p, group) for group, (members, _) in enumerate(groups) for p in members}
-        self._tables = {
-            name: Update(Adam(table, rows=True), trained.pop(id(table))[1])
-            for name, table in tables.items()
-            if id(table) in trained
-        }
-        self._parameters = [parameter for parameter, _ in trained.values()]
-        self.check_rows = guide.check_rows if self._tables else lambda *args, **kwargs: None
-        touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
-        kind = Gradient if gives_loss(elbo) else partial(BackwardGradient, found=self.parameters)
-        self.gradient = gradient = kind(loss, self._parameters, touched_rows, precision)
-        self.compiled: CompiledStep | None = None
-        self._take: Callable[..., LossAndGrads] = gradient
-        self._updates, self._optimizer, self.optimizer_is_given = None, None, optimizer is not None
+        group_of = {id(p): group for group, (members, _) in enumerate(groups) for p in members}
+        tables = {name: x for name, x in guide.row_tables().items() if id(x) in group_of} if by_row else {}
+        self._tables = {name: Update(Adam(x, rows=True), group_of[id(x)]) for name, x in tables.items()}
+        in_tables = set(map(id, tables.values()))
+        self._parameters = [p for members, _ in groups for p in members if id(p) not in in_tables]
+        self.check_rows = guide.check_rows if tables else lambda *args, **kwargs: None
+        self.gradient = self._make_gradient(model, guide, elbo, precision)
         if compile == "auto":
-            can = can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs)
-            with buffers_restored(model):
-                compile = can and _saves_time(gradient, call, kwargs, num_steps)
-            if compile and self.device.type == "cpu" and not has_compiler():
-                compile = False
-                log_graph("The training step", NO_COMPILER)
+            compile = self._should_compile(model, guide, elbo, call, kwargs, num_steps)
+        self.optimizer: torch.optim.Optimizer | None = None
+        self._updates: list[Update] | None = None
+        self.optimizer_is_given = optimizer is not None
         if compile and optimizer is None:
-            self._updates = [Update(Adam(parameter), group) for parameter, group in trained.values()]
+            self._updates = [Update(Adam(p), group_of[id(p)]) for p in self._parameters]
         elif self._parameters:
             make = partial(torch.optim.Adam, fused=True) if optimizer is None else optimizer
-            members = [[p for p, of in trained.values() if of == group] for group in range(len(groups))]
-            self._groups = [group for group, of in enumerate(members) if of]
-            self._optimizer = make(
-                [{"params": members[group], "lr": _at(self._rates[group], 0)} for group in self._groups],
-                lr=_at(self._rates[self._groups[0]], 0),
-            )
+            self._make_optimizer(make, [group_of[id(p)] for p in self._parameters])
+        self.compiled: CompiledStep | None = None
         if compile:
-            apart = bool(self._tables) and guide.rows_on is not None
-            inside, gather = ({}, guide.gather_rows) if apart else (self._tables, None)
-            self.compiled = CompiledStep(gradient, model, guide, elbo, self._updates, inside, clip_norm, gather)
-            self._take = self.compiled
+            outside = bool(tables) and guide.rows_on is not None
+            inside, gather = ({}, guide.gather_rows) if outside else (self._tables, None)
+            self.compiled = CompiledStep(self.gradient, model, guide, elbo, self._updates, inside, clip_norm, gather)
+        self._evaluate = self.compiled or self.gradient
+
+    def _make_gradient(self, model: Callable, guide: Callable, elbo: ELBO, precision: str) -> Gradient:
+        def loss(*args, **kwargs):
+            return evaluate(model, guide, *args, **kwargs)
+
+        evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
+        touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
+        kind = Gradient if gives_loss(elbo) else partial(BackwardGradient, found=self.parameters)
+        return kind(loss, self._parameters, touched_rows, precision)
+
+    def _should_compile(
+        self, model: Callable, guide: Callable, elbo: ELBO, call: tuple, kwargs: Mapping[str, Any], num_steps: int
+    ) -> bool:
+        """Whether a step can be compiled, and the steps to go save more time than that takes."""
+        if not can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs):
+            return False
+        with buffers_restored(model), seeded(None):
+            flops = count_flops(self.gradient, call, kwargs)
+        if not saves_time(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
+            return False
+        if self.device.type == "cpu" and not has_compiler():
+            log_graph("The training step", NO_COMPILER)
+            return False
+        return True
+
+    def _make_optimizer(self, make: Callable[..., torch.optim.Optimizer], groups: Sequence[int]) -> None:
+        """One optimizer of all parameters, each in the group given for it."""
+        # A group of the learning rates may have no parameter beside tables.
+        self._groups = sorted(set(groups))
+        members = [
+            [p for p, own in zip(self._parameters, groups, strict=True) if own == group] for group in self._groups
+        ]
+        rates = [_at(self._rates[group], 0) for group in self._groups]
+        options = [{"params": params, "lr": rate} for params, rate in zip(members, rates, strict=True)]
+        self.optimizer = make(options, lr=rates[0])
 
     def rates(self, step: int) -> list[float]:
         """The learning rate of each group."""
@@ -153,9 +172,9 @@ class TrainingStep:
         self.check_rows(*call, **kwargs)
         rates = self.rates(step)
         if self.compiled is not None:
-            self.compiled.set_rates(rates)
-        result = self._take(call, kwargs)
-        # What is not finite moves nothing, so that it can be told what it came from; a graph sees to that itself.
+            self.compiled.state.set_rates(rates)
+        result = self._evaluate(call, kwargs)
+        # A loss that is not finite moves nothing, so that its cause can still be found; a graph sees to that itself.
         if self.device.type != "cpu" or math.isfinite(result.loss.item()):
             # A graph has moved the parameters itself, by a clipped gradient.
             moved = result.grads is None
@@ -164,13 +183,8 @@ class TrainingStep:
 
     @property
     def adams(self) -> list[Adam]:
-        """The own optimizer of each parameter that has one."""
+        """The optimizers of tables, and in a compiled step of every parameter."""
         return [update.adam for update in (*self._tables.values(), *(self._updates or ()))]
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer | None:
-        """The torch optimizer of all others."""
-        return self._optimizer
 
     def _move(self, result: LossAndGrads, rates: Sequence[float]) -> None:
         if result.grads is not None:
@@ -180,23 +194,17 @@ class TrainingStep:
                 self._tables[name].adam.step(index, grad, rates[self._tables[name].group])
 
     def _move_parameters(self, grads: Sequence[Tensor | None], rates: Sequence[float]) -> None:
-        if self._optimizer is not None:
-            for group, of in zip(self._optimizer.param_groups, self._groups, strict=True):
-                group["lr"] = rates[of]
+        if self.optimizer is not None:
+            for options, group in zip(self.optimizer.param_groups, self._groups, strict=True):
+                options["lr"] = rates[group]
             for parameter, grad in zip(self._parameters, grads, strict=True):
                 parameter.grad = grad
-            self._optimizer.step()
+            self.optimizer.step()
             for parameter in self._parameters:
                 parameter.grad = None
         for update, grad in zip(self._updates or (), grads, strict=self._updates is not None):
             if grad is not None:
                 update.adam.step(None, grad, rates[update.group])
-
-
-def _saves_time(gradient: Gradient, call: tuple, kwargs: Mapping[str, Any], num_steps: int) -> bool:
-    with seeded(None):
-        flops = count_flops(gradient, call, kwargs)
-        return saves_time(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING)
 
 
 def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:

@@ -4,23 +4,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pyro
+import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.fallback import CannotCompile
+from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
 from pyro_avi.compilation.module_slots import in_modules
+from pyro_avi.optimization.gradient import LossAndGrads
+from pyro_avi.optimization.step_state import StepTensors
 from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 
-__all__ = ["READS", "TracedStep", "can_be_compiled"]
+__all__ = ["TracedStep", "can_be_compiled", "check_can_be_traced", "surrogate_loss", "trace_step"]
 
-# Where each of these reads its loss into Python, which a graph cannot follow.
-READS = {
-    Trace_ELBO: "pyro.infer.trace_elbo.torch_item",
-    StickingTheLandingELBO: "pyro.infer.trace_elbo.torch_item",
-    TraceMeanField_ELBO: "pyro.infer.trace_mean_field_elbo.torch_item",
-}
+# What is known of these ELBOs: apart from the loss that they report, they read no number out of a tensor.
+_TRACEABLE = (Trace_ELBO, StickingTheLandingELBO, TraceMeanField_ELBO)
 
 
 @dataclass(frozen=True)
@@ -29,18 +33,83 @@ class TracedStep:
 
     Attributes:
         graph: takes ``own``, the tensors of a call, and ``draws()``.
-        own: what it reads and moves: parameters, moments and visits, learning rates, and what model and guide hold.
+        own: what it reads and writes: parameters, moments, learning rates, and the buffers of model and guide.
         draws: draws from torch's random state what the step draws.
         drawn: whether the graph draws nothing itself.
-        names, outputs: of the tables, and of what the graph returns, where it moves nothing.
+        tables: the names of the tables whose gradients the graph returns.
+        outputs: the structure of what it returns: the loss, gradients of parameters, and of the tables' rows.
     """
 
     graph: GraphModule
     own: list[Tensor]
     draws: Callable[[], list[Tensor]]
     drawn: bool
-    names: list[str]
+    tables: list[str]
     outputs: Any
+
+
+def trace_step(
+    step: Callable[[StepTensors, list[Tensor]], LossAndGrads], state: StepTensors, examples: Sequence[Tensor]
+) -> TracedStep:
+    """Trace a step.
+
+    Args:
+        step: takes what is in the place of the state, which it changes, and the tensors of a call. Of the rows of tables
+            that it returns the gradients are kept, and the positions where there are any.
+        state: the tensors that the graph reads and writes.
+        examples: the tensors of a call.
+    """
+    own, parts = tree_flatten(state)
+    tables: list[str] = []
+    outputs = None
+
+    def flat(*inputs: Tensor) -> list[Tensor | None]:
+        nonlocal outputs
+        result = step(tree_unflatten(inputs[: len(own)], parts), list(inputs[len(own) :]))
+        tables[:] = [rows.table for rows in result.rows]
+        grads, indices = [rows.grad for rows in result.rows], [rows.index for rows in result.rows]
+        out, outputs = tree_flatten((result.loss, list(result.grads or ()), indices, grads))
+        return out
+
+    with pyro.validation_enabled(False):
+        traced = make_fx(flat)(*own, *examples)
+    own = [*own, *lift_tensors(traced, len(own))]
+    program, drawn = lift_draws(traced)
+    return TracedStep(traced, own, program.forward, drawn, tables, outputs)
+
+
+class _ItemIsTensor(TorchFunctionMode):
+    """A context in which ``Tensor.item`` returns the tensor itself."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func is torch.Tensor.item else func(*args, **(kwargs or {}))
+
+
+def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
+    """The loss whose derivative is the gradient, without the value of the ELBO that Pyro reports beside it.
+
+    Args:
+        elbo: one that :func:`check_can_be_traced` accepts.
+        model, guide: whose loss it is.
+        call, kwargs: the arguments of both.
+    """
+    losses = []
+    for model_trace, guide_trace in elbo._get_traces(model, guide, call, kwargs):
+        # Pyro turns the value into a number, which a graph cannot follow, and which is not used here. The model has run
+        # by now: numbers that it reads out of tensors are found while it is traced.
+        with _ItemIsTensor():
+            losses.append(elbo._differentiable_loss_particle(model_trace, guide_trace)[1])
+    return sum(losses) / len(losses)
+
+
+def check_can_be_traced(elbo: ELBO) -> None:
+    """Refuse an ELBO that is not known to be traceable.
+
+    Raises:
+        CannotCompile: if it is none of those.
+    """
+    if type(elbo) not in _TRACEABLE:
+        raise CannotCompile(f"{type(elbo).__name__} is none of {', '.join(known.__name__ for known in _TRACEABLE)}")
 
 
 def can_be_compiled(
@@ -56,6 +125,7 @@ def can_be_compiled(
     """
     try:
         flatten_call(call, kwargs)
+        check_can_be_traced(elbo)
     except CannotCompile:
         return False
-    return in_modules(parameters, owners) and type(elbo) in READS
+    return in_modules(parameters, owners)

@@ -1,4 +1,4 @@
-"""The training steps of several replicas as one graph, vectorized over them."""
+"""The training steps of several replicas as one graph, vectorized over the replicas."""
 
 import time
 import warnings
@@ -23,7 +23,7 @@ from pyro_avi.seeds import Stream, seeded
 
 __all__ = ["COMPILE_ERRORS", "VmappedStep", "SequentialStep"]
 
-# What a step that cannot be vectorized or compiled ends in.
+# The errors of a step that cannot be vectorized or compiled.
 COMPILE_ERRORS = (CannotCompile, RuntimeError, NotImplementedError, OSError)
 
 
@@ -33,11 +33,11 @@ _Graph = Callable[[Sequence[tuple[Tensor, ...]], Sequence[Stream]], Tensor]
 class VmappedStep:
     """Takes one step of every replica at once.
 
-    The graph of the first replica's step is vectorized over what the replicas own, over their arguments and their draws.
-    It is compared with the eager step of every replica before it is used.
+    The graph of the first replica's step is vectorized over the parameters and moments of the replicas, their arguments
+    and their draws. It is compared with the eager step of every replica before it is used.
 
     Args:
-        replicas: what is trained, of one structure and with no parameter in common, each with a compiled step.
+        replicas: the steps of the trainings, of one structure and with no parameter in common, each compiled.
         seeds: of the draws of each.
         calls, kwargs: the arguments of the first step, see :meth:`step`.
 
@@ -45,7 +45,7 @@ class VmappedStep:
         seconds: the time spent in compiling.
 
     Raises:
-        CannotCompile: if they are not of one structure; others of :data:`COMPILE_ERRORS` if their step cannot be compiled.
+        CannotCompile: if they are not of one structure; another of :data:`COMPILE_ERRORS` if their step cannot be compiled.
     """
 
     def __init__(
@@ -59,13 +59,14 @@ class VmappedStep:
         self._set_rates(0)
         if any(step.gathers for step in self._steps):
             raise CannotCompile("tables are in host memory")
-        shapes = [[x.shape for x in step.own] for step in self._steps]
-        for position, of in enumerate(shapes):
-            if of != shapes[0]:
+        tensors = [step.state.flat() for step in self._steps]
+        shapes = [[x.shape for x in own] for own in tensors]
+        for position, own in enumerate(shapes):
+            if own != shapes[0]:
                 raise CannotCompile(f"replica {position} has parameters of other shapes than replica 0")
-        self._own = [torch.stack(of) for of in zip(*(step.own for step in self._steps), strict=True)]
+        self._own = [torch.stack(by_replica) for by_replica in zip(*tensors, strict=True)]
         for position, step in enumerate(self._steps):
-            step.move_to([x[position] for x in self._own])
+            step.state.move_to([x[position] for x in self._own])
         try:
             self._find_graph(calls, kwargs)
         except COMPILE_ERRORS:
@@ -88,75 +89,75 @@ class VmappedStep:
 
     def _set_rates(self, step: int) -> None:
         for replica in self._replicas:
-            replica.compiled.set_rates(replica.rates(step))
+            replica.compiled.state.set_rates(replica.rates(step))
 
     def _find_graph(self, calls, kwargs) -> tuple[_Graph, list[tuple[Tensor, ...]]]:
         """The graph for these arguments, and their tensors by replica."""
-        apart = [flatten_call(call, kwargs) for call in calls]
-        tensors = [of for of in zip(*(leaves for leaves, _, _ in apart), strict=True) if isinstance(of[0], Tensor)]
-        shared = tuple(all(x is of[0] for x in of) for of in tensors)
-        signature = (apart[0][2], shared)
+        leaves, trees, signatures = zip(*(flatten_call(call, kwargs) for call in calls), strict=True)
+        tensors = [by_replica for by_replica in zip(*leaves, strict=True) if isinstance(by_replica[0], Tensor)]
+        shared = tuple(all(x is by_replica[0] for x in by_replica) for by_replica in tensors)
+        signature = (signatures[0], shared)
         if signature not in self._graphs:
-            if any(each != apart[0][2] for _, _, each in apart):
+            if any(other != signatures[0] for other in signatures):
                 raise CannotCompile("their arguments are of different shapes")
             if len(self._graphs) == self._steps[0].max_graphs:
                 raise CannotCompile(f"their arguments come in more than {len(self._graphs)} shapes")
             started = time.perf_counter()
-            self._graphs[signature] = self._compile(apart[0], tensors, shared, calls, kwargs)
+            self._graphs[signature] = self._compile(leaves[0], trees[0], tensors, shared, calls, kwargs)
             self.seconds += time.perf_counter() - started
         return self._graphs[signature], tensors
 
     def release(self) -> None:
         """Give every replica memory of its own again."""
         for position, step in enumerate(self._steps):
-            step.move_to([x[position].clone() for x in self._own])
+            step.state.move_to([x[position].clone() for x in self._own])
 
-    def _compile(self, apart, tensors, shared, calls, kwargs) -> _Graph:
+    def _compile(self, leaves, tree, tensors, shared, calls, kwargs) -> _Graph:
         results = []
         for replica, call in zip(self._replicas, calls, strict=True):
             # Modules of one class have the same names in the store.
             with seeded(0), pyro.get_param_store().scope():
                 results.append(replica.gradient(call, kwargs))
         with seeded(0), warnings.catch_warnings():
-            # What inductor deprecates of itself is nothing a caller could mend.
+            # Of inductor's own deprecation warnings, users could mend none.
             warnings.simplefilter("ignore")
             with self._rolled_back(results):
-                graph, launched_apart = self._graph(apart, tensors, shared)
+                graph, not_graphed = self._graph(leaves, tree, tensors, shared)
             expected = [step.expected(result) for step, result in zip(self._steps, results, strict=True)]
             with self._rolled_back(results):
                 losses = graph(tensors, [Stream(0) for _ in self._steps])
-                for step, of, result, loss in zip(self._steps, expected, results, losses, strict=True):
-                    step.check(of, result, LossAndGrads(loss, None, []))
+                for step, one, result, loss in zip(self._steps, expected, results, losses, strict=True):
+                    step.check(one, result, LossAndGrads(loss, None, []))
         log_graph("The training step of all replicas")
-        warn_not_graphed(launched_apart)
+        warn_not_graphed(not_graphed)
         return graph
 
     @contextmanager
     def _rolled_back(self, results: Sequence[LossAndGrads]):
         with ExitStack() as stack:
             for step, result in zip(self._steps, results, strict=True):
-                stack.enter_context(step.rolled_back(result))
+                stack.enter_context(step.state.rolled_back(result))
             yield
 
-    def _graph(self, apart, tensors, shared) -> tuple[_Graph, str | None]:
-        """The graph, and why its kernels are launched apart on a CUDA device."""
-        traced = self._steps[0].trace(*apart[:2], [of[0] for of in tensors])
+    def _graph(self, leaves, tree, tensors, shared) -> tuple[_Graph, str | None]:
+        """The compiled graph, and why it is no CUDA graph on a CUDA device."""
+        traced = self._steps[0].trace(leaves, tree, [by_replica[0] for by_replica in tensors])
         if not traced.drawn:
             raise CannotCompile("a step draws numbers that depend on others")
-        # What else models and guides hold is that of the first one; the comparison tells if it differs.
-        held = [_of_each(x, self._steps) for x in traced.own[len(self._own) :]]
+        # Other tensors that models and guides hold are those of the first one; the comparison tells if they differ.
+        held = [_stacked_buffers(x, self._steps) for x in traced.own[len(self._own) :]]
         own = [*self._own, *(x for x, _ in held)]
 
         def given(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> list[Tensor]:
-            of_calls = [of[0] if same else torch.stack(of) for of, same in zip(tensors, shared, strict=True)]
-            return [*of_calls, *_draw(traced.draws, streams)]
+            arguments = [x[0] if same else torch.stack(x) for x, same in zip(tensors, shared, strict=True)]
+            return [*arguments, *_draw(traced.draws, streams)]
 
         examples = given(tensors, [Stream(0) for _ in self._steps])
         dims = [0] * len(self._own) + [dim for _, dim in held] + [None if same else 0 for same in shared]
         dims += [0] * (len(own) + len(examples) - len(dims))
-        of_all = torch.func.vmap(lambda *inputs: traced.graph(*inputs)[0], in_dims=tuple(dims))
+        vectorized = torch.func.vmap(lambda *inputs: traced.graph(*inputs)[0], in_dims=tuple(dims))
         with torch.no_grad():
-            graph = make_fx(lambda *inputs: [of_all(*inputs)])(*own, *examples)
+            graph = make_fx(lambda *inputs: [vectorized(*inputs)])(*own, *examples)
             compiled = compile_graph(graph, [*own, *examples], with_draws=False)
         compiled = with_matmul_precision(self._replicas[0].gradient.precision, compiled)
 
@@ -164,28 +165,28 @@ class VmappedStep:
             return compiled(*own, *tensors)
 
         with torch.no_grad():
-            step, launched_apart = make_graphed(step, own, examples)
+            step, not_graphed = make_graphed(step, own, examples)
 
         @torch.no_grad()
         def losses(tensors: Sequence[tuple[Tensor, ...]], streams: Sequence[Stream]) -> Tensor:
             return step(*given(tensors, streams))[0]
 
-        return losses, launched_apart
+        return losses, not_graphed
 
 
-def _of_each(held: Tensor, steps: Sequence[CompiledStep]) -> tuple[Tensor, int | None]:
+def _stacked_buffers(held: Tensor, steps: Sequence[CompiledStep]) -> tuple[Tensor, int | None]:
     """A tensor that the first step holds; where it is a buffer that others have with other values, those of all, stacked."""
     buffers = [step.buffers for step in steps]
     for name, buffer in buffers[0].items():
         if buffer.shape == held.shape and buffer.data_ptr() == held.data_ptr():
-            each = [of[name] for of in buffers if name in of and of[name].shape == held.shape]
+            each = [own[name] for own in buffers if name in own and own[name].shape == held.shape]
             if len(each) == len(steps) and not all(torch.equal(one, held) for one in each):
                 return torch.stack(each), 0
     return held, None
 
 
 class SequentialStep:
-    """Takes one step of every replica after the other, each as it would alone.
+    """Takes the steps of the replicas one after another, each as it would be taken alone.
 
     Args:
         replicas, seeds: as for :class:`VmappedStep`.
@@ -208,7 +209,7 @@ class SequentialStep:
         return torch.stack(losses)
 
     def release(self) -> None:
-        """There is nothing to give back."""
+        """Nothing: every replica has its own memory all along."""
 
 
 def _draw(program: Callable[[], list[Tensor]], streams: Sequence[Stream]) -> list[Tensor]:
@@ -218,4 +219,4 @@ def _draw(program: Callable[[], list[Tensor]], streams: Sequence[Stream]) -> lis
         with stream:
             # The program draws into the same memory every time.
             drawn.append([x.clone() for x in program()])
-    return [torch.stack(of) for of in zip(*drawn, strict=True)]
+    return [torch.stack(by_stream) for by_stream in zip(*drawn, strict=True)]

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from pyro_avi.optimization.adam import Moments
 from pyro_avi.optimization.step import TrainingStep
 
 __all__ = ["StateBackup", "TrainingState", "are_finite"]
@@ -32,7 +33,7 @@ class TrainingState:
 
     def __init__(self, training_step: TrainingStep, model: Callable, guide: Callable):
         self._training_step = training_step
-        roots = {kind: getattr(of, "__self__", of) for kind, of in (("model", model), ("guide", guide))}
+        roots = {kind: getattr(part, "__self__", part) for kind, part in (("model", model), ("guide", guide))}
         modules = {kind: root for kind, root in roots.items() if isinstance(root, nn.Module)}
         self.names: dict[int, str] = {}
         for kind, root in modules.items():
@@ -63,19 +64,17 @@ class TrainingState:
         """
         moments = {}
         for adam in self._training_step.adams:
-            moments |= self._named(adam.parameter, adam.states[1:])
+            moments |= self._named(adam.parameter, adam.moments)
         for parameter in self._of_torch_adam():
             like = torch.atleast_1d(parameter.detach())
             held = self._training_step.optimizer.state.get(parameter)
             if held:
-                states = [
-                    held["exp_avg"].view_as(like),
-                    held["exp_avg_sq"].view_as(like),
-                    held["step"].reshape(1).to(like),
-                ]
+                own = Moments(
+                    held["exp_avg"].view_as(like), held["exp_avg_sq"].view_as(like), held["step"].reshape(1).to(like)
+                )
             else:
-                states = [torch.zeros_like(like), torch.zeros_like(like), like.new_zeros(1)]
-            moments |= self._named(parameter, states)
+                own = Moments(torch.zeros_like(like), torch.zeros_like(like), like.new_zeros(1))
+            moments |= self._named(parameter, own)
         return moments
 
     def optimizer_state(self) -> dict[str, Any] | None:
@@ -103,17 +102,17 @@ class TrainingState:
         for name, tensor in self.values().items():
             tensor.copy_(values[name])
         for adam in self._training_step.adams:
-            for name, state in self._named(adam.parameter, adam.states[1:]).items():
-                state.copy_(moments[name])
+            for name, tensor in self._named(adam.parameter, adam.moments).items():
+                tensor.copy_(moments[name])
         for parameter in self._of_torch_adam():
-            first, second, visits = (moments[f"{self.names[id(parameter)]}:{kind}"] for kind in _MOMENTS)
+            own = Moments(*(moments[f"{self.names[id(parameter)]}:{kind}"] for kind in Moments._fields))
             held = self._training_step.optimizer.state
             held.pop(parameter, None)
-            if visits > 0:
+            if own.visits > 0:
                 held[parameter] = {
-                    "step": visits.reshape(()).to(parameter.device, torch.float32, copy=True),
-                    "exp_avg": first.view_as(parameter).to(parameter.device, copy=True),
-                    "exp_avg_sq": second.view_as(parameter).to(parameter.device, copy=True),
+                    "step": own.visits.reshape(()).to(parameter.device, torch.float32, copy=True),
+                    "exp_avg": own.first.view_as(parameter).to(parameter.device, copy=True),
+                    "exp_avg_sq": own.second.view_as(parameter).to(parameter.device, copy=True),
                 }
         if optimizer is not None:
             self._training_step.optimizer.load_state_dict(optimizer)
@@ -124,12 +123,9 @@ class TrainingState:
             return []
         return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
-    def _named(self, parameter: Tensor, states: Sequence[Tensor]) -> dict[str, Tensor]:
+    def _named(self, parameter: Tensor, moments: Moments) -> dict[str, Tensor]:
         name = self.names[id(parameter)]
-        return {f"{name}:{kind}": state for kind, state in zip(_MOMENTS, states, strict=True)}
-
-
-_MOMENTS = ("first", "second", "visits")
+        return {f"{name}:{kind}": tensor for kind, tensor in moments._asdict().items()}
 
 
 class StateBackup:
@@ -182,4 +178,4 @@ def are_finite(tensors: dict[str, Tensor]) -> bool:
     for tensor in tensors.values():
         if tensor.is_floating_point() and tensor.numel():
             groups.setdefault(tensor.device, []).append(tensor)
-    return all(bool(get_total_norm(of, torch.inf).isfinite()) for of in groups.values())
+    return all(bool(get_total_norm(group, torch.inf).isfinite()) for group in groups.values())

@@ -43,7 +43,7 @@ def test_as_a_whole_it_is_adam(draw, shape):
         mine.step(None, grad, 0.05)
         adam.step()
     torch.testing.assert_close(ours, theirs.detach(), rtol=0.0, atol=1e-12)
-    assert mine.visits == STEPS
+    assert mine.moments.visits == STEPS
 
 
 def test_a_row_moves_as_if_it_were_alone(draw):
@@ -90,7 +90,7 @@ def test_the_first_step_of_a_row_is_the_learning_rate_whenever_it_comes():
         rowwise.step(torch.tensor([0]), torch.ones(1, 1, dtype=torch.float64), lr=1e-3)
     rowwise.step(torch.tensor([1]), -5 * torch.ones(1, 1, dtype=torch.float64), lr=1e-3)
     torch.testing.assert_close(table[1].item(), 1e-3, rtol=1e-6, atol=0.0)
-    assert rowwise.visits.flatten().tolist() == [100.0, 1.0]
+    assert rowwise.moments.visits.flatten().tolist() == [100.0, 1.0]
 
 
 # --- a row several times in a batch
@@ -106,7 +106,7 @@ def test_gradients_of_equal_rows_are_added_up_and_count_as_one_visit(draw):
         one.step(index, grad, lr=0.1)
         other.step(different, sums, lr=0.1)
     torch.testing.assert_close(one.parameter, other.parameter, rtol=0.0, atol=1e-14)
-    assert torch.equal(one.visits, other.visits) and one.visits.max() == 3
+    assert torch.equal(one.moments.visits, other.moments.visits) and one.moments.visits.max() == 3
 
 
 def test_opposite_gradients_of_one_row_leave_it_where_it_is():
