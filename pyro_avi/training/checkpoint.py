@@ -1,4 +1,4 @@
-"""Trainings in files: tensors as safetensors, all else as JSON in the header, so that reading runs no code of the file."""
+"""Trainings in files: tensors as safetensors, all else as JSON in the header; reading runs no code of the file."""
 
 from collections.abc import Mapping
 from os import PathLike
@@ -16,19 +16,19 @@ _FORMAT, _KEY = 1, "pyro_avi_training"
 
 
 def write(path: str | PathLike, state: TrainingState, steps: int, losses: Tensor, random: list[Tensor]) -> None:
-    """Write a training to a file, replaced at once or not at all.
+    """Write a training to a file, which is replaced whole or not at all.
 
     Args:
         path: the file.
-        state: of the training.
+        state: the state of the training.
         steps: the number of steps taken.
-        losses: ``[steps]`` theirs.
+        losses: ``[steps]`` the loss of each.
         random: the random states of the CPU and of each CUDA device.
     """
-    plain, of_optimizer = _apart(state.optimizer_state())
+    plain, optimizer_tensors = _flattened(state.optimizer_state())
     tensors = {f"value/{name}": value for name, value in state.values().items()}
     tensors |= {f"moment/{name}": value for name, value in state.moments().items()}
-    tensors |= {f"optimizer/{name}": value for name, value in of_optimizer.items()}
+    tensors |= {f"optimizer/{name}": value for name, value in optimizer_tensors.items()}
     tensors |= {f"random/{device}": value for device, value in enumerate(random)} | {"losses": losses}
     header = {"format": _FORMAT, "steps": steps, "optimizer": state.optimizer_class(), "optimizer_state": plain}
     write_tensors(Path(path), tensors, header, key=_KEY)
@@ -40,11 +40,11 @@ def steps_in(path: str | PathLike) -> int:
 
 
 def restore(path: str | PathLike, state: TrainingState) -> tuple[Tensor, list[Tensor]]:
-    """Bring a training to the state in a file.
+    """Load the state in a file into a training.
 
     Args:
         path: the file.
-        state: of a training of the same model and guide.
+        state: the state of a training of the same model and guide.
 
     Returns:
         The losses so far, and the random states.
@@ -65,16 +65,16 @@ def restore(path: str | PathLike, state: TrainingState) -> tuple[Tensor, list[Te
         )
     _check(path, "parameters and buffers", parts["value"], state.values())
     _check(path, "state of Adam", parts["moment"], state.moments())
-    state.take(parts["value"], parts["moment"], _together(header["optimizer_state"], parts["optimizer"]))
+    state.load(parts["value"], parts["moment"], _unflattened(header["optimizer_state"], parts["optimizer"]))
     return tensors["losses"], [parts["random"][name] for name in sorted(parts["random"], key=int)]
 
 
 def _check(path, what: str, found: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> None:
     kinds = [{name: (tuple(x.shape), x.dtype) for name, x in tensors.items()} for tensors in (found, needed)]
     for name in sorted(kinds[0].keys() | kinds[1].keys()):
-        one, other = (of.get(name) for of in kinds)
+        one, other = (kind.get(name) for kind in kinds)
         if one != other:
-            in_file, mine = ("none" if of is None else f"{of[0]} of {of[1]}" for of in (one, other))
+            in_file, mine = ("none" if kind is None else f"{kind[0]} of {kind[1]}" for kind in (one, other))
             raise ValueError(
                 f"Expected the {what} of the training at {path}, where {name} is {in_file}, got {mine}.\n"
                 "Pass the model, the guide and the learning rates of the parts that it was begun with."
@@ -90,8 +90,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
-def _apart(state: Mapping[str, Any] | None) -> tuple[Any, dict[str, Tensor]]:
-    """The state of a torch optimizer as plain data and tensors."""
+def _flattened(state: Mapping[str, Any] | None) -> tuple[Any, dict[str, Tensor]]:
+    """The state of a torch optimizer as plain data with names in the place of tensors, and the tensors by name."""
     tensors: dict[str, Tensor] = {}
 
     def plain(value: Any, place: str) -> Any:
@@ -99,7 +99,7 @@ def _apart(state: Mapping[str, Any] | None) -> tuple[Any, dict[str, Tensor]]:
             tensors[place] = value
             return {"tensor": place}
         if isinstance(value, Mapping):
-            # Keys of JSON are strings, those of parameters are numbers.
+            # As pairs: keys in JSON are strings, and those of an optimizer's parameters are numbers.
             return {"items": [[key, plain(each, f"{place}/{key}")] for key, each in value.items()]}
         if isinstance(value, list | tuple):
             parts = [plain(each, f"{place}/{at}") for at, each in enumerate(value)]
@@ -113,16 +113,16 @@ def _apart(state: Mapping[str, Any] | None) -> tuple[Any, dict[str, Tensor]]:
     return (None if state is None else plain(state, "state")), tensors
 
 
-def _together(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`_apart` took apart."""
+def _unflattened(plain: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of :func:`_flattened`."""
     if plain is None:
         return None
     ((kind, value),) = plain.items()
     if kind == "tensor":
         return tensors[value]
     if kind == "items":
-        return {key: _together(each, tensors) for key, each in value}
+        return {key: _unflattened(each, tensors) for key, each in value}
     if kind == "plain":
         return value
-    parts = [_together(each, tensors) for each in value]
+    parts = [_unflattened(each, tensors) for each in value]
     return parts if kind == "list" else tuple(parts)

@@ -15,7 +15,7 @@ from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 from pyro_avi.training.checkpoint import steps_in
 from pyro_avi.training.loaders import LoaderRowCheck, arguments_from_batches
-from pyro_avi.training.loop import DivergedError, Fit, run
+from pyro_avi.training.loop import DivergedError, Fit, run_steps
 from pyro_avi.training.options import check_keywords, check_optimizer, check_options
 from pyro_avi.training.training import Training
 
@@ -58,46 +58,49 @@ def fit(
         *args, **kwargs: the arguments of both, the same at every step, where ``batches`` is not given.
         num_steps: the number of steps.
         batches: the positional arguments of each step, for example :func:`~pyro_avi.minibatches` or a
-            ``torch.utils.data.DataLoader``. An iterator is taken until it ends; a loader, a list of tuples and whatever else
-            can be iterated over again is, without end. Of a loader a batch may also be a list, one tensor, or a dictionary of
-            arguments by name; it shuffles by ``seed``, also where it has a generator of its own, which is given back. A
-            :class:`~pyro_avi.FactorizedGuide` needs the positions of the rows in a batch: ``(x, index)``.
+            ``torch.utils.data.DataLoader``. An iterator is used until it ends; a loader, a list of tuples and whatever else
+            can be iterated over again is repeated without end. A batch of a loader may also be a list, one tensor, or a
+            dictionary of arguments by name. A loader shuffles by ``seed``, even where it has a generator of its own, whose
+            state is left as it was. A :class:`~pyro_avi.FactorizedGuide` needs the positions of the rows in a batch:
+            ``(x, index)``.
         lr: the learning rate, a number or a function of the step from 0. With ``{"local": ..., "global": ...}`` the
             inference function (encoder, table or vector) has one and everything else (factor of the global latents,
-            parameters of the model) has the other; what is left out is not trained.
-        optimizer: makes a ``torch.optim.Optimizer`` for all parameters from parameter groups and ``lr=``, for example
-            ``torch.optim.AdamW``. By default Adam, row by row for tables.
-        elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``. Of one with several losses, as ``ReweightedWakeSleep``, the
+            parameters of the model) has the other; a part that is left out is not trained.
+        optimizer: a function that makes a ``torch.optim.Optimizer`` from parameter groups and ``lr=``, for example
+            ``torch.optim.AdamW``; it moves all parameters. By default Adam, row by row for tables.
+        elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``. Where it has several losses, as ``ReweightedWakeSleep``, their
             sum is recorded. Networks that serve as baselines of ``TraceGraph_ELBO`` are trained where they are registered,
             as submodules of model or guide or by ``pyro.module``.
-        seed: of the draws, ``None`` for those of the surrounding program. The global random state is left as it was.
+        seed: the seed of the draws; ``None`` to draw from the program's random state. With a seed that state is left as it
+            was.
         clip_norm: the largest norm of the gradient of all parameters together; by default it is not clipped.
         precision: of matrix products and convolutions: ``"float32"``, that of the tensors given; ``"bfloat16"`` rounds
             their factors to 8 significant bits and leaves sums, activations, densities and parameters as they are;
             ``"tf32"`` rounds to 11 bits, on CUDA only.
         compile: ``True`` to take every step as one compiled graph for each shape of the arguments: loss, gradient and Adam.
-            It takes about half the time of eager steps, after some ten seconds to a minute of compiling. It needs a C++
-            compiler, parameters that belong to modules, and one of ``Trace_ELBO`` and ``TraceMeanField_ELBO``; what cannot
-            be traced, or gives another gradient than the eager step, is taken eagerly, with a warning that says why.
-            ``"auto"`` compiles where that is possible and the steps to go, by a count of their operations, save more time
-            than it takes. ``False``: steps are taken eagerly. Sums are rounded differently.
+            A step then takes about half the time, after ten seconds to a minute of compiling. It needs a C++ compiler,
+            parameters that belong to modules, and one of ``Trace_ELBO``, ``TraceMeanField_ELBO`` and
+            :class:`~pyro_avi.StickingTheLandingELBO`. A step that cannot be traced, or whose graph gives another gradient, is
+            taken eagerly, with a warning that says why. ``"auto"``: compiled where that is possible and the steps to go, by a
+            count of their operations, save more time than compiling takes. ``False``: eager. A graph rounds sums
+            differently.
         progress: whether to show a progress bar.
-        callbacks: called after every step with the :class:`Fit` so far, off the clock; ``True`` ends the training. See
-            :class:`~pyro_avi.Validation`.
-        keep: whether to keep a copy of the last finite state, to be given back when the training diverges: it takes the
-            memory of parameters and optimizer once more, beside them, and at most 1 % of the time, for which it is older
-            where they are large.
-        resume: a file written by :meth:`Fit.save`, to go on from: ``num_steps`` then counts from the beginning, and the
-            batches start there too, for those that were taken are passed over. With the arguments of the training that was
-            saved, other than ``num_steps``, it comes to what it had come to without a stop; eagerly to the last bit.
+        callbacks: functions that are called after every step with the :class:`Fit` so far, while the clock is stopped; one
+            that returns ``True`` ends the training. See :class:`~pyro_avi.Validation`.
+        keep: whether to keep a copy of the last finite state, which is restored when the training diverges. It needs the
+            memory of parameters and optimizer a second time. Copying takes at most 1 % of the time, so that of a large model
+            the copy is older.
+        resume: a file written by :meth:`Fit.save`, from which the training is resumed. ``num_steps`` then counts from the
+            beginning, and so do the batches: those that were used before are skipped. With otherwise the same arguments the
+            result is that of a training without a stop; eagerly to the last bit.
 
     Returns:
-        The course of the training. Model and guide are trained in place, also when interrupted.
+        The losses and times of the training. Model and guide are trained in place, also when interrupted.
 
     Raises:
         ValueError, TypeError: if an argument is not one of the above, model and guide have other latents, or batches run out.
-        DivergedError: if the loss is no longer finite; it says what went first, and the state of model and guide that it
-            leaves.
+        DivergedError: if the loss is no longer finite; it says what was first not finite, and in which state model and guide
+            are left.
 
     Example::
 
@@ -124,27 +127,34 @@ def fit(
         for step in range(start):
             next_arguments(calls, step, num_steps)
     rows = LoaderRowCheck(batches, guide, kwargs, start=start)
-    # Before any work.
+    # Refused before any work is done.
     first = next_arguments(calls, start, num_steps)
     calls = itertools.chain([first], map(rows.check, _rest(calls, start + 1, num_steps)))
     with isolated_param_store(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
-        # What Pyro warns of at every step, DivergedError says once.
+        # Pyro would warn at every step of what DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
         options = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm, "precision": precision, "compile": compile}
         training = Training(model, guide, elbo, calls, kwargs, start=start, num_steps=num_steps, keep=keep, **options)
-        # By now the guide is set up.
+        # The check needs a guide that has been set up, as it is by now.
         rows.check(first)
-        before = None if resume is None else training.go_on(resume, draws=seed is not None)
-        training.checked(start)
-        given = {"count": None, "device": training.device, "progress": progress, "callbacks": callbacks}
+        earlier = None if resume is None else training.resume(resume, with_random_state=seed is not None)
+        training.on_finite(start)
         try:
-            fit_result = run(
-                training.take, num_steps, checked=training.checked, save=training.save, before=before, **given
+            result = run_steps(
+                training.step,
+                num_steps,
+                count=None,
+                device=training.device,
+                progress=progress,
+                callbacks=callbacks,
+                on_finite=training.on_finite,
+                save=training.save,
+                earlier_losses=earlier,
             )
         except DivergedError as error:
             raise training.diverged(error) from None
-        training.leave(fit_result)
-        return fit_result
+        training.finish(result)
+        return result
 
 
 def _rest(calls: Iterator[tuple], start: int, num_steps: int) -> Iterator[tuple]:
@@ -153,7 +163,7 @@ def _rest(calls: Iterator[tuple], start: int, num_steps: int) -> Iterator[tuple]
 
 
 def arguments_by_step(args: tuple, batches: Iterable | None, model: Callable, seed: int | None) -> Iterator[tuple]:
-    """The arguments of every step, those for all or one batch after another."""
+    """The positional arguments of every step: the same for all, or one batch after another."""
     if batches is None:
         return itertools.repeat(args)
     if args:
@@ -162,7 +172,7 @@ def arguments_by_step(args: tuple, batches: Iterable | None, model: Callable, se
 
 
 def next_arguments(calls: Iterator[tuple], step: int, num_steps: int) -> tuple:
-    """The arguments of the next step, of ``num_steps``."""
+    """The positional arguments of the next step, of ``num_steps``."""
     call = next(calls, None)
     if call is None:
         raise ValueError(

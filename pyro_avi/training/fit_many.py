@@ -17,7 +17,7 @@ from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import seeded
 from pyro_avi.training.fit import LearningRate, arguments_by_step, next_arguments
 from pyro_avi.training.loaders import LoaderRowCheck, check_not_shared
-from pyro_avi.training.loop import Fit, run
+from pyro_avi.training.loop import Fit, run_steps
 from pyro_avi.training.options import check_keywords, check_options
 
 __all__ = ["fit_many"]
@@ -41,27 +41,28 @@ def fit_many(
 
     .. math:: (\lambda_r, \theta_r) \leftarrow \mathrm{step}(\lambda_r, \theta_r; x_r, \epsilon_r), \qquad r = 1, \dots, R
 
-    One compiled graph takes the step of all replicas, vectorized over them. Each has the draws of its own seed, so that
-    it comes to what :func:`~pyro_avi.fit` alone comes to, but for rounding. It pays where a step is small: then calling its
-    operations takes longer than their arithmetic, and is done once for all.
+    One compiled graph takes the step of all replicas, vectorized over them. Each has the draws of its own seed, so that its
+    result is that of :func:`~pyro_avi.fit` alone, but for rounding. It saves time where a step is small: calling its operations
+    then takes longer than their arithmetic, and is done once for all replicas.
 
     Args:
-        replicas: pairs of a model and a guide that differ in their numbers alone, and share no parameter.
+        replicas: pairs of a model and a guide that differ in the values of their parameters alone, and share none.
         *args, **kwargs: the arguments of all, the same at every step, where ``batches`` is not given.
         num_steps: the number of steps.
         batches: as for :func:`~pyro_avi.fit`, a list with an iterable for each replica, of the same shapes for all, or one
-            ``DataLoader``, which each goes through by its own seed. A tensor that all have is not copied.
+            ``DataLoader``, which each replica iterates over by its own seed. A tensor that all replicas share is not copied.
         lr: the learning rate as for :func:`~pyro_avi.fit`, one for all or a list with one for each.
         elbo: ``Trace_ELBO`` (by default), ``TraceMeanField_ELBO`` or :class:`~pyro_avi.StickingTheLandingELBO`.
-        seed: of the draws, one for all or a list with one for each.
+        seed: the seed of the draws, one for all or a list with one for each.
         clip_norm: the largest norm of the gradient of a replica.
         precision: of matrix products, as for :func:`~pyro_avi.fit`.
         progress: whether to show a progress bar.
-        callbacks: called after every step with the list of the fits so far, off the clock; ``True`` ends the training.
+        callbacks: functions that are called after every step with the list of the fits so far, while the clock is stopped;
+            one that returns ``True`` ends the training.
 
     Returns:
-        The course of every replica's training; ``seconds`` are those of all together. A replica whose loss is no longer
-        finite does not stop the others: its :attr:`Fit.diverged_at` says where. Replicas that cannot be trained in one
+        The losses and times of every replica's training; ``seconds`` are those of all together. A replica whose loss is no
+        longer finite does not stop the others: its :attr:`Fit.diverged_at` says where. Replicas that cannot be trained in one
         graph take their steps one after another, with a warning that says why.
 
     Raises:
@@ -88,44 +89,57 @@ def fit_many(
         check_keywords(model, kwargs)
     batches = _for_each("batches", batches, count)
     check_not_shared(batches)
-    calls = [arguments_by_step(args, of, model, s) for (model, _), of, s in zip(replicas, batches, seeds, strict=True)]
-    rows = [LoaderRowCheck(of, guide, kwargs) for (_, guide), of in zip(replicas, batches, strict=True)]
-    first = [next_arguments(of, 0, num_steps) for of in calls]
+    calls = [
+        arguments_by_step(args, own, model, own_seed)
+        for (model, _), own, own_seed in zip(replicas, batches, seeds, strict=True)
+    ]
+    rows = [LoaderRowCheck(own, guide, kwargs) for (_, guide), own in zip(replicas, batches, strict=True)]
+    first = [next_arguments(own, 0, num_steps) for own in calls]
     with isolated_param_store(), warnings.catch_warnings(), seeded(None):
-        # What Pyro warns of at every step, diverged_at says once.
+        # Pyro would warn at every step of what diverged_at says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
+        options = {"clip_norm": clip_norm, "precision": precision, "num_steps": num_steps, "kwargs": kwargs}
         training_steps = []
-        for (model, guide), rate, of, call in zip(replicas, rates, seeds, first, strict=True):
-            # Modules of one class have the same names in the store. What is created at first is that of a fit alone.
-            with pyro.get_param_store().scope(), seeded(of):
-                given = {"lr": rate, "clip_norm": clip_norm, "precision": precision, "num_steps": num_steps}
-                given |= {"optimizer": None, "compile": True, "call": call, "kwargs": kwargs}
-                training_steps.append(TrainingStep(model, guide, elbo, **given))
+        for (model, guide), rate, own_seed, call in zip(replicas, rates, seeds, first, strict=True):
+            # Modules of one class have the same names in the store. Parameters that the first call creates are those that
+            # fit alone would create.
+            with pyro.get_param_store().scope(), seeded(own_seed):
+                step = TrainingStep(model, guide, elbo, lr=rate, optimizer=None, compile=True, call=call, **options)
+                training_steps.append(step)
         _check_parameters(training_steps, replicas)
-        for of, call in zip(rows, first, strict=True):
-            of.check(call)
-        try:
-            steps: VmappedStep | SequentialStep = VmappedStep(training_steps, seeds, first, kwargs)
-        except COMPILE_ERRORS as reason:
-            warnings.warn(f"The replicas take their steps one after another: {reason_of(reason)}.", stacklevel=2)
-            log_graph("The training step of all replicas", reason_of(reason))
-            steps = SequentialStep(training_steps, seeds)
+        for check, call in zip(rows, first, strict=True):
+            check.check(call)
+        steps = _together(training_steps, seeds, first, kwargs)
 
         def take(step: int) -> tuple[Tensor, float]:
             now = first
             if step > 0:
-                now = [of.check(next_arguments(each, step, num_steps)) for of, each in zip(rows, calls, strict=True)]
+                now = [
+                    check.check(next_arguments(own, step, num_steps)) for check, own in zip(rows, calls, strict=True)
+                ]
             return steps.step(step, now, kwargs), steps.seconds
 
-        options = {"device": training_steps[0].device, "progress": progress, "callbacks": callbacks}
+        device = training_steps[0].device
         try:
-            return run(take, num_steps, count=count, **options)
+            return run_steps(take, num_steps, count=count, device=device, progress=progress, callbacks=callbacks)
         finally:
             steps.release()
 
 
+def _together(
+    training_steps: Sequence[TrainingStep], seeds: Sequence[int], calls: Sequence[tuple], kwargs: Mapping[str, Any]
+) -> VmappedStep | SequentialStep:
+    """The step of all replicas: one graph where that is possible, elsewhere one after another, with a warning."""
+    try:
+        return VmappedStep(training_steps, seeds, calls, kwargs)
+    except COMPILE_ERRORS as reason:
+        warnings.warn(f"The replicas take their steps one after another: {reason_of(reason)}.", stacklevel=3)
+        log_graph("The training step of all replicas", reason_of(reason))
+        return SequentialStep(training_steps, seeds)
+
+
 def _for_each(name: str, given: Any, count: int) -> Sequence:
-    """One for each replica, of one for all."""
+    """One option for each replica; what is no list is the same for all."""
     if not isinstance(given, Sequence) or isinstance(given, str):
         given = [given] * count
     if count < 1 or len(given) != count:

@@ -1,4 +1,4 @@
-"""Batches that come again and again: epochs of a loader, or of any other collection of batches."""
+"""Batches as arguments of steps, epoch after epoch of a loader or of any other collection; and checks of a loader's rows."""
 
 import inspect
 import itertools
@@ -36,16 +36,16 @@ def arguments_from_batches(batches: Iterable, model: Callable, seed: int | None)
     """The positional arguments of every step.
 
     Args:
-        batches: an iterator, which is taken until it ends; or what can be iterated over again, which is, without end.
-        model: whose arguments the fields of a batch that is a dictionary are.
-        seed: of the draws of a loader; ``None``: it draws from the program's state and its own generators.
+        batches: an iterator, which is used until it ends; or a collection, which is iterated over again and again.
+        model: the model, whose signature orders the fields of batches that are dictionaries.
+        seed: the seed of a loader's draws; with ``None`` it draws from the program's state and its own generators.
 
     Raises:
         ValueError: if there is no batch.
-        TypeError: if a data set is given in the place of a loader, or a loader's batch is no arguments of the model.
+        TypeError: if a data set is given in the place of a loader, or a loader's batch does not fit the model's arguments.
     """
     if isinstance(batches, DataLoader):
-        return _of_loader(batches, model, seed)
+        return _arguments_from_loader(batches, model, seed)
     if isinstance(batches, Dataset):
         raise TypeError(
             f"Expected batches of rows, got the data set {type(batches).__name__}.\n"
@@ -66,15 +66,15 @@ def _cycled(batches: Iterable[tuple]) -> Iterator[tuple]:
             )
 
 
-def _of_loader(loader: DataLoader, model: Callable, seed: int | None) -> Iterator[tuple]:
-    draws = nullcontext if seed is None else _Draws(loader, seed).borrowed
+def _arguments_from_loader(loader: DataLoader, model: Callable, seed: int | None) -> Iterator[tuple]:
+    draws = nullcontext if seed is None else _LoaderRandomState(loader, seed).active
     for epoch in itertools.count():
         with draws():
             batches = iter(loader)
         count = 0
         while True:
             with draws():
-                # Whatever draws as a batch is made, a sampler or the data set, draws inside.
+                # Here a sampler draws, and a data set that adds noise.
                 batch = next(batches, None)
             if batch is None:
                 break
@@ -87,17 +87,17 @@ def _of_loader(loader: DataLoader, model: Callable, seed: int | None) -> Iterato
             )
 
 
-class _Draws:
-    """The random state of a loader, apart from that of the program and from its own generators, which are given back.
+class _LoaderRandomState:
+    """A random state for a loader. Those of the program and of the loader's own generators are left as they were.
 
     Args:
-        loader: whose sampler and data set draw.
-        seed: where the state starts.
+        loader: the loader, whose sampler and data set draw.
+        seed: the seed of the state.
     """
 
     def __init__(self, loader: DataLoader, seed: int):
         with seeded(seed):
-            # Noise that a data set adds is not to be the numbers that a guide draws under the same seed.
+            # Another seed than the guide's: noise that a data set adds must be independent of what the guide draws.
             own = int(torch.randint(2**31, ()))
         self._stream = Stream(own)
         samplers = (loader.sampler, loader.batch_sampler, getattr(loader.batch_sampler, "sampler", None))
@@ -107,8 +107,8 @@ class _Draws:
         self._states = [torch.Generator().manual_seed(own).get_state() for _ in self._generators]
 
     @contextmanager
-    def borrowed(self) -> Iterator[None]:
-        """A context to draw in; the state goes on where the last one ended."""
+    def active(self) -> Iterator[None]:
+        """A context in which the loader draws from the state, on from where the last context ended."""
         outer = [each.get_state() for each in self._generators]
         _set(self._generators, self._states)
         try:
@@ -139,7 +139,7 @@ def _arguments(batch: Any, model: Callable) -> tuple:
 
 
 def _by_name(batch: Mapping[str, Any], model: Callable) -> tuple:
-    """The fields of a batch in the order of the model's arguments, those between them by default."""
+    """The fields of a batch in the order of the model's arguments, with defaults for arguments between them."""
     taken = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
     known = {each.name: each for each in taken if each.kind is each.POSITIONAL_OR_KEYWORD}
     names = list(known)
@@ -163,7 +163,7 @@ def check_not_shared(batches: Sequence[Any]) -> None:
         batches: those of each training.
 
     Raises:
-        ValueError: if two have one iterator, or one loader with workers that stay.
+        ValueError: if two have the same iterator, or the same loader with persistent workers.
     """
     for one, other in itertools.combinations(batches, 2):
         stays = isinstance(one, DataLoader) and one.persistent_workers
@@ -176,13 +176,13 @@ def check_not_shared(batches: Sequence[Any]) -> None:
 
 
 class LoaderRowCheck:
-    """Looks at the rows of a loader's batches during the first epoch.
+    """Checks the rows of a loader's batches during the first epoch.
 
     Args:
-        batches: those of a training, of any kind.
+        batches: the batches of a training; they are checked if they come from a loader.
         guide: any guide.
         kwargs: the keyword arguments of every call.
-        start: the number of batches taken before.
+        start: the number of batches used before a training was resumed.
     """
 
     def __init__(self, batches: Any, guide: Callable, kwargs: Mapping[str, Any], *, start: int = 0):
@@ -195,10 +195,11 @@ class LoaderRowCheck:
             self._once = _takes_rows_once(batches)
 
     def check(self, call: tuple) -> tuple:
-        """The call, which the guide has been set up for.
+        """Check the positional arguments of a step, and return them; the guide must have been set up.
 
         Raises:
-            ValueError: if rows have parameters of their own and the call does not say which rows it is about.
+            ValueError: if rows have parameters of their own and the call does not say which rows it is about, or if a batch
+                would count as the whole data set.
         """
         if self._left and isinstance(self._guide, HasRows):
             self._left -= 1
@@ -206,18 +207,18 @@ class LoaderRowCheck:
             if isinstance(self._guide, HasRowTables):
                 self._check_positions(rows)
             elif rows:
-                # One look tells: it is the plate's size.
+                # One batch is enough: the size of the plate is the same in all.
                 self._left = 0
                 self._check_size(rows)
         return call
 
     def _check_positions(self, rows: Mapping[str, Subsample]) -> None:
-        given = {name: of for name, of in rows.items() if of.index is not None}
-        for name, of in given.items():
-            index = of.index.cpu()
-            seen = self._seen.setdefault(name, torch.zeros(of.size, dtype=torch.bool))
+        given = {plate: own for plate, own in rows.items() if own.index is not None}
+        for plate, own in given.items():
+            index = own.index.cpu()
+            seen = self._seen.setdefault(plate, torch.zeros(own.size, dtype=torch.bool))
             if seen[index].any() or len(index.unique()) < len(index):
-                self._repeated.add(name)
+                self._repeated.add(plate)
             seen[index] = True
         if given and not (self._once and self._repeated == set(given)):
             return
@@ -234,15 +235,15 @@ class LoaderRowCheck:
         )
 
     def _check_size(self, rows: Mapping[str, Subsample]) -> None:
-        if not all(of.index is None and of.size < self._size for of in rows.values()):
+        if not all(own.index is None and own.size < self._size for own in rows.values()):
             return
-        name, of = next(iter(rows.items()))
-        found = f"plate {name!r} to have the {self._size} rows of the loader's data set, got {of.size}"
-        shared, often = list(self._guide.global_latents), f"{self._size / of.size:.3g} times"
+        plate, own = next(iter(rows.items()))
+        found = f"plate {plate!r} to have the {self._size} rows of the loader's data set, got {own.size}"
+        shared, often = list(self._guide.global_latents), f"{self._size / own.size:.3g} times"
         fixes = (
             "Try one of the following fixes:\n"
-            f"- a data set that returns (x, index), and a model with pyro.plate({name!r}, {self._size}, subsample=index)\n"
-            f"- without positions: pyro.plate({name!r}, {self._size}, subsample_size=len(x))"
+            f"- a data set that returns (x, index), and a model with pyro.plate({plate!r}, {self._size}, subsample=index)\n"
+            f"- without positions: pyro.plate({plate!r}, {self._size}, subsample_size=len(x))"
         )
         if shared:
             raise ValueError(

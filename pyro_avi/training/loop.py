@@ -1,7 +1,6 @@
-"""The course of a training, and the loop that runs it."""
+"""The training loop, and its result."""
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -13,11 +12,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_avi.display.formatting import counted, with_error
+from pyro_avi.training.clock import Clock
 from pyro_avi.training.loss_figure import plot_losses
 
-__all__ = ["DivergedError", "Fit", "run"]
+__all__ = ["DivergedError", "Fit", "run_steps"]
 
-# How often losses are read from the device to be checked, and the time is taken.
+# Steps between two times that the losses are read from the device and checked, and that the clock is read.
 _CHECK_EVERY = 100
 
 
@@ -28,8 +28,8 @@ class DivergedError(ArithmeticError):
         step: the first step whose loss is not finite.
         loss: that loss.
         reason: what is not finite, in a sentence; ``None`` where it is not known.
-        kept: the number of steps after which model, guide and optimizer stand now; ``None`` where they are as the last step
-            left them.
+        kept: the number of steps that model, guide and optimizer have taken in the state that was restored; ``None`` where
+            they are as the last step left them.
     """
 
     def __init__(self, step: int, loss: float, reason: str | None = None, kept: int | None = None):
@@ -48,75 +48,9 @@ class DivergedError(ArithmeticError):
         return type(self), (self.step, self.loss, self.reason, self.kept)
 
 
-class _Clock:
-    """Adds up seconds between starts and stops; those of a CUDA device by its own marks, for which nobody waits.
-
-    Args:
-        device: what does the work.
-    """
-
-    # Of the marks that are kept until they are read.
-    _most = 1000
-
-    def __init__(self, device: torch.device):
-        self._device, self._seconds = device, 0.0
-        self._began: Any = None
-        # Of starts and stops, and between them the numbers of steps taken until then.
-        self._spans: list[tuple[Any, Any] | int] = []
-        self._laps: list[tuple[int, float]] = []
-
-    def start(self) -> None:
-        """Count from here."""
-        self._began = self._mark()
-
-    def stop(self) -> None:
-        """Count to here."""
-        self._spans.append((self._began, self._mark()))
-        self._began = None
-        if len(self._spans) == self._most:
-            self.read()
-
-    def lap(self, steps: int) -> None:
-        """Note that so many steps have been taken by now."""
-        runs = self._began is not None
-        if runs:
-            self.stop()
-        self._spans.append(steps)
-        if runs:
-            self.start()
-
-    @property
-    def laps(self) -> list[tuple[int, float]]:
-        """Numbers of steps and the seconds that these took together; to read it waits for the device."""
-        self.read()
-        return self._laps
-
-    def read(self) -> float:
-        """The seconds so far, when the device has come to the last stop."""
-        for span in self._spans:
-            if isinstance(span, int):
-                self._laps.append((span, self._seconds))
-                continue
-            began, ended = span
-            if isinstance(ended, torch.cuda.Event):
-                ended.synchronize()
-                self._seconds += began.elapsed_time(ended) / 1000
-            else:
-                self._seconds += ended - began
-        self._spans.clear()
-        return self._seconds
-
-    def _mark(self) -> Any:
-        if self._device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record(torch.cuda.current_stream(self._device))
-        return event
-
-
 @dataclass
 class Fit:
-    """The course of a training.
+    """The result of a training: its losses, and the time that it took.
 
     Attributes:
         steps: the number of steps taken.
@@ -133,7 +67,7 @@ class Fit:
     """
 
     steps: int
-    _clock: _Clock
+    _clock: Clock
     _buffer: Tensor
     compile_seconds: float = 0.0
     _save: Callable[[str | PathLike, "Fit"], None] | None = None
@@ -142,7 +76,7 @@ class Fit:
         if not self.steps:
             return "Fit(no step yet)"
         count = max(1, self.steps // 10)
-        # Read from the device at once, and no more than is shown.
+        # One read from the device, of those that are shown.
         recent = self._buffer[self.steps - count : self.steps].cpu()
         if not recent.isfinite().all():
             return f"Fit({counted(self.steps, 'step')}, diverged at step {self.diverged_at:,}, {self.seconds:.3g} s)"
@@ -153,21 +87,21 @@ class Fit:
         return f"Fit({counted(self.steps, 'step')}, {loss}, {self.seconds:.3g} s)"
 
     def __getstate__(self) -> dict[str, Any]:
-        # What saves it holds the model and the guide.
+        # The function that saves a training holds the model and the guide.
         return {**self.__dict__, "_save": None}
 
     def save(self, path: str | PathLike) -> None:
-        """Write all that the training goes on from to a file, for ``resume=`` of :func:`~pyro_avi.fit`.
+        """Write the state of the training to a file, for ``resume=`` of :func:`~pyro_avi.fit`.
 
         The file holds the parameters and buffers of model and guide as they are now, the state of the optimizer, the number
-        of steps, losses and random state; in the safetensors format and JSON, so that reading it runs no code. To be called
-        at the end of a training, or in a callback.
+        of steps, the losses and the random state, in the safetensors format and JSON: reading it runs no code. Call it at the
+        end of a training, or in a callback.
 
         Args:
             path: the file, replaced where it exists, at once or not at all.
 
         Raises:
-            ValueError: if it is the course of one of several trainings at once, or a copy.
+            ValueError: if this is the result of one of several trainings at once, or a copy.
             TypeError: if the state of the optimizer is not of tensors and numbers.
         """
         if self._save is None:
@@ -184,27 +118,26 @@ class Fit:
 
     @property
     def seconds(self) -> float:
-        """The time that the steps took, callbacks excluded; to read it waits for the device."""
+        """The time that the steps took, without callbacks; reading it waits for the device."""
         return self._clock.read()
 
     @property
     def times(self) -> Tensor:
-        """``[steps]`` the :attr:`seconds` at the end of every step; ``nan`` for those that a training went on from.
+        """``[steps]`` the :attr:`seconds` at the end of every step; ``nan`` for steps before the training was resumed.
 
-        The clock is read every 100 steps, and at the first ones after 1, 2, 4, ... Steps between are taken to be as long as
-        one another.
+        The clock is read every 100 steps, and before that after 1, 2, 4, ... Between two readings the time is interpolated.
         """
         taken, (start, *steps), (_, *seconds) = np.arange(1, self.steps + 1), *zip(*self._clock.laps, strict=True)
         now = np.interp(taken, [start, *steps, self.steps], [0.0, *seconds, self.seconds])
         return torch.from_numpy(np.where(taken > start, now, np.nan))
 
     def plot(self, others: Mapping[str, "Fit"] | None = None, *, name: str = "training"):
-        """Draw the loss by step and by second: dots, and the median of sixtieths of the steps.
+        """Draw the loss by step and by second: every loss as a dot, and the medians of sixty groups of steps as a line.
 
         The axis leaves out the losses of the first steps where they are far from all others.
 
         Args:
-            others: the courses of other trainings, by name.
+            others: the results of other trainings, by name.
             name: of this training.
 
         Returns:
@@ -227,79 +160,80 @@ class Fit:
         return int(infinite.nonzero()[0]) if infinite.any() else None
 
 
-def run(
-    take: Callable[[int], tuple[Tensor, float]],
+def run_steps(
+    step: Callable[[int], tuple[Tensor, float]],
     num_steps: int,
     *,
     count: int | None,
     device: torch.device,
     progress: bool,
     callbacks: Sequence[Callable[[Any], Any]],
-    checked: Callable[[int], None] = lambda steps: None,
+    on_finite: Callable[[int], None] = lambda steps: None,
     save: Callable[[str | PathLike, Fit], None] | None = None,
-    before: Tensor | None = None,
+    earlier_losses: Tensor | None = None,
 ) -> Any:
     """Take the steps of a training.
 
     Args:
-        take: takes one step, counted from 0; returns the loss before, or the losses ``[R]`` of several trainings, and the
-            seconds spent in compiling so far.
+        step: takes the step of a number from 0 on; returns the loss before it, or the losses ``[R]`` of several trainings,
+            and the seconds spent in compiling so far.
         num_steps: the number of steps.
         count: ``R``, or ``None`` for one training.
         device: of the losses.
         progress: whether to show a progress bar.
-        callbacks: called after every step with what is returned, off the clock; ``True`` ends the training.
-        checked: called with the number of steps whenever all losses up to there are known to be finite.
-        save: writes what the training goes on from to a file.
-        before: ``[steps]`` the losses of the steps taken before, of ``num_steps`` in all.
+        callbacks: called after every step with the result so far, while the clock is stopped; ``True`` ends the training.
+        on_finite: called with the number of steps whenever all losses up to there are known to be finite.
+        save: writes the state of the training to a file.
+        earlier_losses: ``[steps]`` those of the steps taken before the training was resumed, of ``num_steps`` in all.
 
     Returns:
-        The course of the training, or the list of those of several.
+        The result of the training, or the list of those of several.
 
     Raises:
         DivergedError: if no training's loss is finite any more.
     """
     shape = (num_steps,) if count is None else (count, num_steps)
     buffer = torch.empty(shape, device=device, dtype=torch.float64)
-    clock = _Clock(device)
+    clock = Clock(device)
     fits = [Fit(0, clock, losses, _save=save) for losses in buffer.view(-1, num_steps)]
-    start = 0 if before is None else len(before)
-    if before is not None:
-        buffer[..., :start] = before
-    told = fits[0] if count is None else fits
-    # Where nobody waits for a device to read a loss, the first one that is not finite ends the training at once.
+    start = 0 if earlier_losses is None else len(earlier_losses)
+    if earlier_losses is not None:
+        buffer[..., :start] = earlier_losses
+    result = fits[0] if count is None else fits
+    # On a CPU reading a loss costs nothing, and the first one that is not finite ends the training at once.
     numbers = buffer.numpy() if count is None and device.type == "cpu" else None
     with tqdm(total=num_steps, initial=start, disable=not progress, unit="step") as bar:
         clock.lap(start)
         clock.start()
-        for step in range(start, num_steps):
-            buffer[..., step], compiling = take(step)
-            last = step + 1 == num_steps
+        for taken in range(start, num_steps):
+            buffer[..., taken], compiling = step(taken)
+            last = taken + 1 == num_steps
             if callbacks or last:
                 clock.stop()
-            for fit_result in fits:
-                fit_result.steps, fit_result.compile_seconds = step + 1, compiling
-            if (step + 1) % _CHECK_EVERY == 0 or last or (step < _CHECK_EVERY and not step & (step + 1)):
-                clock.lap(step + 1)
-            if numbers is not None and not math.isfinite(numbers[step]):
+            for fit in fits:
+                fit.steps, fit.compile_seconds = taken + 1, compiling
+            is_power_of_two = not taken & (taken + 1)
+            if (taken + 1) % _CHECK_EVERY == 0 or last or (taken < _CHECK_EVERY and is_power_of_two):
+                clock.lap(taken + 1)
+            if numbers is not None and not math.isfinite(numbers[taken]):
                 _check_finite(fits)
-            if (step + 1) % _CHECK_EVERY == 0 or last:
+            if (taken + 1) % _CHECK_EVERY == 0 or last:
                 _check_finite(fits)
-                checked(step + 1)
-                bar.set_postfix(loss=f"{buffer[..., step].mean().item():.4g}", refresh=False)
-                bar.update(step + 1 - bar.n)
+                on_finite(taken + 1)
+                bar.set_postfix(loss=f"{buffer[..., taken].mean().item():.4g}", refresh=False)
+                bar.update(taken + 1 - bar.n)
             if callbacks:
-                if any([callback(told) is True for callback in callbacks]):
+                if any([callback(result) is True for callback in callbacks]):
                     _check_finite(fits)
-                    checked(step + 1)
+                    on_finite(taken + 1)
                     break
                 clock.start()
     clock.read()
-    return told
+    return result
 
 
 def _check_finite(fits: Sequence[Fit]) -> None:
-    diverged = [fit_result.diverged_at for fit_result in fits]
+    diverged = [fit.diverged_at for fit in fits]
     if None not in diverged:
         last = max(range(len(fits)), key=diverged.__getitem__)
         raise DivergedError(diverged[last], fits[last].losses[diverged[last]].item())

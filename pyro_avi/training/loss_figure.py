@@ -9,20 +9,21 @@ from pyro_avi.display.figures import new_figure
 __all__ = ["plot_losses"]
 
 _COLORS = ["#4477aa", "#ee6677", "#117733", "#ddaa33", "#332288", "#44aa99"]
-# How many losses are drawn one by one, and of how many medians a line is made.
+# How many losses are drawn as dots, and of how many medians a line is made.
 _DOTS, _MEDIANS = 2000, 60
-# The share of the steps, and how many times the range of all later losses, that the axis has no room for beyond.
+# Losses of this first share of the steps are left out of the axis if they lie further apart than this many times the range
+# of all later ones.
 _FIRST, _FAR = 0.1, 3.0
 
 
 def plot_losses(fits: Mapping):
     """Draw losses by step and by second.
 
-    The axis of the losses has room for all of them where those of the first steps are not far from the rest. Elsewhere it
-    has room for the medians behind the first tenth of the steps, and for most of their noise.
+    The axis shows all losses where those of the first steps are not far from the rest. Otherwise it shows the medians after
+    the first tenth of the steps, and most of the noise around them.
 
     Args:
-        courses: :class:`~pyro_avi.Fit` by name.
+        fits: :class:`~pyro_avi.Fit` by name.
 
     Returns:
         A :class:`matplotlib.figure.Figure`.
@@ -30,18 +31,18 @@ def plot_losses(fits: Mapping):
     Raises:
         ValueError: if a training has taken no step yet.
     """
-    for name, fit_result in fits.items():
-        if not fit_result.steps:
+    for name, fit in fits.items():
+        if not fit.steps:
             raise ValueError(f"Expected trainings with at least one step, got none of {name!r}.")
     figure = new_figure(figsize=(10, 4), layout="constrained")
     by_step, by_second = figure.subplots(1, 2, sharey=True)
     ranges = []
-    for color, (name, fit_result) in zip(_COLORS * len(fits), fits.items(), strict=False):
-        losses = fit_result.losses.numpy()
+    for color, (name, fit) in zip(_COLORS * len(fits), fits.items(), strict=False):
+        losses = fit.losses.numpy()
         steps = np.arange(1, len(losses) + 1)
         window = max(1, len(losses) // _MEDIANS)
         medians = _medians(losses, window)
-        for axes, places in ((by_step, steps), (by_second, fit_result.times.numpy())):
+        for axes, places in ((by_step, steps), (by_second, fit.times.numpy())):
             _draw(axes, places, losses, medians, window, color, name)
         ranges.append(_range(losses, medians))
     low, high = min(low for low, _ in ranges), max(high for _, high in ranges)
@@ -55,7 +56,7 @@ def plot_losses(fits: Mapping):
 
 
 def _medians(losses: np.ndarray, window: int) -> np.ndarray:
-    """``[M]`` of steps that follow one another, ``window`` at a time; the last of them may be more, by a part of that."""
+    """``[M]`` the medians of successive groups of steps, ``window`` or a few more in each."""
     parts = np.array_split(losses, max(1, len(losses) // window))
     return np.array([np.median(part) for part in parts])
 
@@ -71,13 +72,13 @@ def _draw(axes, places, losses, medians, window: int, color: str, name: str) -> 
 
 
 def _range(losses: np.ndarray, medians: np.ndarray) -> tuple[float, float]:
-    """Of losses those that are to be seen."""
+    """The lowest and the highest loss that the axis shows."""
     late = losses[int(_FIRST * len(losses)) :]
     late, medians = late[np.isfinite(late)], medians[int(np.ceil(_FIRST * len(medians))) :]
     medians = medians[np.isfinite(medians)]
     if not len(late):
         return 0.0, 1.0
-    # Of noise with a few very large values most: these too are no reason to hide what the others do.
+    # Noise with a few very large values would hide the rest: the axis shows most of it.
     low, high = np.quantile(late, [0.01, 0.95])
     low, high = min([low, *medians]), max([high, *medians])
     every = losses[np.isfinite(losses)]
@@ -90,12 +91,12 @@ def _label(axes, fits: Mapping, by: str) -> None:
     axes.set_title(f"Loss by {by}")
     axes.set_xlabel(f"{by}s")
     if by == "second":
-        compiling = [f"{of.compile_seconds:.3g}" for of in fits.values() if of.compile_seconds]
+        compiling = [f"{fit.compile_seconds:.3g}" for fit in fits.values() if fit.compile_seconds]
         if compiling:
             axes.set_xlabel(f"seconds ({', '.join(compiling)} of them compiling)")
         return
-    if any((of.losses > high).any() or (of.losses < low).any() for of in fits.values()):
-        first = ", ".join(f"{of.losses[0].item():.3g}" for of in fits.values())
+    if any((fit.losses > high).any() or (fit.losses < low).any() for fit in fits.values()):
+        first = ", ".join(f"{fit.losses[0].item():.3g}" for fit in fits.values())
         axes.text(0.98, 0.97, f"first loss {first}", ha="right", va="top", transform=axes.transAxes, fontsize="small")
     if len(fits) > 1:
         axes.legend(frameon=False, fontsize="small", loc="upper center")

@@ -13,15 +13,15 @@ __all__ = ["minibatches"]
 def minibatches(*tensors: Any, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
     """Endless minibatches ``(x[index], ..., index)``, a fresh permutation every epoch.
 
-    The last batch of an epoch may be smaller. The order is decided by the seed alone.
+    The last batch of an epoch may be smaller. The seed alone decides the order.
 
     Args:
         tensors: each ``[N, ...]``; also NumPy arrays and data frames, whose floating-point numbers get torch's default type.
         batch_size: ``B``.
-        seed: of the permutations.
+        seed: the seed of the permutations.
 
     Raises:
-        TypeError: if one is no array of numbers.
+        TypeError: if one of them is not an array of numbers.
         ValueError: if there is no tensor, the tensors differ in their number of rows, or the batch size is not positive.
 
     Example::
@@ -59,7 +59,7 @@ def _endless(tensors, batch_size, seed):
     while True:
         order = torch.randperm(len(tensors[0]), generator=generator, device="cpu")
         if device.type == "cuda":
-            # From pinned memory nobody waits for the copy.
+            # The program does not wait for a copy from pinned memory.
             order = order.pin_memory()
         order = order.to(device, non_blocking=True)
         for index in order.split(batch_size):

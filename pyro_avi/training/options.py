@@ -1,4 +1,4 @@
-"""Options of a training that are none, refused before any work."""
+"""Checks of the options of a training, made before any work is done."""
 
 import inspect
 import math
@@ -34,13 +34,13 @@ _MEANT = {
 
 
 def check_options(num_steps: int, elbo: Any, lr: Any, clip_norm: float | None, precision: str, compile: Any) -> None:
-    """Refuse values that no training can have.
+    """Check the options of a training.
 
     Args:
         num_steps, elbo, lr, clip_norm, precision, compile: as for :func:`~pyro_avi.fit`.
 
     Raises:
-        TypeError, ValueError: if one is not what it has to be.
+        TypeError, ValueError: if one is not as :func:`~pyro_avi.fit` describes it.
     """
     check_elbo(elbo)
     if isinstance(num_steps, bool) or not isinstance(num_steps, Integral):
@@ -60,7 +60,7 @@ def check_options(num_steps: int, elbo: Any, lr: Any, clip_norm: float | None, p
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Refuse what does not make a ``torch.optim.Optimizer``.
+    """Check that a function makes a ``torch.optim.Optimizer``.
 
     Raises:
         TypeError: if it is an optimizer already, or one of Pyro's.
@@ -76,19 +76,19 @@ def check_optimizer(optimizer: Any) -> None:
 
 
 def check_keywords(model: Callable, names: Iterable[str]) -> None:
-    """Refuse keyword arguments that neither a training nor the model knows, most of them options with another name.
+    """Refuse keyword arguments that neither ``fit`` nor the model has: most are options under another library's name.
 
     Args:
-        model: whose arguments they would be.
-        names: of the arguments.
+        model: the model, to which all but the options of ``fit`` are passed on.
+        names: the names of the arguments.
 
     Raises:
-        TypeError: if the model does not take one.
+        TypeError: if the model does not take one of them.
     """
     try:
         taken = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
     except (TypeError, ValueError):
-        # What is written in C does not say.
+        # Functions written in C have no signature.
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken):
         return

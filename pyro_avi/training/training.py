@@ -1,4 +1,4 @@
-"""One training: its calls, its state, and what becomes of both when it diverges, is saved, or goes on."""
+"""One training: its steps and its state, and how it ends, diverges, is saved and is resumed."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +31,8 @@ class Training:
         **options: as for :class:`~pyro_avi.optimization.step.TrainingStep`.
 
     Raises:
-        DivergedError: if model and guide cannot be run on the first call, whose data or whose parameters are not finite.
+        DivergedError: if model and guide cannot be run on the first call because its data or their parameters are not
+            finite.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Training:
         except NoRowsError:
             raise
         except ValueError as error:
-            # What torch's validation says of nan, it says of no site.
+            # torch's validation reports a nan without the name of its site.
             reason = explain(model, guide, self._first, kwargs)
             if reason is None:
                 raise
@@ -65,12 +66,12 @@ class Training:
         self.device = self._training_step.device
         self._state = TrainingState(self._training_step, model, guide)
         self._backup = StateBackup(self._state) if keep else None
-        # Since the losses were last checked: the one that was not finite is among them.
+        # By step, those since the losses were last checked: a loss that is not finite comes from one of them.
         self._recent: dict[int, tuple] = {}
-        self._left: list[Tensor] | None = None
+        self._final_random_state: list[Tensor] | None = None
 
-    def take(self, step: int) -> tuple[Tensor, float]:
-        """Take a step; return the loss before and the seconds spent in compiling so far."""
+    def step(self, step: int) -> tuple[Tensor, float]:
+        """Take a step; return the loss before it and the seconds spent in compiling so far."""
         call = self._first if step == self._start else next(self._calls)
         if self.device.type == "cpu":
             self._recent.clear()
@@ -78,27 +79,27 @@ class Training:
         loss = self._training_step.step(step, call, self._kwargs)
         return loss, 0.0 if self._training_step.compiled is None else self._training_step.compiled.seconds
 
-    def checked(self, steps: int) -> None:
-        """All losses of so many steps are finite."""
+    def on_finite(self, steps: int) -> None:
+        """Back the state up, now that all losses of so many steps are known to be finite."""
         self._recent.clear()
         if self._backup is not None:
-            self._backup.keep(steps)
+            self._backup.update(steps)
 
-    def leave(self, fit_result: Fit) -> None:
-        """End: the random state is kept for a training that goes on.
+    def finish(self, fit: Fit) -> None:
+        """Record the random state, from which a resumed training draws on.
 
         Raises:
-            DivergedError: if the last step has moved parameters to what is not finite.
+            DivergedError: if the last step has moved parameters to nan or infinity.
         """
-        self._left = random_state()
+        self._final_random_state = random_state()
         if not are_finite(self._state.parameters()):
-            raise self.diverged(DivergedError(fit_result.steps, math.nan))
+            raise self.diverged(DivergedError(fit.steps, math.nan))
 
     def diverged(self, error: DivergedError) -> DivergedError:
-        """The error with what came first; the state that was kept is given back."""
+        """The error with its first cause; the state is that of the backup from now on."""
         call, reason = self._recent.get(error.step), None
         if self.device.type == "cpu" or self._training_step.compiled is not None:
-            # Nothing has moved by that loss.
+            # Such a loss moves nothing: the parameters are those that it was evaluated at.
             reason = self._wrong_parameters(error.step) or self._explain(call)
         backup = self._backup
         if backup is None or backup.step is None:
@@ -120,13 +121,13 @@ class Training:
         given = {"gradient": self._training_step.gradient, "names": self._state.names}
         return explain(self._model, self._guide, call, self._kwargs, **given)
 
-    def save(self, path: str | PathLike, fit_result: Fit) -> None:
-        """Write all that the training goes on from to a file."""
-        checkpoint.write(path, self._state, fit_result.steps, fit_result.losses, self._left or random_state())
+    def save(self, path: str | PathLike, fit: Fit) -> None:
+        """Write the state of the training to a file."""
+        checkpoint.write(path, self._state, fit.steps, fit.losses, self._final_random_state or random_state())
 
-    def go_on(self, path: str | PathLike, *, draws: bool) -> Tensor:
-        """Take the state in a file, and with ``draws`` its random state; return the losses until then."""
+    def resume(self, path: str | PathLike, *, with_random_state: bool) -> Tensor:
+        """Load the state in a file, its random state too if asked for; return the losses until then."""
         losses, random = checkpoint.restore(path, self._state)
-        if draws:
+        if with_random_state:
             set_random_state(random)
         return losses

@@ -1,4 +1,4 @@
-"""All that a training is going on from: parameters, buffers, the state of its optimizer."""
+"""The state of a training: parameters, buffers, the state of its optimizer."""
 
 import copy
 import time
@@ -15,20 +15,20 @@ from pyro_avi.optimization.step import TrainingStep
 
 __all__ = ["StateBackup", "TrainingState", "are_finite"]
 
-# The share of a training's time that copies may take.
+# The share of a training's time that backups may take.
 _SHARE = 0.01
 
 
 class TrainingState:
-    """Names the tensors of a training.
+    """The tensors of a training by name.
 
     Args:
-        trained: the training.
+        training_step: holds the parameters and their optimizers.
         model, guide: whose parameters and buffers they are.
 
     Attributes:
-        names: of the parameters, by their ids: ``model.`` or ``guide.`` and the name in the module, ``param.`` and that of
-            a ``pyro.param`` statement.
+        names: the names of the parameters by their ids: ``model.`` or ``guide.`` and the name in the module, or ``param.``
+            and the name of a ``pyro.param`` statement.
     """
 
     def __init__(self, training_step: TrainingStep, model: Callable, guide: Callable):
@@ -58,9 +58,10 @@ class TrainingState:
         return self.parameters() | {name: module._buffers[own] for name, module, own in self._buffers}
 
     def moments(self) -> dict[str, Tensor]:
-        """The moments and visits of Adam by name, of all parameters that an optimizer of the user's does not move.
+        """The moments of Adam by name; none of parameters that an optimizer of the user moves.
 
-        What torch's Adam holds is brought into the form of our own, so that either goes on where the other ended.
+        Those of torch's Adam are converted to those of :class:`~pyro_avi.optimization.adam.Adam`, so that an eager training
+        can be resumed compiled and the other way round.
         """
         moments = {}
         for adam in self._training_step.adams:
@@ -78,26 +79,26 @@ class TrainingState:
         return moments
 
     def optimizer_state(self) -> dict[str, Any] | None:
-        """The state of the optimizer that the user gave."""
+        """The state of the user's optimizer, ``None`` where there is none."""
         given = self._training_step.optimizer_is_given
         return (
             self._training_step.optimizer.state_dict() if given and self._training_step.optimizer is not None else None
         )
 
     def optimizer_class(self) -> str | None:
-        """The name of its class."""
+        """The name of the class of the user's optimizer, ``None`` where there is none."""
         optimizer = self._training_step.optimizer
         if optimizer is None or not self._training_step.optimizer_is_given:
             return None
         return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
 
     @torch.no_grad()
-    def take(self, values: dict[str, Tensor], moments: dict[str, Tensor], optimizer: dict[str, Any] | None) -> None:
-        """Go on from what :meth:`values`, :meth:`moments` and :meth:`optimizer_state` gave.
+    def load(self, values: dict[str, Tensor], moments: dict[str, Tensor], optimizer: dict[str, Any] | None) -> None:
+        """Write a state into the training.
 
         Args:
-            values, moments: of the same names and shapes, on any device.
-            optimizer: that of an optimizer of the same class.
+            values, moments: from :meth:`values` and :meth:`moments` of the same model and guide, on any device.
+            optimizer: from :meth:`optimizer_state` with an optimizer of the same class.
         """
         for name, tensor in self.values().items():
             tensor.copy_(values[name])
@@ -129,13 +130,13 @@ class TrainingState:
 
 
 class StateBackup:
-    """A copy of the last state of a training that was checked to be finite, beside it on the same devices.
+    """A copy of the last state of a training that was known to be finite, on the same devices.
 
     Args:
         state: the state.
 
     Attributes:
-        step: the number of steps that the copy has taken, ``None`` where there is no copy.
+        step: the number of steps after which the copy was made, ``None`` where there is no copy yet.
     """
 
     def __init__(self, state: TrainingState):
@@ -144,17 +145,17 @@ class StateBackup:
         self._optimizer: dict[str, Any] | None = None
         self._began, self._spent = time.perf_counter(), 0.0
 
-    def keep(self, step: int) -> None:
+    def update(self, step: int) -> None:
         """Copy the state if it is finite, unless copies have taken their share of the time already.
 
         Args:
-            step: the number of steps that it has taken.
+            step: the number of steps taken.
         """
         started = time.perf_counter()
         if self.step is not None and self._spent > _SHARE * (started - self._began):
             return
         moments = self._state.moments()
-        # A buffer may hold infinity, as a mask that is added.
+        # Buffers are not checked: a mask that is added may hold infinity.
         if are_finite(self._state.parameters() | moments):
             tensors = self._state.values() | moments
             with torch.no_grad():
@@ -168,8 +169,8 @@ class StateBackup:
         self._spent += time.perf_counter() - started
 
     def restore(self) -> None:
-        """Bring the training to the state that was kept."""
-        self._state.take(self._tensors, self._tensors, self._optimizer)
+        """Bring the training back to the state of the copy."""
+        self._state.load(self._tensors, self._tensors, self._optimizer)
 
 
 def are_finite(tensors: dict[str, Tensor]) -> bool:

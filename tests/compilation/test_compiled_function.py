@@ -64,7 +64,7 @@ def test_without_a_graph_the_weights_are_those_of_the_model(monkeypatch):
     call = images()
     eager, _ = weights(*call)
     monkeypatch.setattr(joint_module, "_COST_OF_COMPILING", 0.0)
-    monkeypatch.setattr(joint_module, "fused", lambda *args: None)
+    monkeypatch.setattr(joint_module, "compile_function", lambda *args: None)
     same, joint = weights(*call)
     assert torch.equal(eager, same) and joint._graphs == {1: None}
 

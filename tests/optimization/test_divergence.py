@@ -202,7 +202,7 @@ class Plain:
     def optimizer_state(self):
         return None
 
-    def take(self, values, moments, optimizer):
+    def load(self, values, moments, optimizer):
         for name, value in self.values().items():
             value.copy_(values[name])
 
@@ -220,12 +220,12 @@ def test_copies_are_made_as_often_as_their_share_of_the_time_allows(monkeypatch)
         def values(self):
             return {"w": torch.full((2,), now[0])}
 
-    kept = training_state.StateBackup(State())
+    backup = training_state.StateBackup(State())
     steps = []
     for step in range(1000):
-        kept.keep(step)
+        backup.update(step)
         now[0] += 1.0
-        steps.append(kept.step)
+        steps.append(backup.step)
     # The first, and from then on about one in a hundred seconds.
     made = sorted(set(steps))
     assert len(made) == 11 and {after - before for before, after in zip(made, made[1:], strict=False)} <= {99, 100}
@@ -239,11 +239,11 @@ def test_a_state_that_is_not_finite_is_not_kept():
             return {"w": self.value, "count": torch.tensor(3)}
 
     state = State()
-    kept = training_state.StateBackup(state)
-    kept._began -= 1e9
-    kept.keep(1)
+    backup = training_state.StateBackup(state)
+    backup._began -= 1e9
+    backup.update(1)
     state.value = torch.tensor([1.0, torch.nan])
-    kept.keep(2)
-    assert kept.step == 1
-    kept.restore()
+    backup.update(2)
+    assert backup.step == 1
+    backup.restore()
     assert state.value.tolist() == [1.0, 1.0]
