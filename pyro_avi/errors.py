@@ -1,8 +1,10 @@
-"""Errors whose message is final."""
+"""Errors whose message is final, and the check of whole numbers that many options share."""
 
 import re
+from numbers import Integral
+from typing import Any
 
-__all__ = ["CallError", "without_table"]
+__all__ = ["CallError", "check_count", "without_table"]
 
 # What Pyro aligns to the right, in a table of its own.
 _TABLE = re.compile(r"\n *Trace Shapes:")
@@ -11,6 +13,34 @@ _TABLE = re.compile(r"\n *Trace Shapes:")
 def without_table(message: str) -> str:
     """A message without the table of shapes that ``poutine.trace`` has put behind it."""
     return _TABLE.split(message, maxsplit=1)[0]
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """The value, if it is a whole number of at least ``least``.
+
+    Args:
+        name: what it counts, for the message.
+        value: any object.
+        least: the smallest number.
+
+    Raises:
+        TypeError: if it is not a whole number.
+        ValueError: if it is smaller.
+
+    Example::
+
+        >>> from pyro_avi.errors import check_count
+        >>> check_count("num_samples", 3)
+        3
+        >>> check_count("num_samples", 0)
+        Traceback (most recent call last):
+        ValueError: Expected num_samples of at least 1, got 0.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"Expected {name} to be a whole number, got {value!r}.")
+    if value < least:
+        raise ValueError(f"Expected {name} of at least {least}, got {value}.")
+    return value
 
 
 class CallError(ValueError):

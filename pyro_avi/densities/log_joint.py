@@ -17,6 +17,7 @@ from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.densities.row_densities import RowDensities
 from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.structure import Latent
+from pyro_avi.seeds import seeded
 
 __all__ = ["LocalJoint"]
 
@@ -180,8 +181,7 @@ class LocalJoint:
 
     def _trial_points(self, count: int) -> tuple[Tensor, Tensor]:
         """Two times ``count`` points around the initial one, the same in every call."""
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
+        with seeded(0):
             noise = torch.randn(2, count, *self.initial.shape[1:]).to(self.initial)
         one, two = self.initial + 0.1 * noise
         return one, two

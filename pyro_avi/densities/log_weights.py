@@ -14,6 +14,7 @@ from pyro_avi.densities.attribution import Attribution, attribute
 from pyro_avi.densities.log_factors import enumeration_depth, log_factors, sample_enumerated, trace_at
 from pyro_avi.densities.perturbation import HasRowPlates
 from pyro_avi.display.formatting import counted, with_error
+from pyro_avi.errors import check_count
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
@@ -150,8 +151,7 @@ class Weigher:
         Raises:
             ValueError: if it is not positive.
         """
-        if num_samples < 1:
-            raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
+        check_count("num_samples", num_samples)
         for _ in range(num_samples):
             guide_trace = poutine.trace(self._guide).get_trace(*self._args, **self._kwargs)
             yield trace_at(self._model, self._args, self._kwargs, guide_trace, depth=self._depth), guide_trace

@@ -13,6 +13,7 @@ from pyro_avi.closing.weight_source import JointWeights, WeightSource, weight_so
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.diagnostics.gap_results import Gaps
+from pyro_avi.errors import check_count
 from pyro_avi.estimators import khat
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.ais import annealed_weights, isolated_sampling
@@ -281,8 +282,7 @@ def _check(num_samples: int, num_steps: int, max_rounds: int, annealing, reverse
         ("num_steps", num_steps, 1),
         ("max_rounds", max_rounds, 1),
     ):
-        if number < least:
-            raise ValueError(f"Expected {name} of at least {least}, got {number}.")
+        check_count(name, number, least)
     needed = {"num_chains", "num_temperatures", "num_leapfrog"}
     if annealing is not None and not needed <= set(annealing) <= needed | {"start"}:
         raise ValueError(f"Expected annealing= with {sorted(needed)} and perhaps start, got {sorted(annealing)}.")

@@ -12,6 +12,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.densities.log_factors import enumeration_depth, sample_enumerated
+from pyro_avi.errors import check_count
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import is_observation
 from pyro_avi.lock import in_turn
@@ -64,8 +65,7 @@ def posterior_predictive(
         >>> draws["x"].shape
         torch.Size([10, 20, 1, 8, 8])
     """
-    if num_samples < 1:
-        raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
+    check_count("num_samples", num_samples)
     predictor = Predictor(model, guide, args, kwargs)
     if not predictor.sites:
         raise ValueError(

@@ -11,6 +11,7 @@ from pyro_avi.closing.refine import refine
 from pyro_avi.closing.row_tables import table_like
 from pyro_avi.diagnostics.sbc_results import Calibration
 from pyro_avi.diagnostics.simulated_data import Simulated, Simulator
+from pyro_avi.errors import check_count
 from pyro_avi.estimators.ranks import rank_among
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.guides import FactorizedGuide
@@ -107,8 +108,7 @@ def sbc(
         ("num_samples", num_samples, 20),
         ("num_steps", num_steps, 0),
     ):
-        if number < least:
-            raise ValueError(f"Expected {name} of at least {least}, got {number}.")
+        check_count(name, number, least)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     if isinstance(guide, FactorizedGuide) and not num_steps:
         raise ValueError(

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from pyro_avi.display.figures import new_figure
+from pyro_avi.errors import check_count
 
 __all__ = ["plot_calibration"]
 
@@ -24,8 +25,7 @@ def plot_calibration(calibration, *, most: int = 4):
     Raises:
         ValueError: if ``most`` is not positive.
     """
-    if most < 1:
-        raise ValueError(f"Expected most of at least 1, got {most}.")
+    check_count("most", most)
     shown = calibration.p_values.argsort(stable=True)[:most].tolist()
     figure = new_figure(figsize=(2.6 * len(shown) + 4.6, 5), layout="constrained")
     above, below = ([f"{part} {i}" for i in shown] for part in ("histogram", "distribution"))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyro_avi.densities.log_weights import log_weights
 from pyro_avi.display.formatting import counted, with_error
+from pyro_avi.errors import check_count
 from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 from pyro_avi.training.loop import Fit
@@ -91,8 +92,8 @@ class Validation:
         **kwargs,
     ):
         for name, count in (("num_samples", num_samples), ("every", every), ("patience", patience)):
-            if count is not None and count < 1:
-                raise ValueError(f"Expected {name} of at least 1, got {count}.")
+            if count is not None:
+                check_count(name, count)
         if not 0 <= min_delta < math.inf:
             raise ValueError(f"Expected min_delta of at least 0 nats a row, got {min_delta}.")
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs

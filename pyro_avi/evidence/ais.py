@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.densities.log_weights import LogWeights
+from pyro_avi.errors import check_count
 from pyro_avi.estimators import Estimate, iwelbo
 from pyro_avi.estimators.ais import anneal, pilot, temperatures
 from pyro_avi.evaluation_mode import evaluation_mode
@@ -136,8 +137,7 @@ def annealed_weights(
     """
     numbers = {"num_chains": num_chains, "num_temperatures": num_temperatures, "num_leapfrog": num_leapfrog}
     for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"Expected {name} of at least 1, got {number}.")
+        check_count(name, number)
     if start not in ("guide", "prior"):
         raise ValueError(f'Expected start= to be "guide" or "prior", got {start!r}.')
     if start == "guide" and (posterior.batch_shape, posterior.event_shape) != ((joint.num_rows,), (joint.num_latents,)):

@@ -9,7 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Family", "check_count", "drawn_quantile", "log_scales"]
+from pyro_avi.errors import check_count
+from pyro_avi.seeds import seeded
+
+__all__ = ["Family", "drawn_quantile", "log_scales"]
 
 # Those that quantiles are taken of, and how many numbers of them are held at a time.
 _DRAWS, _NUMBERS = 2000, 2**22
@@ -62,7 +65,7 @@ class Family(nn.Module, ABC):
             num_latents: ``K``.
 
         Raises:
-            ValueError: if it is not a whole number of at least 1.
+            TypeError, ValueError: if it is not a whole number of at least 1.
         """
         check_count("num_latents", num_latents)
 
@@ -141,11 +144,9 @@ def drawn_quantile(make: Callable[[Tensor], dist.TorchDistribution], parameters:
         parameters: ``[..., P]``.
         q: numbers between 0 and 1, of any shape.
     """
-    devices = [parameters.device] if parameters.is_cuda else []
     rows = parameters.reshape(-1, parameters.shape[-1])
     parts = []
-    with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad():
         # By pieces: the draws of all rows at once would need a thousand times the memory of the answer.
         for piece in rows.split(max(1, _NUMBERS // (_DRAWS * rows.shape[-1]))):
             draws = make(piece).sample((_DRAWS,))
@@ -157,10 +158,3 @@ def drawn_quantile(make: Callable[[Tensor], dist.TorchDistribution], parameters:
 def log_scales(loc: Tensor, scale: float | Tensor) -> Tensor:
     """The logarithms ``[..., K]`` of one scale for all of the latents of ``loc [..., K]``, or of one for each."""
     return scale.log().expand_as(loc) if isinstance(scale, Tensor) else torch.full_like(loc, math.log(scale))
-
-
-def check_count(name: str, value: int, least: int = 1) -> int:
-    """The value, if it is a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"Expected {name} to be a whole number of at least {least}, got {value!r}.")
-    return value

@@ -6,7 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_avi.families.family import Family, check_count, log_scales
+from pyro_avi.errors import check_count
+from pyro_avi.families.family import Family, log_scales
 from pyro_avi.families.transformed import (
     LazyComposedTransform,
     MaskedAutoregressiveTransform,
@@ -38,8 +39,8 @@ class Flow(Family):
         bins: the number of pieces of each spline.
 
     Raises:
-        ValueError: if one of them is not a whole number of at least 1 (``bins``: 2); where a method needs the weights and
-            :meth:`prepare` has not been called, or for another number of latents.
+        TypeError, ValueError: if one of them is not a whole number of at least 1 (``bins``: 2); where a method needs the
+            weights and :meth:`prepare` has not been called, or for another number of latents.
         TypeError: if ``hidden`` is no sequence.
 
     References:
@@ -83,7 +84,7 @@ class Flow(Family):
             num_latents: ``K``. A second call with the same number keeps the weights.
 
         Raises:
-            ValueError: if it is not a whole number of at least 1, or not that of the first call.
+            TypeError, ValueError: if it is not a whole number of at least 1, or not that of the first call.
         """
         super().prepare(num_latents)
         if self.num_latents == num_latents:

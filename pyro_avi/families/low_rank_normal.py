@@ -4,7 +4,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, check_count
+from pyro_avi.errors import check_count
+from pyro_avi.families.family import Family
 
 __all__ = ["LowRankNormal"]
 
@@ -23,8 +24,8 @@ class LowRankNormal(Family):
         rank: ``R``.
 
     Raises:
-        ValueError: if ``rank`` is not a whole number of at least 1; in :meth:`distribution`, if the number of parameters
-            is no multiple of ``2 + R``.
+        TypeError, ValueError: if ``rank`` is not a whole number of at least 1; in :meth:`distribution`, if the number of
+            parameters is no multiple of ``2 + R``.
 
     References:
         Ong, Nott and Smith, "Gaussian variational approximation with a factor covariance structure", 2018,

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import pad
 
-from pyro_avi.families.family import Family, check_count, log_scales
+from pyro_avi.errors import check_count
+from pyro_avi.families.family import Family, log_scales
 
 __all__ = ["AutoregressiveNormal", "MarkovNormal"]
 
@@ -36,8 +37,8 @@ class MarkovNormal(Family):
         order: ``b``, the number of latents before it that each depends on.
 
     Raises:
-        ValueError: if ``order`` is not a whole number of at least 1; in :meth:`distribution`, if the number of parameters
-            is that of no ``K``.
+        TypeError, ValueError: if ``order`` is not a whole number of at least 1; in :meth:`distribution`, if the number of
+            parameters is that of no ``K``.
 
     References:
         Rue and Held, "Gaussian Markov Random Fields", 2005, section 2.4. Archer, Park, Buesing, Cunningham and Paninski,

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, check_count, log_scales
+from pyro_avi.errors import check_count
+from pyro_avi.families.family import Family, log_scales
 from pyro_avi.families.transformed import (
     AutoregressiveTransform,
     ComposedTransform,
@@ -44,7 +45,7 @@ class RowFlow(Family):
         bins: the number of pieces of each spline.
 
     Raises:
-        ValueError: if one of them is not a whole number of at least 1 (``bins``: 2); in :meth:`distribution`, where
+        TypeError, ValueError: if one of them is not a whole number of at least 1 (``bins``: 2); in :meth:`distribution`, where
             :meth:`prepare` has not been called, or for another number of parameters.
 
     References:
@@ -82,7 +83,7 @@ class RowFlow(Family):
             num_latents: ``K``.
 
         Raises:
-            ValueError: if it is not a whole number of at least 1.
+            TypeError, ValueError: if it is not a whole number of at least 1.
         """
         super().prepare(num_latents)
         self.num_latents = num_latents

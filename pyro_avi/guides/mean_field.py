@@ -8,6 +8,7 @@ from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData, CallReader
+from pyro_avi.errors import check_count
 from pyro_avi.factors.factor import Factor
 from pyro_avi.guides.base import BaseGuide
 from pyro_avi.inspection.inspect_model import inspect_model
@@ -113,7 +114,7 @@ class MeanFieldNormal(BaseGuide):
         Raises:
             ValueError: if ``num_samples`` is not positive.
         """
-        check_num_samples(num_samples)
+        check_count("num_samples", num_samples)
         self.setup(*args, **kwargs)
         return self._factor.draw(self.vector, num_samples)
 
@@ -142,12 +143,6 @@ def check_has_latents(structure: Structure) -> None:
             "Expected a model with a latent, found none: there is nothing to infer.\n"
             "Give what is to be inferred a sample statement, and leave its value out of this call."
         )
-
-
-def check_num_samples(num_samples: int) -> None:
-    """Raise an error if a number of draws is below 1."""
-    if num_samples < 1:
-        raise ValueError(f"Expected num_samples of at least 1, got {num_samples}.")
 
 
 def check_init_scale(init_scale: float) -> None:

@@ -7,10 +7,11 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyro_avi.errors import check_count
 from pyro_avi.factors.means import drawn_means
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guides.local_posteriors import LocalPosteriors
-from pyro_avi.guides.mean_field import MeanFieldNormal, check_num_samples
+from pyro_avi.guides.mean_field import MeanFieldNormal
 
 __all__ = ["SiteSummaries"]
 
@@ -50,7 +51,7 @@ class SiteSummaries(LocalPosteriors):
             >>> guide.sample(torch.rand(7, 1, 8, 8), num_samples=100)["z"].shape
             torch.Size([100, 7, 2])
         """
-        check_num_samples(num_samples)
+        check_count("num_samples", num_samples)
         self.setup(*args, **kwargs)
 
         def of_globals(guide: nn.Module, names: Sequence[str]) -> Mapping[str, Tensor]:

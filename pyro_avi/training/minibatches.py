@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_avi.errors import check_count
+
 __all__ = ["minibatches"]
 
 
@@ -36,8 +38,7 @@ def minibatches(*tensors: Any, batch_size: int, seed: int = 0) -> Iterator[tuple
     sizes = {len(tensor) for tensor in tensors}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"Expected tensors with one and the same number of rows, at least 1, got {sorted(sizes)}.")
-    if batch_size < 1:
-        raise ValueError(f"Expected batch_size of at least 1, got {batch_size}.")
+    check_count("batch_size", batch_size)
     return _endless(tensors, batch_size, seed)
 
 

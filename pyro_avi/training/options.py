@@ -3,13 +3,14 @@
 import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
 from pyro.optim import PyroOptim
 from torch import nn
 
+from pyro_avi.errors import check_count
 from pyro_avi.optimization.losses import check_elbo
 from pyro_avi.optimization.precision import PRECISIONS
 
@@ -43,10 +44,7 @@ def check_options(num_steps: int, elbo: Any, lr: Any, clip_norm: float | None, p
         TypeError, ValueError: if one is not as :func:`~pyro_avi.fit` describes it.
     """
     check_elbo(elbo)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, Integral):
-        raise TypeError(f"Expected num_steps to be a whole number, got {num_steps!r}.")
-    if num_steps < 1:
-        raise ValueError(f"Expected num_steps of at least 1, got {num_steps}.")
+    check_count("num_steps", num_steps)
     for rate in lr.values() if isinstance(lr, Mapping) else [lr]:
         number = isinstance(rate, Real) and not isinstance(rate, bool)
         if not callable(rate) and not (number and 0 <= rate < math.inf):
