@@ -11,9 +11,10 @@ __all__ = ["Path", "anneal", "pilot", "temperatures"]
 # From points [C, B, K] to the log densities [C, B] of the two ends of the path, the second not normalized.
 Path = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# The share of proposals to be accepted, near the optimum for trajectories of several steps, and how fast a pilot moves to it.
+# The acceptance rate that the pilot run adapts step sizes to, near the optimum for trajectories of several steps; and the
+# rate of this adaptation.
 _ACCEPTED, _RATE = 0.8, 0.5
-# Transitions at the first temperature before the pilot's chains set off.
+# Transitions at the first temperature before the temperature of the pilot's chains changes.
 _WARM_UP = 15
 
 
@@ -36,15 +37,16 @@ def anneal(
     r"""The log weights ``[C, B]`` of annealed importance sampling, in double precision.
 
     Chains follow :math:`\log p_t = (1 - \beta_t) \log p_0 + \beta_t \log p_1`; before each transition the weight grows by
-    :math:`(\beta_t - \beta_{t-1}) (\log p_1 - \log p_0)`. The mean weight is the ratio of the normalizers. In reverse
-    the chains go the same way back from draws of :math:`p_1`, and the mean of ``1 / w`` is the inverse ratio.
+    :math:`(\beta_t - \beta_{t-1}) (\log p_1 - \log p_0)`. The expected weight is the ratio of the normalizers. In reverse
+    the chains start from draws of :math:`p_1` and go through the temperatures backwards, and the expectation of ``1 / w`` is
+    the inverse ratio.
 
     Args:
         path: the two log densities of points.
         start: ``[C, B, K]`` draws from the first density, in reverse from the second.
         beta: ``[T + 1]`` from 0 to 1.
-        step_sizes: ``[T - 1, B]`` of the transitions at the temperatures in between, not adapted here: a kernel that
-            depends on its own past leaves no density as it is.
+        step_sizes: ``[T - 1, B]`` of the transitions at the temperatures in between. They are not adapted here: a kernel
+            that depends on the chain's past leaves no density invariant.
         num_leapfrog: the number of leapfrog steps a transition.
         reverse: whether to go from the second density to the first.
 
@@ -53,30 +55,30 @@ def anneal(
         "Measuring the reliability of MCMC inference with bidirectional Monte Carlo", 2016,
         https://arxiv.org/abs/1606.02275.
     """
-    at = _Point.of(path, start)
+    point = _Point.evaluate(path, start)
     rise = beta.diff().tolist()
-    weights = torch.zeros_like(at.base)
+    weights = torch.zeros_like(point.base)
     # The transition at each temperature in between, and the rise of the weight on its hotter or, in reverse, colder side.
     steps = range(1, len(beta) - 1)
-    weights = weights + (rise[-1] if reverse else rise[0]) * at.difference
+    weights = weights + (rise[-1] if reverse else rise[0]) * point.difference
     for t in reversed(steps) if reverse else steps:
-        at, _ = _transition(path, at, beta[t].item(), step_sizes[t - 1], num_leapfrog)
-        weights = weights + rise[t - 1 if reverse else t] * at.difference
+        point, _ = _transition(path, point, beta[t].item(), step_sizes[t - 1], num_leapfrog)
+        weights = weights + rise[t - 1 if reverse else t] * point.difference
     return weights
 
 
 def pilot(path: Path, start: Tensor, *, beta: Tensor, num_leapfrog: int) -> Tensor:
-    """Step sizes ``[T - 1, B]`` at which about four of five proposals are accepted, found by chains of their own.
+    """Step sizes ``[T - 1, B]`` at which about four of five proposals are accepted, found by a run of other chains.
 
     Args:
         path, beta, num_leapfrog: as in :func:`anneal`.
         start: ``[C, B, K]`` draws from the first density; a row's chains share its step size.
     """
-    at = _Point.of(path, start)
+    point = _Point.evaluate(path, start)
     log_size = torch.full_like(start[0, :, 0], 0.5).div(start.shape[-1] ** 0.25).log()
     found = []
     for t in [1] * _WARM_UP + list(range(1, len(beta) - 1)):
-        at, accepted = _transition(path, at, beta[min(t, len(beta) - 1)].item(), log_size.exp(), num_leapfrog)
+        point, accepted = _transition(path, point, beta[min(t, len(beta) - 1)].item(), log_size.exp(), num_leapfrog)
         log_size = log_size + _RATE * (accepted.mean(0) - _ACCEPTED).to(log_size)
         found.append(log_size.exp())
     return torch.stack(found[_WARM_UP:]) if len(beta) > 2 else start.new_zeros(0, start.shape[1])
@@ -84,14 +86,14 @@ def pilot(path: Path, start: Tensor, *, beta: Tensor, num_leapfrog: int) -> Tens
 
 @dataclass(frozen=True)
 class _Point:
-    """Where the chains are ``[C, B, K]``, and the two log densities ``[C, B]`` there."""
+    """The states of the chains ``[C, B, K]``, and the two log densities ``[C, B]`` there."""
 
     u: Tensor
     base: Tensor
     target: Tensor
 
     @classmethod
-    def of(cls, path: Path, u: Tensor) -> "_Point":
+    def evaluate(cls, path: Path, u: Tensor) -> "_Point":
         with torch.no_grad():
             base, target = path(u)
         return cls(u, base.double(), target.double())
@@ -104,29 +106,29 @@ class _Point:
         return (1 - beta) * self.base + beta * self.target
 
 
-def _transition(path: Path, at: _Point, beta: float, step_size: Tensor, num_leapfrog: int) -> tuple[_Point, Tensor]:
+def _transition(path: Path, point: _Point, beta: float, step_size: Tensor, num_leapfrog: int) -> tuple[_Point, Tensor]:
     """One Hamiltonian transition of every chain at a temperature; the new points and the acceptance rates ``[C, B]``."""
     size = step_size.unsqueeze(-1)
-    momentum = torch.randn_like(at.u)
-    energy = at.density(beta) - _kinetic(momentum)
-    u, (_, slope) = at.u, _gradient(path, at.u, beta)
+    momentum = torch.randn_like(point.u)
+    energy = point.density(beta) - _kinetic(momentum)
+    u, (_, grad) = point.u, _gradient(path, point.u, beta)
     for _ in range(num_leapfrog):
-        momentum = momentum + 0.5 * size * slope
+        momentum = momentum + 0.5 * size * grad
         u = u + size * momentum
-        new, slope = _gradient(path, u, beta)
-        momentum = momentum + 0.5 * size * slope
+        new, grad = _gradient(path, u, beta)
+        momentum = momentum + 0.5 * size * grad
     log_ratio = new.density(beta) - _kinetic(momentum) - energy
     accepted = _accept(log_ratio)
-    point = _Point(
-        torch.where(accepted.unsqueeze(-1), u, at.u),
-        torch.where(accepted, new.base, at.base),
-        torch.where(accepted, new.target, at.target),
+    moved = _Point(
+        torch.where(accepted.unsqueeze(-1), u, point.u),
+        torch.where(accepted, new.base, point.base),
+        torch.where(accepted, new.target, point.target),
     )
-    return point, log_ratio.exp().clamp(max=1.0).nan_to_num(0.0)
+    return moved, log_ratio.exp().clamp(max=1.0).nan_to_num(0.0)
 
 
 def _accept(log_ratio: Tensor) -> Tensor:
-    """Metropolis' rule; where a trajectory has left all numbers, its proposal is refused."""
+    """Metropolis' rule; a trajectory that ended in nan or infinity is rejected."""
     return torch.rand_like(log_ratio).log() < log_ratio
 
 
@@ -135,9 +137,9 @@ def _kinetic(momentum: Tensor) -> Tensor:
 
 
 def _gradient(path: Path, u: Tensor, beta: float) -> tuple[_Point, Tensor]:
-    """The log densities at a point and the slope ``[C, B, K]`` of the one at a temperature."""
+    """The log densities at a point, and the gradient ``[C, B, K]`` of the log density at a temperature."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         base, target = path(u)
-        (slope,) = torch.autograd.grad(((1 - beta) * base + beta * target).sum(), u)
-    return _Point(u.detach(), base.detach().double(), target.detach().double()), slope
+        (grad,) = torch.autograd.grad(((1 - beta) * base + beta * target).sum(), u)
+    return _Point(u.detach(), base.detach().double(), target.detach().double()), grad

@@ -1,11 +1,11 @@
 """The evidence lower bound."""
 
-from pyro_avi.estimators.estimate import Estimate, check_log_weights
+from pyro_avi.estimators.estimate import Estimate, HasLogWeights, check_log_weights
 
 __all__ = ["elbo"]
 
 
-def elbo(weights) -> Estimate:
+def elbo(weights: HasLogWeights) -> Estimate:
     r"""The ELBO as the mean of log weights.
 
     .. math:: \mathrm{ELBO} = \frac{1}{S} \sum_s \log w_s, \qquad

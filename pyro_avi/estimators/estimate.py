@@ -1,13 +1,48 @@
-"""A number with its standard error."""
+"""A number with its standard error, and the log weights that it is estimated from."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_avi.display.formatting import counted, with_error
 
-__all__ = ["Estimate", "check_log_weights"]
+__all__ = ["Estimate", "HasLogWeights", "check_log_weights"]
+
+
+class HasLogWeights(Protocol):
+    """What estimators read of :class:`~pyro_avi.LogWeights`, whose attributes these are."""
+
+    @property
+    def local(self) -> Tensor:
+        """``[S, M]`` the log weights of every block of rows, unscaled."""
+        ...
+
+    @property
+    def global_(self) -> Tensor:
+        """``[S]`` the log weights of all that belongs to no block."""
+        ...
+
+    @property
+    def total(self) -> Tensor:
+        """``[S]`` the log weights of the whole data set."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """What one block stands for in a sum over the data."""
+        ...
+
+    @property
+    def has_globals(self) -> bool:
+        """Whether blocks share latents."""
+        ...
+
+    @property
+    def is_estimate(self) -> bool:
+        """Whether a block's density is itself an estimate."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -42,8 +77,8 @@ class Estimate:
         return f"Estimate({with_error(self.value, self.se)} nats{bias}, {counted(self.rows.numel(), 'row')})"
 
 
-def check_log_weights(weights) -> Tensor:
-    """The local log weights ``[S, B]`` in double precision, if every row's can be reduced.
+def check_log_weights(weights: HasLogWeights) -> Tensor:
+    """The local log weights ``[S, B]`` in double precision, if those of every row can be reduced.
 
     Args:
         weights: from :func:`~pyro_avi.log_weights`. A weight of zero, ``-inf``, is a weight like any other.

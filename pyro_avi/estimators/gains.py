@@ -1,4 +1,4 @@
-"""Whether one factor of a row does better than another, by the same draws of both."""
+"""Whether one factor of a row is better than another, by log weights of the same draws of both."""
 
 from dataclasses import dataclass
 
@@ -10,12 +10,12 @@ __all__ = ["Gains", "cross_fitted", "gains"]
 
 @dataclass(frozen=True)
 class Gains:
-    """What rows gain from one factor to another, in nats.
+    """How much higher the ELBO of each row is with one factor than with another, in nats.
 
     Attributes:
-        rows: ``[M]`` mean differences of log weights; ``nan`` where neither is a number.
-        rows_se: ``[M]`` their standard errors, of the differences themselves: what both share of noise cancels.
-        count: how many independent differences these are of.
+        rows: ``[M]`` mean differences of log weights; ``nan`` where one of the two is.
+        rows_se: ``[M]`` the standard errors of these means; noise that both factors share cancels in the differences.
+        count: the number of independent differences that the means are taken of.
     """
 
     rows: Tensor
@@ -23,13 +23,14 @@ class Gains:
     count: int
 
     def significant(self, level: float = 0.05) -> Tensor:
-        """``[M]`` which rows really gain: at most a share ``level`` of them, in expectation, do not.
+        """``[M]`` which rows gain significantly.
 
-        One-sided t-tests of all rows together, so that a row among thousands is not taken for one that gains because a
-        thousand were looked at, and small gains are believed where many rows have them.
+        One-sided t-tests of all rows, at a controlled false discovery rate: of the rows named, at most a share ``level`` is
+        expected not to gain. Among thousands of rows single large differences are then not taken for gains, and small ones
+        count where many rows have them.
 
         Args:
-            level: the expected share of false ones.
+            level: the false discovery rate.
 
         References:
             Benjamini and Hochberg, "Controlling the false discovery rate", 1995,
@@ -38,7 +39,7 @@ class Gains:
         """
         free = self.count - 1
         t = torch.where(self.rows > 0, self.rows / self.rows_se, 0.0).nan_to_num(nan=0.0, posinf=1e150)
-        # Student's t as a normal score.
+        # The normal quantile of Student's t (Wallace).
         score = (8 * free + 1) / (8 * free + 3) * (free * torch.log1p(t.square() / free)).sqrt()
         p = torch.special.ndtr(-score)
         ordered = p.sort().values
@@ -48,20 +49,20 @@ class Gains:
 
 
 def gains(before: Tensor, after: Tensor) -> Gains:
-    """What rows gain, by log weights ``[S, M]`` of the same draws, each followed by its mirror image.
+    """How much rows gain, by log weights ``[S, M]`` of the same draws, each followed by its mirror image.
 
     Args:
-        before, after: log weights of the two factors; without mirror images the pairs are as good as any.
+        before, after: log weights of the two factors. Draws without mirror images may be paired in any order.
     """
     pairs = (after - before).double().unflatten(0, (-1, 2)).mean(1)
     return Gains(pairs.mean(0), pairs.std(0) / len(pairs) ** 0.5, len(pairs))
 
 
 def cross_fitted(before: Tensor, after: Tensor) -> Tensor:
-    """``[S, M]`` log weights of the better of two factors of each row, none of which had a part in its choice.
+    """``[S, M]`` log weights of the better of two factors of each row, which is chosen by other draws than it is reported by.
 
-    Half of the draws choose what the other half reports, and the other way round: where a row gains is the second factor
-    taken, elsewhere the first. A choice by the draws that report it would report its luck.
+    Each half of the draws chooses for the other half: the second factor where the row gains significantly, elsewhere the
+    first. A factor that is chosen and reported by the same draws would look better than it is.
 
     Args:
         before, after: ``[S, M]`` log weights of the same draws, each followed by its mirror image.
@@ -76,7 +77,7 @@ def cross_fitted(before: Tensor, after: Tensor) -> Tensor:
         [1.0, 0.0]
     """
     half = (torch.arange(len(before), device=before.device) // 2 % 2).bool()
-    # A factor with draws of no density is none, in whichever half they are.
+    # A factor with a draw of weight zero is not chosen, in whichever half the draw is.
     finite = after.isfinite().all(0)
     takes = [finite & gains(before[part], after[part]).significant() for part in (half, ~half)]
     return torch.where(torch.where(half.unsqueeze(1), takes[1], takes[0]), after, before)

@@ -5,15 +5,15 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_avi.estimators.estimate import Estimate, check_log_weights
+from pyro_avi.estimators.estimate import Estimate, HasLogWeights, check_log_weights
 
 __all__ = ["ess", "iwelbo", "log_mean_exp"]
 
-# Ways to cut the draws in two halves that the bias is averaged over.
+# The number of random splits of the draws in halves that the bias is averaged over.
 _SPLITS = 8
 
 
-def iwelbo(weights) -> Estimate:
+def iwelbo(weights: HasLogWeights) -> Estimate:
     r"""The importance-weighted bound of all ``S`` draws.
 
     .. math:: \mathcal{L}_S = E \log \frac{1}{S} \sum_{s=1}^{S} w_s \;\le\; \log p(x)
@@ -21,25 +21,25 @@ def iwelbo(weights) -> Estimate:
     It rises from the ELBO (``S = 1``) to the log evidence. Without global latents rows are independent, so that every row
     has a bound of its own and the total is their sum. **With global latents** a draw of :math:`\theta` has one draw of
     every :math:`z_n`, and the total is the bound of the joint weights of the whole data set: valid, and for many rows loose.
-    A row's number is then no part of it: it is a bound on the log of the row's evidence averaged over
-    :math:`\theta`, :math:`\log E_{q_0(\theta)} p(x_n \mid \theta)`. For bounds on :math:`\log p(x_n \mid \theta)` at one
-    :math:`\theta` hold it: :func:`~pyro_avi.measure_gaps` and :func:`~pyro_avi.ais` do.
+    The bounds of the rows do not add up to it: each is a bound on the log of the row's evidence averaged over
+    :math:`\theta`, :math:`\log E_{q_0(\theta)} p(x_n \mid \theta)`. Bounds on :math:`\log p(x_n \mid \theta)` at a fixed
+    :math:`\theta` are given by :func:`~pyro_avi.measure_gaps` and :func:`~pyro_avi.ais`.
 
     The bias :math:`E \mathcal{L}_S - \log p(x)` is about :math:`- \mathrm{Var}(w) / (2 S E[w]^2)`. As it halves when the
-    draws double, it is estimated by the bound of ``K = S / 2`` draws minus that of ``2 K``, averaged over ways to halve the
-    draws; it is never positive, and too small in size where a few draws have all the weight: see
-    :func:`~pyro_avi.khat`.
+    number of draws doubles, it is estimated by the bound of ``K = S / 2`` draws minus that of ``2 K``, averaged over random
+    halves of the draws. The estimate is never positive; where a few draws have nearly all the weight, it is too close to
+    zero: see :func:`~pyro_avi.khat`.
 
     Args:
         weights: from :func:`~pyro_avi.log_weights`.
 
     Returns:
         The bound on the log evidence of the data set, and of every row ``[B]``, in nats; standard errors by the delta method.
-        ``value - bias`` is the bound corrected to first order; it is no bound any more.
+        ``value - bias`` is corrected to first order, and no longer a bound.
 
     Raises:
-        ValueError: if a weight is no number, or if the weights are those of a minibatch and there are global latents: the
-            exponential of an estimate of the sum over the data is biased upwards.
+        ValueError: if a weight is ``nan`` or infinite, or if the weights are those of a minibatch and there are global
+            latents: the exponential of an estimate of the sum over the data is biased upwards.
 
     References:
         Burda, Grosse and Salakhutdinov, "Importance weighted autoencoders", 2016, https://arxiv.org/abs/1509.00519.
@@ -84,7 +84,7 @@ def iwelbo(weights) -> Estimate:
     )
 
 
-def ess(weights) -> Tensor:
+def ess(weights: HasLogWeights) -> Tensor:
     r"""Kish's effective sample size of every row's weights.
 
     .. math:: \mathrm{ESS}_n = \frac{(\sum_s w_{sn})^2}{\sum_s w_{sn}^2}, \qquad 1 \le \mathrm{ESS}_n \le S
@@ -98,7 +98,7 @@ def ess(weights) -> Tensor:
         ``[B]`` in draws.
 
     Raises:
-        ValueError: if a weight is no number.
+        ValueError: if a weight is ``nan`` or infinite.
 
     Example::
 
@@ -117,7 +117,7 @@ def log_mean_exp(values: Tensor) -> Tensor:
 
 
 def _influence(values: Tensor) -> Tensor:
-    """``[S, B]`` what each draw adds to the log of the mean weight, to first order."""
+    """``[S, B]`` the influence of each draw on the log of the mean weight, to first order."""
     return len(values) * values.softmax(0) - 1
 
 

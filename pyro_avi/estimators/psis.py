@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.display.formatting import counted, with_error
-from pyro_avi.estimators.estimate import Estimate, check_log_weights
+from pyro_avi.estimators.estimate import Estimate, HasLogWeights, check_log_weights
 from pyro_avi.estimators.iwelbo import ess
 
 __all__ = ["TailIndex", "khat"]
@@ -20,15 +20,15 @@ _ROUNDING = 1e-6
 
 @dataclass(frozen=True)
 class TailIndex(Estimate):
-    """Pareto tail indices of rows, and which rows' weights are not to be relied on.
+    """Pareto tail indices of rows, and for which rows estimates from these weights are unreliable.
 
     Attributes:
         value: that of the worst row.
         se: its standard error.
-        rows: ``[B]``, in no unit; ``-inf`` where the weights of the tail are all alike.
+        rows: ``[B]``, without a unit; ``-inf`` where the weights of the tail are all equal.
         rows_se: ``[B]`` asymptotic standard errors, ``(1 + k) / sqrt(M)`` for a tail of ``M`` draws.
-        threshold: ``min(1 - 1 / log10(S), 0.7)``, above which estimates from ``S`` draws are not to be relied on.
-        ess: ``[B]`` effective sample sizes, to be read beside it.
+        threshold: ``min(1 - 1 / log10(S), 0.7)``, above which estimates from ``S`` draws are unreliable.
+        ess: ``[B]`` effective sample sizes, to be read together with the indices.
         num_samples: ``S``.
     """
 
@@ -46,19 +46,19 @@ class TailIndex(Estimate):
         return self.rows > self.threshold
 
 
-def khat(weights) -> TailIndex:
+def khat(weights: HasLogWeights) -> TailIndex:
     r"""The Pareto tail index of every row's weights, as in Pareto-smoothed importance sampling.
 
     A generalized Pareto distribution is fitted to the ``M = min(S / 5, 3 sqrt(S))`` largest weights. Its index :math:`k`
-    says which moments the weights have: below 1/2 they have a variance, below 1 a mean; a positive index is a heavy tail.
-    The argument is log weights, the larger the more probable under the model (ArviZ 0.23 takes the same, ArviZ 1 their
-    negative).
+    says which moments the weights have: a variance below 1/2, a mean below 1; a positive index is a heavy tail. Log weights
+    are larger where a draw is more probable under the model than under the guide, as in ArviZ 0.23; ArviZ 1 takes their
+    negatives.
 
-    **Caveat.** The index is that of the largest of these draws. With few draws it says little: for a guide that is
+    **Caveat.** The index describes the largest weights of these draws. With few draws it says little: for a guide that is
     almost exact it can be above 3 at 4,000 draws and 0.35 at 20,000, though the effective sample size is 98 %. And no draw
-    tells of a mode that the guide has never visited. Read it beside the effective sample size, which the result holds, and
-    beside the evidence gap, and repeat it with more draws before a row is given up. With global latents it is that of the
-    local weights, each at its own draw of :math:`\theta`.
+    shows a mode that the guide has never visited. Read it together with the effective sample size, which the result holds,
+    and with the evidence gap, and repeat it with more draws before you reject a row. With global latents it is the index of
+    the local weights, each at its own draw of :math:`\theta`.
 
     Args:
         weights: from :func:`~pyro_avi.log_weights`, at least 25 draws, better thousands.
@@ -67,7 +67,7 @@ def khat(weights) -> TailIndex:
         The index of every row with its standard error, and ``unreliable``, the rows above the threshold.
 
     Raises:
-        ValueError: if there are fewer than 25 draws, or a weight is no number.
+        ValueError: if there are fewer than 25 draws, or a weight is ``nan`` or infinite.
 
     References:
         Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling", 2024,
@@ -91,7 +91,7 @@ def khat(weights) -> TailIndex:
     if count < _LEAST:
         raise ValueError(f"Expected at least {_LEAST} draws, of which a fifth is the tail, got {count}.")
     length = math.ceil(min(count / 5, 3 * math.sqrt(count)))
-    # Relative to the largest, in ascending order; a weight of zero is as good as the smallest number.
+    # Relative to the largest, in ascending order; a weight of zero is replaced by the smallest number.
     tail = (local - local.amax(0)).topk(length + 1, dim=0).values.flip(0).clamp(min=math.log(2.3e-308))
     excess = tail[1:].exp() - tail[:1].exp()
     flat = -tail[0] <= _ROUNDING
@@ -113,8 +113,8 @@ def khat(weights) -> TailIndex:
 def _pareto_index(excess: Tensor) -> Tensor:
     """``[B]`` the index of generalized Pareto distributions with ``excess [M, B]`` above their thresholds, ascending.
 
-    The posterior mean of ``b = -k / sigma`` over a grid in which each point has the index of greatest likelihood, drawn to
-    1/2 with the weight of ten draws.
+    The posterior mean of ``b = -k / sigma`` over a grid, with the index of maximal likelihood at each point (Zhang and
+    Stephens); the index is then shrunk towards 1/2 with the weight of ten draws.
     """
     count = len(excess)
     # A tie with the threshold is no excess; the least number keeps logarithms finite.
@@ -123,7 +123,7 @@ def _pareto_index(excess: Tensor) -> Tensor:
     quartile = excess[int(count / 4 + 0.5) - 1]
     steps = torch.arange(1, grid + 1, dtype=excess.dtype, device=excess.device).unsqueeze(1)
     b = (1 - (grid / (steps - 0.5)).sqrt()) / (3 * quartile) + 1 / excess[-1]
-    # By grid points, so that nothing is larger than the excesses themselves.
+    # One grid point at a time, so that no tensor is larger than the excesses themselves.
     k = torch.stack([torch.log1p(-point * excess).mean(0) for point in b])
     likelihood = count * ((-b / k).log() - k - 1)
     mean = (likelihood.softmax(0) * b).sum(0)

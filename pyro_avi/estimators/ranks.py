@@ -25,8 +25,8 @@ class UniformBand:
 
     .. math:: \gamma = 2 \min_t \min \left( P(B_t \le R_t), P(B_t \ge R_t) \right)
 
-    and its distribution that of simulated uniform ranks, so that ties and the dependence between thresholds are
-    accounted for. The band at a level holds the distribution functions whose p-value is above it: figure and test agree.
+    and its distribution is found from simulated uniform ranks, which accounts for ties and for the dependence between
+    thresholds. The band at a level contains the distribution functions whose p-value is above it: figure and test agree.
 
     Args:
         num_rows: ``N``.
@@ -71,7 +71,7 @@ class UniformBand:
         return torch.from_numpy(self._below(ranks).T / self._rows)
 
     def band(self, prob: float) -> tuple[Tensor, Tensor]:
-        """``[T]`` lower and upper ends of what a share ``prob`` of samples of uniform ranks stays within everywhere.
+        """``[T]`` the ends of the band, in which a share ``prob`` of samples of uniform ranks stays everywhere.
 
         Args:
             prob: between 0 and 1.

@@ -69,7 +69,7 @@ def test_the_pilot_finds_step_sizes_at_which_four_of_five_are_accepted():
     beta = arrays.temperatures(40)
     sizes = arrays.pilot(normals, torch.randn(16, 2, 2).double(), beta=beta, num_leapfrog=3)
     assert sizes.shape == (39, 2)
-    point, rates = arrays._Point.of(normals, torch.randn(4000, 2, 2).double()), []
+    point, rates = arrays._Point.evaluate(normals, torch.randn(4000, 2, 2).double()), []
     for t in range(1, 40):
         point, rate = arrays._transition(normals, point, beta[t].item(), sizes[t - 1], 3)
         rates.append(rate.mean(0))
