@@ -1,4 +1,4 @@
-"""Which independent block of rows each element of a log joint belongs to."""
+"""The independent blocks of rows that the elements of a log joint belong to."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["Attribution", "attribute", "check_attribution"]
 
-# With up to 70 blocks no element of a wrong one is missed, with more nearly none.
+# With up to 70 blocks this many evaluations find every element of a wrong block, with more nearly every one.
 _MOST_CHECKS = 8
 
 
@@ -22,7 +22,7 @@ class Owners:
     """The blocks that the elements of one factor belong to.
 
     Args:
-        blocks: the block of each element, with all dimensions of the plates; -1 for those of none.
+        blocks: the block of each element, with all dimensions of the plates; -1 for elements of no block.
         count: ``M``, the number of blocks.
     """
 
@@ -30,20 +30,22 @@ class Owners:
         self.blocks, self._count = blocks, count
         self.any, self._dim = bool((blocks >= 0).any()), None
         for dim in range(-blocks.dim(), 0):
-            # One plate's rows in order are the blocks, as nearly always.
+            # The fast case, and nearly always the one at hand: the rows of one plate are the blocks, in order.
             along = torch.arange(count).view([count if d == dim else 1 for d in range(-blocks.dim(), 0)])
             if blocks.shape[dim] == count and torch.equal(blocks, along.expand(blocks.shape)):
                 self._dim = dim
-        # Those of no block are added up behind the others.
+        # Elements of no block are added up at one more place, the last.
         self._places = torch.where(blocks < 0, count, blocks).flatten()
 
     @property
     def in_order(self) -> bool:
-        """Whether the elements along one plate are those of the blocks, in order."""
+        """Whether the blocks are the positions along one plate, in order."""
         return self._dim is not None
 
     def sums(self, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """Over the elements ``[..., *plates]`` of every block ``[..., M]``, and over those of none; ``None`` if none are."""
+        """The sums of the elements ``[..., *plates]`` of each block ``[..., M]``, and of those of no block; ``None`` for no
+        elements.
+        """
         depth = self.blocks.dim()
         value = value.reshape((1,) * (depth - value.dim()) + tuple(value.shape))
         lead = value.shape[: value.dim() - depth]
@@ -62,18 +64,18 @@ class Attribution:
 
     .. math:: \log p(x, z, \theta) = \log p_0(\theta) + s \sum_m \log p_m(x, z_m \mid \theta)
 
-    A block owns every element that depends on its latents, through any plate. Rows that an element ties together are one
+    A block has every element that depends on its latents, in whatever plate. Rows that an element ties together are one
     block; usually each row is a block of its own.
 
     Attributes:
-        blocks: by the plates of a row set the block ``[N]`` of every row, those of several plates flattened.
+        blocks: the block ``[N]`` of every row of each row set, by the names of its plates; of several plates, flattened.
         num_blocks: ``M``.
-        scale: ``s``, what a block of a minibatch stands for in a sum over the data.
+        scale: ``s``, the number of blocks of the data that one block of the call stands for.
         has_globals: whether blocks share latents.
-        is_estimate: whether a block's density is an estimate itself, as other plates take only a part of their rows.
-        owners: for the factors of the model, and for those of the guide, the block of each element, -1 for the rest.
+        is_estimate: whether a block's density is itself an estimate, because another plate subsamples its rows.
+        owners: the block of each element, for every factor of the model and for every factor of the guide.
         sites: the names of the model's sites with elements that belong to blocks.
-        ties: those with elements that tie several rows.
+        ties: the names of the sites with elements that tie several rows.
     """
 
     blocks: dict[Plates, Tensor]
@@ -93,27 +95,27 @@ class Attribution:
 
     @property
     def in_order(self) -> bool:
-        """Whether elements belong to the rows at whose place they stand, or to none."""
+        """Whether every element belongs to the row at its own position in the plate, or to no row."""
         return all(not each.any or each.in_order for part in self.owners for each in part)
 
     def split(
         self, factors: Sequence[LogFactor], *, of_guide: bool = False, only: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """The part of each block ``[..., M]``, unscaled, and the rest ``[...]``; dimensions left of the plates are kept.
+        """The log density of each block ``[..., M]``, unscaled, and the rest ``[...]``; dimensions left of the plates remain.
 
         Args:
             factors: all factors of another trace of the same call.
-            of_guide: whether it is the guide's.
-            only: the positions of the factors to count; by default all.
+            of_guide: whether the trace is the guide's.
+            only: the positions of the factors to add up; by default all.
 
         Raises:
-            ValueError: if the factors are not those of the call that was looked at.
+            ValueError: if the factors have other shapes than those of the call that was analysed.
         """
         blocks, rest = [], []
         owners = self._owners(factors, of_guide)
         for i in range(len(factors)) if only is None else only:
-            of_blocks, others = owners[i].sums(factors[i].value)
-            blocks += [] if of_blocks is None else [of_blocks / self.scale]
+            in_blocks, others = owners[i].sums(factors[i].value)
+            blocks += [] if in_blocks is None else [in_blocks / self.scale]
             rest += [] if others is None else [others]
         zero = torch.zeros((), dtype=torch.double, device=factors[0].value.device)
         return sum(blocks, zero.expand(self.num_blocks)), sum(rest, zero)
@@ -146,12 +148,12 @@ def attribute(
 ) -> Attribution:
     """Find the independent blocks of rows of a call, and which elements of its log joint belong to them.
 
-    The latents of rows are changed, some rows at a time, and what changes depends on them: it needs no knowledge of how
-    the model computes. The result is checked by a change of its own (:func:`check_attribution`).
+    The latents of some rows at a time are changed: the elements that then change depend on them. This needs no knowledge of
+    how the model computes. The result is checked by another change (:func:`check_attribution`).
 
     Args:
         model, args, kwargs: a call of any Pyro callable.
-        guide: any Pyro guide for it; ``None`` where the model is looked at alone.
+        guide: any Pyro guide for it; ``None`` to analyse the model alone.
         plates: the names of the plates of the rows; none for a call that is one row.
         exclude: observed sites of the model to leave out.
 
@@ -169,10 +171,10 @@ def _find(call: PerturbedCall) -> Attribution:
     factors = (call.model_factors, call.guide_factors)
     rows, ties, tying = call.dependent_rows()
     homes = torch.cat([_home(call, factor) for part in factors for factor in part])
-    of_elements = torch.where((rows < 0).all(0), homes, rows.amax(0))
+    row_of_element = torch.where((rows < 0).all(0), homes, rows.amax(0))
     numbers = _components(call.num_rows, rows, ties)
     num_blocks = int(numbers.max()) + 1
-    owners = torch.where(of_elements < 0, -1, numbers[of_elements])
+    owners = torch.where(row_of_element < 0, -1, numbers[row_of_element])
     split = iter(owners.split([factor.value.numel() for part in factors for factor in part]))
     by_factor = tuple([Owners(next(split).reshape(call.padded(x)), num_blocks) for x in part] for part in factors)
     scale, is_estimate = _scales(call, by_factor)
@@ -194,7 +196,7 @@ def _find(call: PerturbedCall) -> Attribution:
 
 
 def _home(call: PerturbedCall, factor: LogFactor) -> Tensor:
-    """The rows in whose plates elements lie, for those that depend on no latent of a row; -1 where there is none."""
+    """The row of each element by its position in the plates, for elements that depend on no latent; -1 outside of them."""
     if not call.row_sets or not call.plates:
         return torch.zeros(factor.value.numel(), dtype=torch.long)
     inside = {frame.name for frame in row_frames(factor.frames, call.plates)}
@@ -209,7 +211,7 @@ def _home(call: PerturbedCall, factor: LogFactor) -> Tensor:
 
 
 def _components(count: int, rows: Tensor, ties: Sequence[Tensor]) -> Tensor:
-    """``[R]`` the number of each row's component, when rows that an element depends on are connected."""
+    """``[R]`` the connected component of each row, where rows are connected that one element depends on."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -220,21 +222,21 @@ def _components(count: int, rows: Tensor, ties: Sequence[Tensor]) -> Tensor:
     one, two = torch.cat(pairs, 1).unique(dim=1).numpy() if pairs else torch.zeros(2, 0, dtype=torch.long).numpy()
     graph = coo_array((torch.ones(len(one)).numpy(), (one, two)), shape=(count, count))
     labels = torch.from_numpy(connected_components(graph, directed=False)[1]).long()
-    # In the order of their first rows.
+    # Numbered in the order of their first rows.
     first = torch.full((int(labels.max()) + 1,), count).scatter_reduce(0, labels, torch.arange(count), "amin")
     return first.argsort().argsort()[labels]
 
 
 def _scales(call: PerturbedCall, owners: tuple[list[Owners], list[Owners]]) -> tuple[float, bool]:
-    """What one block stands for in a sum over the data, and whether other plates take a part of their rows."""
+    """The scale of a block, and whether other plates subsample their rows."""
     inside, all_plates = set(), set()
     for factors, parts in zip((call.model_factors, call.guide_factors), owners, strict=True):
-        for factor, of_factor in zip(factors, parts, strict=True):
-            if of_factor.any:
+        for factor, own in zip(factors, parts, strict=True):
+            if own.any:
                 all_plates.add(scale_of(factor.frames))
                 inside.add(scale_of(row_frames(factor.frames, call.plates)))
     if len(inside) > 1:
-        # Factors in other plates alone.
+        # The scale of factors that are in other plates only.
         inside.discard(1.0)
     scale = inside.pop() if len(inside) == 1 else 1.0
     return scale, any(abs(other - scale) > 1e-6 * scale for other in all_plates)
@@ -244,14 +246,14 @@ def check_attribution(call: PerturbedCall, found: Attribution) -> None:
     """Check that blocks and the rest add up to the log joint, and that blocks depend on no latents but their own.
 
     Args:
-        call: the call that was looked at.
+        call: the call that was analysed.
         found: how its log joint splits.
 
     Raises:
         ValueError: if that does not hold; the message names the sites.
     """
     wrong, other = [], list(call.unaccounted())
-    # In another order than that of the search; of any two blocks each is changed without the other.
+    # In another order than in the search. For any two blocks there is an evaluation that changes one and not the other.
     codes = row_codes(found.num_blocks)[torch.randperm(found.num_blocks)]
     for chosen in codes.T[:_MOST_CHECKS]:
         again = call.with_changed({plates: chosen[blocks] for plates, blocks in found.blocks.items()})
@@ -276,7 +278,7 @@ def check_attribution(call: PerturbedCall, found: Attribution) -> None:
 
 
 def _parts(value: Tensor, found: Attribution, of_guide: int, position: int) -> Tensor:
-    """``[M + 1]`` the scaled part of each block and the rest, of one factor."""
+    """``[M + 1]`` the parts of one factor, scaled: of each block, and the rest."""
     blocks, rest = found.owners[of_guide][position].sums(value)
     zero = value.new_zeros(())
     blocks = zero.expand(found.num_blocks) if blocks is None else blocks

@@ -9,16 +9,16 @@ from torch import Tensor
 
 __all__ = ["find_rows", "row_codes"]
 
-# More different sets of rows than that are taken for one, as those of a long series are.
+# More different sets of tied rows than these are merged into one, as those of a long series.
 _MOST_SETS = 2_000
 
 
 def row_codes(count: int) -> Tensor:
     """``[R, L]`` a code of ``L`` bits for each of ``R`` rows: half of them set, no two alike.
 
-    Rows whose bit is set are changed together, one evaluation a bit. As no code covers another, a number that depends on
-    one row changes by exactly that row's code, and one that depends on several by more bits than a code has. ``L`` is
-    about ``log2(R) + log2(log2(R)) / 2``.
+    In the evaluation of a bit all rows with that bit set are changed together. As no code covers another, a number that
+    depends on one row changes in exactly the evaluations of that row's code, and a number that depends on several rows in
+    more evaluations than a code has bits set. ``L`` is about ``log2(R) + log2(log2(R)) / 2``.
 
     Args:
         count: ``R``.
@@ -38,15 +38,15 @@ def row_codes(count: int) -> Tensor:
 
 
 def find_rows(codes: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The rows that numbers depend on, from how they changed.
+    """The rows that numbers depend on, found from the evaluations in which the numbers changed.
 
     Args:
-        codes: ``[R, L]`` the rows that were changed in each evaluation, of one or several series of them.
-        changes: ``[L, E]`` whether each number changed in them.
+        codes: ``[R, L]`` which rows were changed in each evaluation, one tensor for each series of evaluations.
+        changes: ``[L, E]`` whether each number changed, for each series.
 
     Returns:
         ``[E]`` a row that each number depends on, -1 for none; and sets of rows, each tied by a number that depends on
-        several of them. A set may hold more rows than necessary.
+        several of them. A set may hold more rows than the number depends on.
     """
     keys, patterns = _keys(codes[0]), _keys(changes[0].T)
     order = keys.argsort()
@@ -61,7 +61,7 @@ def find_rows(codes: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[Tenso
     for elements in groups:
         seen = [change[:, elements[0]] for change in changes]
         covered = torch.stack([~(code & ~bits).any(1) for code, bits in zip(codes, seen, strict=True)]).all(0)
-        # Changes that cancel leave less than a code: then any row may be meant.
+        # Where changes of several rows cancel, a number may change in fewer evaluations than a code: then it may be any row.
         whole = int(seen[0].sum()) > int(codes[0][0].sum()) and bool(covered.any())
         found = covered.nonzero().flatten() if whole else torch.arange(len(keys))
         rows[elements] = found[0]
@@ -70,12 +70,12 @@ def find_rows(codes: Sequence[Tensor], changes: Sequence[Tensor]) -> tuple[Tenso
 
 
 def _keys(bits: Tensor) -> Tensor:
-    """``[R]`` bits as whole numbers."""
+    """``[R]`` the bits of each row as one whole number."""
     return (bits.long() << torch.arange(bits.shape[1])).sum(1)
 
 
 def _alike(patterns: Tensor, chosen: Tensor) -> Sequence[Tensor]:
-    """The elements chosen among patterns ``[E, L]``, those with the same pattern together."""
+    """The chosen elements of ``[E, L]`` patterns, grouped by their pattern."""
     elements = chosen.nonzero().flatten()
     _, which = patterns[elements].unique(dim=0, return_inverse=True)
     counts = which.bincount().tolist()

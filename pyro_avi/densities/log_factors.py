@@ -26,9 +26,9 @@ class LogFactor:
     """One factor of a log joint.
 
     Attributes:
-        sites: the names of the sites that it is made of: one, or those tied by enumerated latents that are summed out.
+        sites: the names of its sites: one, or several that are tied by enumerated latents that were summed out.
         frames: its plates.
-        value: the log density by the elements of the plates, scaled as the model says, in double precision.
+        value: the log density of each element of the plates, with the scale of the model, in double precision.
         is_latent: whether it is the density of a latent that is not enumerated.
     """
 
@@ -42,23 +42,23 @@ class LogFactor:
 
 
 def enumeration_depth(model_trace: Trace, sampled: Collection[str]) -> int | None:
-    """The dimensions of a model's plates, if it has latents to be enumerated; ``None`` if not.
+    """The number of dimensions of a model's plates, if it has latents to be enumerated; ``None`` if not.
 
     Args:
         model_trace: of the model, with values for all sites.
         sampled: the names of the sites that the guide samples.
 
     Raises:
-        ValueError: if a latent is to be enumerated one value after the other, which a model cannot be.
+        ValueError: if a latent is marked for sequential enumeration, which Pyro supports in guides only.
     """
     found = False
     for name, site in model_trace.nodes.items():
-        way = site["infer"].get("enumerate") if site["type"] == "sample" and not site["is_observed"] else None
-        if way is None or name in sampled:
+        kind = site["infer"].get("enumerate") if site["type"] == "sample" and not site["is_observed"] else None
+        if kind is None or name in sampled:
             continue
-        if way != "parallel":
+        if kind != "parallel":
             raise ValueError(
-                f'Expected latent {name!r} of the model to be enumerated in parallel, got infer={{"enumerate": {way!r}}}.\n'
+                f'Expected latent {name!r} of the model to be enumerated in parallel, got infer={{"enumerate": {kind!r}}}.\n'
                 'Write infer={"enumerate": "parallel"}, or let the guide sample it.'
             )
         found = True
@@ -72,7 +72,8 @@ def trace_at(model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Tra
     Args:
         model, args, kwargs: the call.
         given: the values.
-        depth: the dimensions of the plates, behind which enumerated values lie; ``None``: nothing is enumerated.
+        depth: the number of dimensions of the plates, to the left of which enumerated values are; ``None``: no latent is
+            enumerated.
     """
     if depth is not None:
         model = EnumMessenger(first_available_dim=-1 - depth)(model)
@@ -97,18 +98,18 @@ def sample_enumerated(model: Callable, args: tuple, kwargs: Mapping[str, Any], g
 def log_factors(trace: Trace, *, exclude: Collection[str] = ()) -> list[LogFactor]:
     r"""The factors of a trace's log joint.
 
-    Latents that were enumerated are summed out, as far as the plates allow before their rows are multiplied,
+    Enumerated latents are summed out by Pyro's tensor contraction, within the plates that they are in,
 
     .. math:: \log \sum_k p(k) \, p(x_n \mid k, z_n)
 
-    by Pyro's tensor contraction. The factors' sum is the log joint of what is left.
+    so that the factors add up to the log joint of the other sites.
 
     Args:
         trace: of a model or a guide.
         exclude: the names of sites to leave out.
 
     Raises:
-        ValueError: if sites tied by an enumerated latent count differently often.
+        ValueError: if sites tied by an enumerated latent have different scales.
     """
     trace = prune_subsample_sites(trace)
     give_sizes(trace)
@@ -130,7 +131,7 @@ def log_factors(trace: Trace, *, exclude: Collection[str] = ()) -> list[LogFacto
 
 
 def is_enumerated(site: Mapping[str, Any]) -> bool:
-    """Whether a site of a trace has all of its values, to be summed out."""
+    """Whether a site of a trace was enumerated: it has all of its values, to be summed out."""
     return not site["is_observed"] and site["infer"].get("_enumerate_dim") is not None
 
 
@@ -146,14 +147,15 @@ def _factor_of(site: Mapping[str, Any]) -> LogFactor:
 
 
 def _summed_out(trace: Trace, sites: list[Mapping[str, Any]], symbols: set[str]) -> list[LogFactor]:
-    """What is left of sites that depend on enumerated latents when these are summed out."""
+    """The factors of sites that depend on enumerated latents, after these were summed out."""
     _check_one_scale(sites)
     tree: OrderedDict[frozenset, list[Tensor]] = OrderedDict()
     frames = {trace.plate_to_symbol[f.name]: f for site in sites for f in site["cond_indep_stack"] if f.vectorized}
     for site in sites:
         term = site["packed"]["unscaled_log_prob"]
         if not is_enumerated(site):
-            # A mask leaves an observation out; without its probabilities an enumerated latent would count its values.
+            # A mask leaves an observation out. The probabilities of an enumerated latent stay in: without them its values
+            # would be added up with weight 1 each.
             term = packed.scale_and_mask(term, mask=site["packed"]["mask"])
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         tree.setdefault(ordinal, []).append(term)

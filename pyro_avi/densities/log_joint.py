@@ -25,8 +25,8 @@ __all__ = ["LocalJoint"]
 _COST_OF_COMPILING, _HANDLERS = 10.0, 2e-3
 # What a model that cannot run in one more plate fails with.
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
-# Bytes of the points that a CPU evaluates at a time: with many more, what they leave in its cache is gone before it is
-# read. On the decoder of a VAE a point took three times as long.
+# The memory in bytes of the points that a CPU evaluates at a time. More would not fit its cache: with the decoder of a VAE a
+# point then took three times as long.
 _CACHE = 2**26
 
 
@@ -36,12 +36,12 @@ class LocalJoint:
     .. math:: \log p(z_n) + \log \left| \frac{\partial z_n}{\partial u_n} \right|, \qquad \log p(x_n \mid z_n),
               \qquad z_n = t(u_n)
 
-    Points are evaluated in a plate of their own around the model; where the model does not run in one, or gives other
-    numbers, one after the other. What belongs to a row is what depends on its latents, as for log weights.
+    Points are evaluated together in one more plate around the model, or one after another where the model does not run in it
+    or gives other numbers. The factors of a row are those that depend on its latents, as for log weights.
 
     Args:
-        model: any Pyro callable without global latents, reparameterizable and continuous in the local ones.
-        args, kwargs: its arguments; rows that the model draws are drawn once.
+        model: any Pyro callable without global latents, whose local latents are continuous.
+        args, kwargs: its arguments; a random subsample of rows is drawn once.
         plate: the name of the plate of the rows.
 
     Raises:
@@ -63,9 +63,9 @@ class LocalJoint:
         self.scale, self.is_estimate = self._densities.scale, self._densities.is_estimate
         self.initial = torch.cat(initial, -1)
         self.at_once = self._runs_at_once()
-        # By the number of points; None where there can be none.
+        # Compiled, by the number of points; None where that is not possible.
         self._graphs: dict[int, Callable | None] = {}
-        # Of one point.
+        # Those of one point, once counted.
         self._flops: int | None = None
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,19 +122,19 @@ class LocalJoint:
 
             with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                 point = self.initial.expand(count, -1, -1).clone().requires_grad_()
-                # Held until counted: memory that is given back would be used, and counted, once for several tensors.
+                # The graph is kept until all is counted: freed memory would be reused, and several tensors counted as one.
                 graph = self(point)
             counts.append(sum(kept.values()))
             del graph
         return max(counts[1] - counts[0], 16 * self.initial.numel() * self.initial.element_size())
 
     def chunks(self, count: int, max_memory: int) -> list[int]:
-        """The sizes of the pieces in which ``count`` points are evaluated within ``max_memory`` bytes, at least one a piece.
+        """The sizes of the chunks in which ``count`` points are evaluated within ``max_memory`` bytes; at least one point each.
 
-        On a CPU they are no larger than fits its cache.
+        On a CPU a chunk also fits the cache.
         """
         max_memory = min(max_memory, _CACHE) if self.initial.device.type == "cpu" else max_memory
-        # Twice: the gradient is made while its graph is held.
+        # Twice: gradients are computed while their graph is in memory.
         size = max(1, int(max_memory // (2 * self.memory()))) if self.at_once else 1
         return [size] * (count // size) + ([count % size] if count % size else [])
 
@@ -144,12 +144,13 @@ class LocalJoint:
     ) -> LogWeights:
         """The log weights ``[S, B]`` of draws from a factor of the rows, of a symmetric one each with its mirror image.
 
-        What a shift of the factor does to a log weight is mostly odd around the mean, and cancels in such a pair.
+        The effect of a shift of the factor on a log weight is mostly an odd function around the mean, and cancels in such a
+        pair.
 
         Args:
-            posterior: batch shape ``[B]``, event shape ``[K]``. Two of one family give the same draws, moved and
-                stretched, from the same random state.
-            symmetric: whether it is symmetric about its mean; otherwise all draws are independent.
+            posterior: batch shape ``[B]``, event shape ``[K]``. From the same random state, two posteriors of one family
+                have the same draws up to location and scale.
+            symmetric: whether it is symmetric about its mean; otherwise all draws are independent, not in pairs.
             num_samples: ``S``, rounded up to an even number.
             max_memory: in bytes, what the draws that are evaluated at a time may take.
         """
@@ -171,7 +172,7 @@ class LocalJoint:
         return LogWeights(local, zeros, self.scale, has_globals=False, is_estimate=self.is_estimate)
 
     def _prepare(self, count: int, calls: int) -> None:
-        """Make a graph of the log joint at so many points, if so many calls pay for it."""
+        """Compile the log joint at so many points, if that saves time over so many calls."""
         if not self.at_once or count in self._graphs:
             return
         if self._flops is None:
@@ -180,7 +181,7 @@ class LocalJoint:
             self._graphs[count] = compile_function(self._evaluate, *self._trial_points(count))
 
     def _trial_points(self, count: int) -> tuple[Tensor, Tensor]:
-        """Two times ``count`` points around the initial one, the same in every call."""
+        """Two sets of ``count`` points near the initial one, the same in every call."""
         with seeded(0):
             noise = torch.randn(2, count, *self.initial.shape[1:]).to(self.initial)
         one, two = self.initial + 0.1 * noise
@@ -207,13 +208,13 @@ class LocalJoint:
     def _evaluate(self, u: Tensor, *, alone: bool = False) -> tuple[Tensor, Tensor]:
         count = len(u)
         given = self._rows.copy()
-        slope = u.new_zeros((), dtype=torch.double)
+        log_det = u.new_zeros((), dtype=torch.double)
         for latent, rows in zip(self._latents, u.split(self._sizes, -1), strict=True):
             point = self._from_rows(latent, rows)
             value = latent.to_support(point)
             if not latent.is_real:
                 ladj = latent.transform.log_abs_det_jacobian(point, value).double()
-                slope = slope + ladj.movedim(1 + self._depth + self._frame.dim, 1).reshape(
+                log_det = log_det + ladj.movedim(1 + self._depth + self._frame.dim, 1).reshape(
                     count, self.num_rows, -1
                 ).sum(-1)
             if alone:
@@ -223,7 +224,7 @@ class LocalJoint:
             trace = self._densities.at(self._model, self._args, self._kwargs, given, outer=1)
         prior, likelihood = self._densities.split(trace)
         shape = (count, self.num_rows)
-        return (slope + prior).expand(shape), likelihood.expand(shape)
+        return (log_det + prior).expand(shape), likelihood.expand(shape)
 
     def _prior_draws(self, count: int, *, alone: bool = False) -> Tensor:
         given = self._rows
@@ -243,12 +244,12 @@ class LocalJoint:
         return latent.initial.dim() - latent.unconstrained_event_dim
 
     def _to_rows(self, latent: Latent, value: Tensor) -> Tensor:
-        """``[C, B, k]`` of unconstrained values in the shape of the site behind ``C``."""
+        """Unconstrained values ``[C, *site]`` as rows ``[C, B, k]``."""
         value = value.movedim(self._frame.dim - latent.unconstrained_event_dim, 1)
         return value.reshape(*value.shape[:2], -1)
 
     def _from_rows(self, latent: Latent, rows: Tensor) -> Tensor:
-        """The shape of the site behind ``C`` and behind ones for the plates that do not hold it."""
+        """Rows ``[C, B, k]`` as unconstrained values ``[C, 1, ..., *site]``, with ones for plates that the site is not in."""
         shape, dim = self._shapes[latent.name], self._frame.dim - latent.unconstrained_event_dim
         others = list(shape)
         del others[dim]

@@ -28,16 +28,16 @@ __all__ = ["LogWeights", "Weigher", "log_weights"]
 class LogWeights:
     r"""Log weights of ``S`` draws, split into independent blocks of rows and the rest, in nats and double precision.
 
-    A block owns every factor of the joint that depends on its latents, through any plate. Usually each row is one; rows
-    that a factor ties (a series, a pairwise observation, crossed plates) are one together.
+    A block has every factor of the joint that depends on its latents, in whatever plate. Usually each row is a block; rows
+    that share a factor (a series, a pairwise observation, crossed plates) are one block together.
 
     Attributes:
         local: ``[S, M]``, :math:`\log p(x_m, z_m \mid \theta) - \log q(z_m)`, unscaled.
-        global_: ``[S]``, :math:`\log p(\theta) - \log q(\theta)`, with all else that depends on no latent of a row.
-        scale: ``N / B``, what one block of the call stands for in a sum over the data.
+        global_: ``[S]``, :math:`\log p(\theta) - \log q(\theta)`, and all factors that depend on no latent of a row.
+        scale: ``N / B``, the number of blocks of the data that one block of the call stands for.
         has_globals: whether blocks share latents, so that they are independent only given a draw of these.
         blocks: by the plates of a set of rows the block ``[N]`` of each of them; ``None`` where block ``n`` is row ``n``.
-        is_estimate: whether a block's density is an estimate itself, of which other plates take a part of their rows.
+        is_estimate: whether a block's density is itself an estimate, because another plate subsamples its rows.
 
     Example::
 
@@ -58,8 +58,8 @@ class LogWeights:
         total = self.total
         error = total.std() / len(total) ** 0.5 if len(total) > 1 else torch.nan
         parts = counted(self.local.shape[-1], "row" if self.blocks is None else "block")
-        of = f"{counted(len(total), 'draw')} of {parts}"
-        return f"LogWeights({of}, ELBO {with_error(float(total.mean()), float(error))} nats)"
+        size = f"{counted(len(total), 'draw')} of {parts}"
+        return f"LogWeights({size}, ELBO {with_error(float(total.mean()), float(error))} nats)"
 
     @property
     def total(self) -> Tensor:
@@ -79,8 +79,8 @@ def log_weights(
     the model that are marked to be enumerated, and that the guide does not sample, are summed out. Modules are called in
     evaluation mode.
 
-    What belongs to a row is found out by changing its latents: a factor that depends on them is the row's, whatever
-    plate it stands in. Before the draws are made the parts are checked to add up to the log joint.
+    The factors of a row are found by changing its latents: those that then change are the row's, in whatever plate they are.
+    Before the draws are made, the parts are checked to add up to the log joint.
 
     Args:
         model: any Pyro callable.
@@ -107,7 +107,7 @@ def log_weights(
     with isolated_param_store(), evaluation_mode():
         weigher = Weigher(model, guide, args, kwargs, plate=plate)
         local, global_ = zip(*(weigher.weigh(*traces) for traces in weigher.draws(num_samples)), strict=True)
-    return weigher.of(torch.stack(local), torch.stack(global_))
+    return weigher.collect(torch.stack(local), torch.stack(global_))
 
 
 class Weigher:
@@ -139,7 +139,7 @@ class Weigher:
         _check_sites(trace, guide_trace)
         self._depth = enumeration_depth(trace, guide_trace.nodes)
         self.attribution: Attribution = attribute(model, guide, args, kwargs, self.plates)
-        # Which rows they are matters where elements are not those of the rows in order.
+        # Where the elements of a factor are not in the order of the rows, every draw must be about the same rows.
         self._rows = None if self.attribution.in_order else _rows(trace)
 
     def draws(self, num_samples: int) -> Iterator[tuple[Trace, Trace]]:
@@ -166,26 +166,26 @@ class Weigher:
         return sample_enumerated(self._model, self._args, self._kwargs, guide_trace, depth=self._depth)
 
     def weigh(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
-        """The log weight of one draw: by block ``[M]``, and the rest ``[]``."""
+        """The log weight of one draw: the part of each block ``[M]``, and the rest ``[]``."""
         if self._rows is not None and not _same_rows(self._rows, model_trace):
             raise ValueError(
                 f"Expected the same rows of plates {self.plates} in every draw, got a model that draws them and observes "
                 "rows in other plates.\nPass the rows of the call as arguments: pyro.plate(name, size, subsample=index)."
             )
-        of_model = self.attribution.split(log_factors(model_trace))
-        of_guide = self.attribution.split(log_factors(guide_trace), of_guide=True)
-        return of_model[0] - of_guide[0], of_model[1] - of_guide[1]
+        model_blocks, model_rest = self.attribution.split(log_factors(model_trace))
+        guide_blocks, guide_rest = self.attribution.split(log_factors(guide_trace), of_guide=True)
+        return model_blocks - guide_blocks, model_rest - guide_rest
 
-    def of(self, local: Tensor, global_: Tensor) -> LogWeights:
+    def collect(self, local: Tensor, global_: Tensor) -> LogWeights:
         """The log weights of several draws together."""
-        found = self.attribution
+        split = self.attribution
         return LogWeights(
             local,
             global_,
-            found.scale,
-            found.has_globals,
-            None if found.by_row else found.blocks,
-            found.is_estimate,
+            split.scale,
+            split.has_globals,
+            None if split.by_row else split.blocks,
+            split.is_estimate,
         )
 
 

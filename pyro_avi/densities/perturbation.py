@@ -1,4 +1,4 @@
-"""A call of a model and a guide whose rows can be given other latents, to see what depends on them."""
+"""A call of a model and a guide in which the latents of rows can be changed, to see what depends on them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -19,9 +19,9 @@ __all__ = ["HasRowPlates", "PerturbedCall", "Plates", "row_frames", "scale_of"]
 
 Plates = tuple[str, ...]
 Factors = tuple[list[LogFactor], list[LogFactor]]
-# Of more values the next one is drawn, not looked up.
+# A discrete latent with at most so many values is changed to the next one; one with more is drawn again.
 _MOST_VALUES = 64
-# So many are changed one by one, if something ties them.
+# Rows that an element ties are told apart by changing one at a time, where there are at most so many.
 _FEW_ROWS = 100
 
 
@@ -36,19 +36,19 @@ class HasRowPlates(Protocol):
 
 
 def row_frames(frames: Iterable[CondIndepStackFrame], plates: Plates) -> list[CondIndepStackFrame]:
-    """Those of some frames that belong to the plates of the rows, the leftmost dimension first."""
+    """The frames that belong to the plates of the rows, the leftmost dimension first."""
     return sorted((frame for frame in frames if frame.name in plates), key=lambda frame: frame.dim)
 
 
 class PerturbedCall:
-    """One call with latents drawn once, and what becomes of its factors when rows have others.
+    """One call with latents drawn once, and its factors when the latents of some rows are changed.
 
     Args:
         model, guide, args, kwargs, plates, exclude: as for :func:`~pyro_avi.densities.attribution.attribute`.
 
     Attributes:
-        row_sets: by the plates of each set of rows its frames; rows are numbered through all of them.
-        model_factors, guide_factors: at the latents drawn.
+        row_sets: the frames of each set of rows, by the names of its plates. Rows are numbered through all sets.
+        model_factors, guide_factors: the factors at the latents that were drawn.
         depth: the number of dimensions of the plates.
         has_globals: whether rows share latents.
 
@@ -71,7 +71,7 @@ class PerturbedCall:
             if site["type"] == "sample" and name not in guided.nodes and not site["infer"].get("enumerate"):
                 self._given.add_node(name, **site)
         self._latents, self.row_sets = self._find_rows(plain)
-        # By the form of the guide its densities are those of rows.
+        # The density of such a guide is a product over rows: no change is needed to see that.
         self._is_product = guide is None or (isinstance(guide, HasRowPlates) and set(plates) <= set(guide.row_plates))
         self._traces, (self.model_factors, self.guide_factors) = self._evaluate(self._given)
         frames = [frame for factor in self.model_factors + self.guide_factors for frame in factor.frames]
@@ -86,14 +86,14 @@ class PerturbedCall:
             if site["type"] == "sample" and is_latent(site):
                 frames = row_frames(site["cond_indep_stack"], self.plates)
                 if frames:
-                    of = tuple(frame.name for frame in frames)
-                    latents[name], row_sets[of] = (site["fn"], of), frames
+                    names = tuple(frame.name for frame in frames)
+                    latents[name], row_sets[names] = (site["fn"], names), frames
         found = {frame.name: frame for site in plain.nodes.values() for frame in site.get("cond_indep_stack", ())}
         for plate in self.plates:
             if plate not in found:
                 raise ValueError(f"Expected sites in plate {plate!r}, found none.")
         if not row_sets:
-            # Rows without latents of their own, or a call that is one row.
+            # The rows have no latents of their own, or the whole call is one row.
             row_sets[self.plates] = row_frames(found.values(), self.plates)
         return latents, row_sets
 
@@ -111,11 +111,11 @@ class PerturbedCall:
 
     def _evaluate(self, given: Trace, *, guided: bool = True) -> tuple[list[Trace], Factors]:
         traces = [trace_at(self._model, self._args, self._kwargs, given, depth=self._enumeration)]
-        of_guide = []
+        guide_factors = []
         if self._guide is not None and guided:
             traces.append(trace_at(self._guide, self._args, self._kwargs, given, depth=None))
-            of_guide = log_factors(traces[1])
-        return traces, (log_factors(traces[0], exclude=self._exclude), of_guide)
+            guide_factors = log_factors(traces[1])
+        return traces, (log_factors(traces[0], exclude=self._exclude), guide_factors)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -129,7 +129,7 @@ class PerturbedCall:
 
     @property
     def device(self) -> torch.device:
-        """That of the densities."""
+        """The device of the densities."""
         return self.model_factors[0].value.device
 
     def offset(self, plates: Plates) -> int:
@@ -137,7 +137,7 @@ class PerturbedCall:
         return sum(self.sizes[: list(self.row_sets).index(plates)])
 
     def positions(self, plates: Plates) -> Tensor:
-        """The position of each row of a set among these, with the dimensions of the plates, ``depth`` in all."""
+        """The position of each row within its set, with the dimensions of the plates, ``depth`` in all."""
         position = torch.zeros((1,) * self.depth, dtype=torch.long)
         for frame in self.row_sets[plates]:
             along = torch.arange(frame.size).view(
@@ -151,23 +151,25 @@ class PerturbedCall:
         return (1,) * (self.depth - factor.value.dim()) + tuple(factor.value.shape)
 
     def dependent_rows(self) -> tuple[Tensor, list[Tensor], Tensor]:
-        """What each element of the model's factors, and then the guide's, depends on.
+        """The rows that each element depends on, of the model's factors first and then of the guide's.
 
         Returns:
-            ``[row sets, E]`` a row of each set, -1 for none; sets of rows that an element ties; ``[E]`` whether it ties any.
+            ``[row sets, E]`` a row of each set, -1 where the element depends on none; the sets of rows that some element
+            ties; ``[E]`` whether an element ties rows.
         """
         rows, ties = [], []
         count = sum(factor.value.numel() for factor in self.model_factors + self.guide_factors)
         tying = torch.zeros(count, dtype=torch.bool)
         for plates, size in zip(self.row_sets, self.sizes, strict=True):
-            if not any(of == plates for _, of in self._latents.values()):
+            if not any(own == plates for _, own in self._latents.values()):
                 rows.append(torch.full((count,), -1))
                 continue
             codes = [row_codes(size)]
             changes = [self._changes(plates, codes[0])]
             found, tied = find_rows(codes, changes)
             if tied and size > 2:
-                # To tell the rows that are tied from those whose codes look like it: one by one, or by other codes.
+                # An element that depends on several rows can look as if it depended on others too. Rows are told apart by
+                # changing them one at a time, or by codes in another order.
                 alone = [torch.eye(size, dtype=torch.bool)]
                 codes += alone if size <= _FEW_ROWS else [codes[0][torch.randperm(size)] for _ in range(3)]
                 changes += [self._changes(plates, code) for code in codes[1:]]
@@ -180,7 +182,7 @@ class PerturbedCall:
         return rows, ties, tying | ((rows >= 0).sum(0) > 1)
 
     def _changes(self, plates: Plates, codes: Tensor) -> Tensor:
-        """``[L, E]`` whether elements change when the rows of each bit do."""
+        """``[L, E]`` whether each element changes when the latents of the rows with a bit set are changed."""
         before = self._flat((self.model_factors, self.guide_factors))
         others = self._others()
         changes = []
@@ -196,12 +198,12 @@ class PerturbedCall:
         return torch.cat([factor.value.flatten() for part in factors for factor in part])
 
     def same(self, one: Tensor, two: Tensor) -> Tensor:
-        """Which numbers are equal to rounding."""
+        """Which numbers are equal up to rounding."""
         close = (one - two).abs() <= self._rounding * torch.maximum(one.abs(), two.abs())
         return close | (one == two) | (one.isnan() & two.isnan())
 
     def with_changed(self, rows: Mapping[Plates, Tensor]) -> Factors:
-        """The factors when chosen rows ``[N]`` of each set have other latents."""
+        """The factors after the latents of some rows were changed, chosen by ``[N]`` booleans for each set."""
         return self._evaluate(self._mixed(rows, self._others()))[1]
 
     def _others(self) -> dict[str, Tensor]:
@@ -225,7 +227,7 @@ class PerturbedCall:
         return (name for factor, part in zip(factors, parts, strict=True) if bool(part.any()) for name in factor.sites)
 
     def unaccounted(self) -> Iterator[str]:
-        """The sites whose density is not that of the factors which they are in."""
+        """The sites that no factor contains, or whose log density differs from that of their factor."""
         for trace, factors in zip(self._traces, (self.model_factors, self.guide_factors), strict=False):
             inside = {name: factor for factor in factors for name in factor.sites}
             for name, site in prune_subsample_sites(trace).nodes.items():
@@ -245,7 +247,7 @@ def scale_of(frames: Iterable[CondIndepStackFrame]) -> float:
 
 
 def _another(fn: Any, value: Tensor) -> Tensor:
-    """Another value of a latent in every row: moved in unconstrained coordinates, or the next one of a few."""
+    """Another value of a latent in every row: moved in unconstrained coordinates, or the next value of a discrete one."""
     support = fn.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -1,4 +1,4 @@
-"""The log prior and the log likelihood of independent rows, read from traces."""
+"""The log prior and the log likelihood of independent rows, from traces."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -26,18 +26,18 @@ class RowDensities:
 
     .. math:: \log p(z_n), \qquad \log p(x_n \mid z_n)
 
-    A row's are those factors that depend on its latents, in whatever plate they stand; enumerated latents are summed out.
+    The factors of a row are those that depend on its latents, in whatever plate they are; enumerated latents are summed out.
 
     Args:
-        model, args, kwargs: a call of any Pyro callable; rows that it draws are drawn once.
+        model, args, kwargs: a call of any Pyro callable; a random subsample of rows is drawn once.
         plate: the name of the plate of the rows.
 
     Attributes:
         trace: of the call.
-        rows: a trace with its rows alone.
+        rows: a trace with the sites of its subsamples alone.
         depth: the number of dimensions of its plates.
         scale: ``N / B``.
-        is_estimate: whether the densities are estimates, as other plates take a part of their rows.
+        is_estimate: whether the densities are estimates, because other plates subsample their rows.
 
     Raises:
         ValueError: if something ties rows.
@@ -59,7 +59,7 @@ class RowDensities:
         self.scale, self.is_estimate = self._joint.scale, self._joint.is_estimate
         sites = self.trace.nodes.items()
         self._observed = [name for name, site in sites if site["type"] == "sample" and site["is_observed"]]
-        # Summed out without the observations, enumerated latents leave the prior.
+        # The prior has a sum over enumerated latents of its own, without the observations.
         self._prior = self._attribute(self._observed) if self._enumerates else None
 
     def _attribute(self, exclude: Sequence[str]) -> Attribution:

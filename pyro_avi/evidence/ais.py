@@ -23,7 +23,7 @@ from pyro_avi.seeds import seeded
 
 __all__ = ["ais", "annealed_weights", "isolated_sampling"]
 
-# Chains of the pilot run that a row's step sizes are found by.
+# The number of chains of the pilot run that finds the step sizes of a row.
 _PILOT_CHAINS = 16
 
 
@@ -47,12 +47,12 @@ def ais(
     .. math:: \log p(x_n \mid \theta) \ge E \log \frac{1}{C} \sum_{c=1}^{C} w_{cn}, \qquad
               \log w_{cn} = \sum_{t=1}^{T} (\beta_t - \beta_{t-1}) \log \frac{p(x_n, z_{t-1} \mid \theta)}{q_0(z_{t-1})}
 
-    Each of ``C`` chains a row goes through ``T`` temperatures from :math:`q_0`, the guide's factor or the prior, to the
-    posterior, in unconstrained coordinates, along geometric averages of the two. Its Hamiltonian transitions have step sizes
-    for each row and temperature that a pilot run has found; they are frozen before the chains start, without which the
-    bound would be none. The cost is ``C (T - 1) (num_leapfrog + 1)`` gradients of every row's log joint.
+    Each of the ``C`` chains of a row goes through ``T`` temperatures from :math:`q_0`, the guide's factor or the prior, to the
+    posterior, in unconstrained coordinates, along geometric averages of the two. A pilot run adapts the step sizes of the
+    Hamiltonian transitions for each row and temperature. They are fixed before the chains start: with adaptation the result
+    would be no bound. The cost is ``C (T - 1) (num_leapfrog + 1)`` gradients of every row's log joint.
 
-    With ``reverse=``, exact draws from the posterior, the chains go back from them, and the result is an **upper** bound
+    With exact draws from the posterior, ``reverse=``, the chains go backwards from them, and the result is an **upper** bound
 
     .. math:: \log p(x_n \mid \theta) \le - E \log \frac{1}{C} \sum_{c=1}^{C} \frac{1}{w_{cn}}.
 
@@ -66,21 +66,21 @@ def ais(
         num_temperatures: ``T``; with 1 it is importance sampling.
         num_leapfrog: leapfrog steps of each transition.
         start: ``"guide"`` or ``"prior"``.
-        theta: what the global latents are held at, as the evidence is that given :math:`\theta`: ``"mean"`` of the guide's
-            factor in unconstrained coordinates, ``"draw"`` for one from it, or values by site. Average several calls
-            over draws with ``seed=``.
-        reverse: exact latents by site, in the site's shape or with ``C`` draws leftmost. From one draw the chains of a
-            row are not independent: the bound holds in expectation, but ``rows_se`` and ``se`` tell nothing of the
-            draw.
-        seed: of all draws.
-        max_memory: in bytes, what the chains that run at a time may take; at least one does.
+        theta: the values of the global latents on which the evidence is conditioned: ``"mean"`` for the mean of the guide's
+            factor in unconstrained coordinates, ``"draw"`` for a draw from it, or values by site. To average over draws, call
+            it several times with different ``seed=``.
+        reverse: exact latents by site, in the site's shape or with ``C`` draws leftmost. Chains that start from one draw are
+            not independent: the bound holds in expectation, but ``rows_se`` and ``se`` do not include the variance over
+            that draw.
+        seed: the seed of all draws.
+        max_memory: the memory in bytes of the chains that run at a time; at least one runs.
 
     Returns:
         The bounds on the rows' log evidences, their sum (rows of a minibatch stand for ``N / B`` each), standard errors
         over chains, and the bias estimated as in :func:`~pyro_avi.iwelbo`.
 
     Raises:
-        ValueError: if a number is not positive, a latent is discrete, or masked, or there is no evidence.
+        ValueError: if a number is not positive, a latent is discrete or masked, or the rows have no evidence of their own.
         TypeError: if the guide is none of the three.
 
     References:
@@ -175,6 +175,8 @@ def annealed_weights(
 
 @contextmanager
 def isolated_sampling(seed: int):
-    """Run models beside the program many times: hidden from handlers, unchecked, modules in evaluation mode."""
+    """A context for many runs of models apart from the program: under a seed, with a param store of their own, outside of the
+    program's handlers, without validation, and with modules in evaluation mode.
+    """
     with isolated_param_store(), seeded(seed), poutine.block(), evaluation_mode(), pyro.validation_enabled(False):
         yield

@@ -15,7 +15,7 @@ __all__ = ["Enumerated", "enumerating_elbo"]
 
 
 class Enumerated:
-    """A factorized guide that takes every value of its discrete latents, for ``TraceEnum_ELBO``; its tables are the guide's.
+    """A factorized guide that enumerates its discrete latents in parallel, for ``TraceEnum_ELBO``; its tables are the guide's.
 
     Args:
         guide: with at least one discrete latent.
@@ -28,7 +28,7 @@ class Enumerated:
 
     @property
     def rows_on(self) -> str | None:
-        """That of the guide."""
+        """The device of the guide's tables, see :class:`~pyro_avi.optimization.step.HasRowTables`."""
         return self._guide.rows_on
 
     def __call__(self, *args, **kwargs):
@@ -41,19 +41,19 @@ def enumerating_elbo(
 ) -> TraceEnum_ELBO | None:
     """The ELBO of an :class:`Enumerated` guide, which also sums over latents that the model enumerates.
 
-    ``None`` without discrete latents of either kind, or where not all values can be run at once.
+    ``None`` if neither has discrete latents, or if they cannot be enumerated in parallel.
 
     Args:
         model, guide, args, kwargs: a call of both.
     """
     with isolated_run(0), torch.enable_grad(), warnings.catch_warnings():
         sites = [site for site in poutine.trace(model).get_trace(*args, **kwargs).nodes.values() if "infer" in site]
-        own = [latent.num_values for of in guide.row_factors for latent in of.row_set.latents]
+        own = [latent.num_values for factor in guide.row_factors for latent in factor.row_set.latents]
         if all(number is None for number in own) and not any(site["infer"].get("enumerate") for site in sites):
             return None
         depth = max((-frame.dim for site in sites for frame in site["cond_indep_stack"]), default=0)
         elbo = TraceEnum_ELBO(max_plate_nesting=depth)
-        # Vectors of several elements have no list of values: where all are such, there is nothing to sum over.
+        # A vector-valued latent has no list of values. Where all latents are such, there is nothing to sum over.
         try:
             warnings.filterwarnings("error", "TraceEnum_ELBO found no sample sites")
             loss = elbo.differentiable_loss(model, Enumerated(guide), *args, **kwargs)

@@ -13,13 +13,13 @@ from pyro_avi.estimators import Estimate, iwelbo, khat
 
 __all__ = ["Evidence", "HasEvidence", "exact_evidence", "paired_mean", "with_refinement_error"]
 
-# Standard errors above which a bound is taken for the better one.
+# A bound replaces another if it is higher by more than this many standard errors.
 _HIGHER = 2.0
 
 
 @runtime_checkable
 class HasEvidence(Protocol):
-    """A model that knows the log evidence of its rows."""
+    """A model with the exact log evidence of its rows."""
 
     def log_evidence(self, *args) -> Tensor:
         """``[N]`` the log evidence of every row, in nats."""
@@ -27,13 +27,13 @@ class HasEvidence(Protocol):
 
 
 class Evidence:
-    """The log evidence of every row, or the best of several bounds on it, and what its draws do to it.
+    """The log evidence of every row, or the best of several lower bounds on it, with the influence of each draw.
 
     Args:
         exact: ``[N]`` log evidences, if they are known.
-        weights: of the best factors, each draw followed by its mirror image.
-        others: independent of these and of each other: of a mixture of proposals, of annealed importance sampling. One of them
-            takes the place of a bound that it is significantly above.
+        weights: log weights of the best factors, each draw followed by its mirror image.
+        others: log weights of other estimates, independent of these and of each other: of a mixture of proposals, of annealed
+            importance sampling. One of them replaces a bound that it is significantly above.
     """
 
     def __init__(self, exact: Tensor | None, weights: LogWeights, others: Sequence[LogWeights] = ()):
@@ -53,13 +53,13 @@ class Evidence:
             self._compare(other)
 
     def _compare(self, weights: LogWeights) -> None:
-        """Take another bound where it is better, and know by it which rows to doubt."""
+        """Use another bound in the rows where it is better, and update which rows are unreliable."""
         other, doubtful = iwelbo(weights), khat(weights).unreliable
         apart = (other.rows - self._rows) / torch.hypot(other.rows_se, self._error).clamp(min=1e-300)
-        # The higher of two bounds that say the same would be the luckier one.
+        # Of two bounds that agree, the higher one would be chosen for its noise.
         better = (apart > _HIGHER) | (self.unreliable & ~doubtful & (apart > 0))
-        # A bound that is only about to be the better one is a reason for doubt. Where both say the same, one tail without
-        # doubt is enough.
+        # A heavy-tailed bound that is somewhat higher makes the row unreliable. Where both bounds agree, one of them with a
+        # light tail is enough for a reliable row.
         hint = doubtful & (apart > 0.5 * _HIGHER)
         self.unreliable = torch.where(better, doubtful, (self.unreliable & (doubtful | (apart.abs() > 5))) | hint)
         self._rows = torch.where(better, other.rows, self._rows)
@@ -69,12 +69,12 @@ class Evidence:
         self._variance = torch.where(better, other.rows_se.square(), self._variance)
 
     def above(self, local: Tensor) -> Estimate:
-        """How far it lies above the mean of log weights ``[S, N]`` of the same draws."""
+        """The evidence minus the mean of log weights ``[S, N]`` of the same draws."""
         mean = local.mean(0)
         return _estimate(self._rows - mean, self._influence - (local - mean), self._scale, self._variance)
 
     def slack(self, upper: LogWeights | None) -> Estimate:
-        """How far the log evidence may lie above it; the total is that of the rows where this is known."""
+        """How far the log evidence may lie above the bound; the total is over the rows where this is known."""
         rows, error = torch.where(self.unreliable, torch.inf, -self._bias), torch.zeros_like(self._bias)
         if upper is not None:
             inverse = iwelbo(replace(upper, local=-upper.local))
@@ -84,18 +84,18 @@ class Evidence:
 
 
 def paired_mean(values: Tensor, scale: float) -> Estimate:
-    """The mean over draws of ``values [S, N]``, each followed by that of its mirror image, by row and in total."""
+    """The mean of ``values [S, N]`` over draws, each followed by its mirror image; by row and in total."""
     mean = values.mean(0)
     return _estimate(mean, values - mean, scale, torch.zeros_like(mean))
 
 
 def with_refinement_error(gap: Estimate, left, scale: float) -> Estimate:
-    """An approximation gap whose error covers what the best factors found may lack of the best there are.
+    """An approximation gap whose standard error includes how far the factors found may be from the best ones.
 
     Args:
-        gap: with the error of its draws.
-        left: what the rows may still gain, with ``rows`` and ``rows_se [N]``.
-        scale: by which rows count in the total.
+        gap: the gap, with the standard error over its draws.
+        left: how much the rows may still gain, with ``rows`` and ``rows_se [N]``.
+        scale: the scale of the rows in the total.
     """
     lack, error = left.rows.nan_to_num(nan=torch.inf), left.rows_se.nan_to_num(nan=torch.inf)
     rows = lack.clamp(min=0.0) + error
@@ -104,8 +104,8 @@ def with_refinement_error(gap: Estimate, left, scale: float) -> Estimate:
 
 
 def _estimate(rows: Tensor, influence: Tensor, scale: float, variance: Tensor) -> Estimate:
-    """An estimate whose error is the mean of what each draw adds ``[S, N]``, and an independent part of each row."""
-    # A draw and its mirror image are one.
+    """An estimate with its error: of the influence ``[S, N]`` of each draw, and an independent ``variance [N]``."""
+    # A draw and its mirror image are dependent, and count as one.
     pairs = influence.unflatten(0, (-1, 2)).mean(1)
     return Estimate(
         value=scale * rows.sum().item(),
@@ -116,7 +116,7 @@ def _estimate(rows: Tensor, influence: Tensor, scale: float, variance: Tensor) -
 
 
 def exact_evidence(model: Callable, args: tuple, given: Tensor | None, count: int) -> Tensor | None:
-    """``[N]`` the exact log evidences, if somebody knows them."""
+    """``[N]`` the exact log evidences, as given or from the model; ``None`` if neither has them."""
     if given is None and isinstance(model, HasEvidence):
         with torch.no_grad():
             given = model.log_evidence(*args)
@@ -124,7 +124,7 @@ def exact_evidence(model: Callable, args: tuple, given: Tensor | None, count: in
         return None
     given = torch.as_tensor(given).detach()
     if count == 1:
-        # Of all rows together, where something ties them.
+        # Rows that are tied have one evidence together.
         given = given.reshape(-1)
     if given.shape != (count,) or not given.isfinite().all():
         raise ValueError(

@@ -1,4 +1,4 @@
-"""A model at fixed values of its global latents: what its rows are judged by."""
+"""A model conditioned on values of its global latents, so that its rows are independent."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,13 +38,13 @@ def hold_globals(
 ) -> tuple[Callable, LocalGuide]:
     """The model given the global latents, so that its rows are independent, and a guide for it.
 
-    A model without global latents is given back itself, and one whose latents are all global as one row.
+    A model without global latents is returned itself, and one whose latents are all global as one row.
 
     Args:
         model: the model that the guide was made for.
         guide: any of the three guides.
-        theta: ``"mean"`` for the mean of the guide's factor in unconstrained coordinates (which, of a normal, is its
-            median on every support), ``"draw"`` for a draw from it, or the values by site.
+        theta: ``"mean"`` for the mean of the guide's factor in unconstrained coordinates (the median of a normal factor, on
+            every support), ``"draw"`` for a draw from the factor, or the values by site.
         args, kwargs: the arguments of both.
         seed: of the draw.
 

@@ -1,4 +1,4 @@
-"""Importance sampling from several factors and the prior at once, which finds what no single factor covers."""
+"""Importance sampling from a mixture of factors and the prior, which finds modes that no single factor covers."""
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,8 @@ from pyro_avi.densities.log_weights import LogWeights
 
 __all__ = ["missed_modes", "mixture_weights"]
 
-# By how many nats the factors' density has to fall from the middle of the best one to a draw, for the draw to be another place;
-# and by what part of that the model's density may fall there at most. Of one mode it falls about as much.
+# A draw is in another mode if, from the center of the best factor to the draw, the log density of the factors falls by more
+# than this many nats, and that of the model by less than this share of it. Within one mode both fall about as much.
 _FAR, _FLATTER = 5.0, 0.1
 
 
@@ -25,12 +25,13 @@ def mixture_weights(
 
     .. math:: w = \frac{p(x_n, z)}{\frac 1 C \left( p(z) + \sum_{c=1}^{C-1} q_c(z) \right)}
 
-    A draw is weighed by the density of all of the mixture, whichever part it is from, so that the mean weight is the
-    evidence without bias, and no weight is more than ``C`` times that of any part alone. With the prior among them it is at
-    most ``C`` times the likelihood: a mode of the posterior that no factor covers is met by draws of the prior.
+    A draw is weighted by the density of the whole mixture, whichever component it is from. The mean weight is an unbiased
+    estimate of the evidence, and no weight is more than ``C`` times the weight under any one component. As the prior is one
+    of them, it is at most ``C`` times the likelihood: a mode of the posterior that no factor covers is reached by draws from
+    the prior.
 
     Args:
-        joint: of the model; a prior that cannot be drawn from is left out.
+        joint: the log joint of the model; a prior that cannot be sampled is left out.
         factors: batch shape ``[N]``, event shape ``[K]``, normalized.
         num_samples: the number of draws, rounded up to a multiple of ``C``.
         max_memory: in bytes, what the draws that are evaluated at a time may take.
@@ -48,7 +49,7 @@ def mixture_weights(
         prior, likelihood = joint(u)
         densities = [factor.log_prob(u).double() for factor in factors] + ([prior] if with_prior else [])
         weight = prior + likelihood - torch.stack(densities).logsumexp(0) + math.log(len(densities))
-        # Where the likelihood is no number there is no weight: what is left out only lowers the mean.
+        # A draw whose likelihood is nan has weight zero, which can only lower the mean.
         return torch.where(weight.isnan(), -torch.inf, weight)
 
     sizes = joint.chunks(-(-num_samples // len(draws)), max_memory)
@@ -60,14 +61,14 @@ def mixture_weights(
 def missed_modes(
     joint: LocalJoint, factors: Sequence[TorchDistribution], center: Tensor, *, num_samples: int, max_memory: int
 ) -> tuple[Tensor, Tensor]:
-    """Where draws of the prior find what no factor covers: the most probable such draw ``[N, K]``, and for which rows.
+    """Modes that no factor covers, by draws from the prior: the most probable such draw ``[N, K]``, and which rows have one.
 
-    Every draw is looked at a second time, twice as far from the prior's mean, where a prior is left that the data contradict.
+    Every draw is also tried at twice its distance from the prior's mean, for data that contradict the prior.
 
     Args:
-        joint: of the model.
+        joint: the log joint of the model.
         factors: batch shape ``[N]``, event shape ``[K]``.
-        center: ``[N, K]`` the middle of the best of them.
+        center: ``[N, K]`` the center of the best of them.
         num_samples: the number of points.
         max_memory: in bytes, what the draws that are evaluated at a time may take.
     """
@@ -75,17 +76,17 @@ def missed_modes(
     def densities(u: Tensor) -> tuple[Tensor, Tensor]:
         return sum(joint(u)), torch.stack([factor.log_prob(u).double() for factor in factors]).logsumexp(0)
 
-    place, (of_model, of_factors) = center, densities(center.unsqueeze(0))
-    found = torch.zeros_like(of_model[0], dtype=torch.bool)
-    most = torch.full_like(of_model[0], -torch.inf)
+    place, (at_center, covered_at_center) = center, densities(center.unsqueeze(0))
+    found = torch.zeros_like(at_center[0], dtype=torch.bool)
+    most = torch.full_like(at_center[0], -torch.inf)
     if not _can_draw_prior(joint):
         return place, found
     draws = joint.prior_draws(-(-num_samples // 2))
     draws = torch.cat([draws, 2 * draws - draws.mean(0)])
     for u in draws.split(joint.chunks(len(draws), max_memory)):
         model, covered = densities(u)
-        fall = of_factors - covered
-        alone = (fall > _FAR) & (of_model - model < _FLATTER * fall)
+        fall = covered_at_center - covered
+        alone = (fall > _FAR) & (at_center - model < _FLATTER * fall)
         top = torch.where(alone, model, -torch.inf).max(0)
         better = top.values > most
         point = u.gather(0, top.indices[None, :, None].expand(1, *u.shape[1:]))[0]

@@ -20,7 +20,7 @@ _PLATE = "call"
 
 
 class _Unseen(Messenger):
-    """Gives a model the values of its sites without the dimension of the plate around it."""
+    """Removes the dimension of the plate around a model from the values that its sites return."""
 
     def __init__(self, depth: int):
         super().__init__()
@@ -35,14 +35,15 @@ class _Unseen(Messenger):
         shape = self._shapes.pop(msg["name"], None)
         if shape is None or msg["is_observed"]:
             return
-        # Under plates further out, as of several points at once, values keep the dimension; so do all values of a latent.
+        # Under plates further out, as the one of several points, values keep the dimension; so do the values of an enumerated
+        # latent.
         fn, value = msg["fn"], msg["value"]
         if len(fn.batch_shape) == self._depth + 1 and value.shape == fn.batch_shape + fn.event_shape:
             msg["value"] = value.reshape(shape + fn.event_shape)
 
 
 class OneRow:
-    """A model in a plate of one row, so that what holds for rows holds for the whole call.
+    """A model in a plate of one row, so that methods for rows apply to the whole call.
 
     Args:
         model: any Pyro callable.
