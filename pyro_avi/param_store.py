@@ -1,4 +1,4 @@
-"""Every module trains its own tensors, whatever else the global parameter store holds."""
+"""An isolated param store, so that every module trains its own tensors whatever the global store holds."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,16 +13,16 @@ __all__ = ["buffers_restored", "isolated_param_store"]
 
 @contextmanager
 def isolated_param_store() -> Iterator[None]:
-    """Run models and guides without the global store's memory of other modules.
+    """A context for models and guides in which Pyro's param store holds no parameters of modules.
 
     Pyro's store knows parameters by name, and two models of one class have the same names: the second would be evaluated
-    or trained with the first one's tensors. Inside this context modules start unregistered. What a model keeps by bare
-    ``pyro.param`` statements has no other home than the store, so it is brought along and given back. As the store, the
+    or trained with the first one's tensors. Inside this context no module is registered at first. Parameters of bare
+    ``pyro.param`` statements are kept in the store alone, so they are copied into the context and back. Like the store, the
     context belongs to one thread at a time.
     """
     store = pyro.get_param_store()
     with turn():
-        # Reading the store's state takes these references off its parameters; a step around this one still needs them.
+        # get_state removes these references from the parameters; code around this context may still need them.
         references = [(x, x.unconstrained) for _, x in store.named_parameters() if "unconstrained" in vars(x)]
         state = _bare(store.get_state())
         try:
@@ -32,7 +32,7 @@ def isolated_param_store() -> Iterator[None]:
                 finally:
                     state.update(store.get_state())
         finally:
-            # Also after an interruption: what was trained so far is kept.
+            # Also after an interruption, so that what was trained so far is kept.
             store.set_state(_bare(state))
             for parameter, reference in references:
                 parameter.unconstrained = reference
@@ -40,7 +40,7 @@ def isolated_param_store() -> Iterator[None]:
 
 @contextmanager
 def buffers_restored(model: Callable) -> Iterator[None]:
-    """Leave the buffers of a model as they are, as running means: what runs inside is no step."""
+    """A context for a run that is no step: the buffers of a model, such as running means, are the same afterwards."""
     root = getattr(model, "__self__", model)
     modules = root.modules() if isinstance(root, nn.Module) else ()
     held = [

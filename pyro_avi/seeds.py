@@ -1,4 +1,4 @@
-"""Draws that leave the random state of the program as it was."""
+"""Random states: draws that leave that of the program as it was."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["Stream", "random_state", "seeded", "set_random_state"]
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a seed, or on from the program's state (``None``), which is given back."""
+    """A context that draws from a seed, or on from the program's random state (``None``), which is restored afterwards."""
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices):
         if seed is not None:
@@ -19,10 +19,10 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 class Stream:
-    """A random state of its own, which goes on where it was left: a context to draw from it.
+    """A random state apart from the program's. As a context it can be entered again and again, and draws on each time.
 
     Args:
-        seed: where it starts.
+        seed: the seed of the state.
     """
 
     def __init__(self, seed: int):
@@ -45,7 +45,7 @@ def random_state() -> list[torch.Tensor]:
 
 
 def set_random_state(states: list[torch.Tensor]) -> None:
-    """Draw from here on as after :func:`random_state`."""
+    """Set torch's random states to those that :func:`random_state` returned."""
     torch.set_rng_state(states[0])
-    for device, of_device in enumerate(states[1:]):
-        torch.cuda.set_rng_state(of_device, device)
+    for device, state in enumerate(states[1:]):
+        torch.cuda.set_rng_state(state, device)

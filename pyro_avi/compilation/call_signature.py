@@ -1,4 +1,4 @@
-"""What a graph depends on of the arguments of a call."""
+"""The arguments of a call as a list of tensors, and what of the others a graph depends on."""
 
 from collections.abc import Mapping
 from enum import Enum
@@ -14,12 +14,12 @@ __all__ = ["flatten_call"]
 
 
 def flatten_call(call: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Any, tuple]:
-    """The leaves of the arguments, their tree, and what a graph depends on of them.
+    """The leaves of the arguments, their tree, and their signature: calls with equal signatures can use one graph.
 
     Raises:
-        CannotCompile: if an argument may change without becoming another, as an array or a namespace.
+        CannotCompile: if an argument other than a tensor is mutable, as an array or a namespace.
     """
-    # torch's walk through nests takes as long as a small graph.
+    # The fast case: torch's tree_flatten takes as long as a small graph.
     plain = not kwargs and all(isinstance(x, Tensor) for x in call)
     leaves, tree = (list(call), len(call)) if plain else tree_flatten((call, dict(kwargs)))
     known = (
@@ -29,13 +29,13 @@ def flatten_call(call: tuple, kwargs: Mapping[str, Any]) -> tuple[list, Any, tup
 
 
 def _checked_constant(leaf: Any) -> Any:
-    """An argument that is no tensor, if it is what it is for ever: its value becomes part of the graph."""
+    """An argument that is no tensor, if it is immutable: its value becomes a constant of the graph."""
     try:
         hash(leaf)
     except TypeError:
         changes = True
     else:
-        # Equal only to itself: it may have other attributes tomorrow. Functions and modules are what is called.
+        # An object that is equal only to itself may change its attributes. Functions and modules are taken as constants.
         changes = type(leaf).__eq__ is object.__eq__ and not callable(leaf) and not isinstance(leaf, _CONSTANTS)
     if changes:
         raise CannotCompile(

@@ -1,4 +1,4 @@
-"""A function of one tensor as one compiled graph, for evaluations that are repeated thousands of times."""
+"""A function of one tensor as one compiled graph, for functions that are evaluated thousands of times."""
 
 import warnings
 from collections.abc import Callable
@@ -17,11 +17,11 @@ __all__ = ["compile_function"]
 def compile_function(
     function: Callable[[Tensor], tuple[Tensor, ...]], one: Tensor, two: Tensor
 ) -> Callable[[Tensor], tuple[Tensor, ...]] | None:
-    """The function as one graph for arguments of one shape, without gradients; ``None`` where there can be none.
+    """The function as one graph for arguments of one shape, without gradients; ``None``, with a warning, if it has none.
 
-    The graph holds the tensors that the function reads as they are. It is made from one argument and compared with the
-    function at another, so that a function that branches on its argument in Python is found out. A warning says what
-    cannot be traced or compiled, or differs.
+    Tensors that the function reads beside its argument are read by the graph too, with their values at the time. The graph
+    is traced at one argument and compared with the function at another, which detects a function that branches on its
+    argument in Python. The warning says what could not be traced or compiled, or that the numbers differ.
 
     Args:
         function: from a tensor to tensors, without draws of its own.
@@ -31,10 +31,10 @@ def compile_function(
         log_graph("The log joint", NO_COMPILER)
         return None
     try:
-        # What inductor deprecates of itself is nothing a caller could mend.
+        # Of inductor's own deprecation warnings, users could mend none.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            # Of one argument: tracing counts those with a default too.
+            # As a function of one argument: make_fx would expect inputs for arguments with defaults too.
             traced = make_fx(lambda argument: function(argument))(one)
             held = lift_tensors(traced, 1)
             compiled = compile_graph(traced, [one.contiguous(), *held], with_draws=False)
@@ -43,7 +43,7 @@ def compile_function(
                 return compiled(argument.contiguous(), *held)
 
             found = graph(two)
-        # Sums are rounded in another order.
+        # A graph adds up in another order, and rounds differently.
         pairs = zip(found, function(two), strict=True)
         if all(torch.allclose(a, b, rtol=1e-4, atol=1e-4, equal_nan=True) for a, b in pairs):
             log_graph("The log joint")

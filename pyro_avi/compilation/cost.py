@@ -1,4 +1,4 @@
-"""Whether compiling saves more time than it takes, counted and not timed."""
+"""Whether compiling saves more time than it takes, by a count of operations."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 __all__ = ["count_flops", "saves_time"]
 
-# The share of the arithmetic that compiling saves, in seconds. Roughly those of one core.
+# Seconds that compiling saves for each operation; roughly, on one core.
 _SAVED_PER_FLOP = 1e-11
 
 
@@ -18,14 +18,15 @@ def count_flops(function: Callable, *args, **kwargs) -> int:
 
 
 def saves_time(flops: int, *, calls: int, overhead: float, cost: float) -> bool:
-    """Whether so many calls save more time than compiling takes.
+    """Whether compiling saves more time over so many calls than it takes.
 
-    Counted and not timed, so that the numbers are decided by the arguments alone.
+    Operations are counted, and no time is measured, so that the same arguments always give the same answer: a graph rounds
+    differently.
 
     Args:
-        flops: those of one call, see :func:`count_flops`.
-        calls: how often it is to be called.
-        overhead: what a call takes beside its arithmetic, and compiled does not: seconds, roughly those of one core.
+        flops: the operations of one call, see :func:`count_flops`.
+        calls: the number of calls.
+        overhead: the seconds of a call beside its arithmetic that compiling saves; roughly, on one core.
         cost: the seconds of compiling.
     """
     return calls * (overhead + _SAVED_PER_FLOP * flops) > cost

@@ -1,4 +1,4 @@
-"""What a function does on a CUDA device, as one launch of all its kernels."""
+"""Functions as CUDA graphs: one launch for all of their kernels."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,17 +12,18 @@ __all__ = ["GraphedFunction", "make_graphed", "warn_not_graphed"]
 def make_graphed(
     function: Callable[..., Sequence[Tensor]], held: Sequence[Tensor], examples: Sequence[Tensor]
 ) -> tuple[Callable[..., Sequence[Tensor]], str | None]:
-    """The function with its kernels launched together, where all that it reads is on one CUDA device.
+    """The function as a CUDA graph, if all tensors that it reads are on one CUDA device.
 
-    It is called as often as capturing takes: what it changes is to be given back afterwards.
+    Capturing calls it several times: the caller must roll back what it changes.
 
     Args:
-        function: takes tensors as the examples are.
-        held: what it reads, and changes in place, beside them.
-        examples: of what it takes.
+        function: takes tensors like the examples.
+        held: the tensors that it reads beside them, or changes in place.
+        examples: the tensors of one call.
 
     Returns:
-        The function itself where it runs elsewhere, or cannot be captured; and why it cannot, else ``None``.
+        The graphed function, or the function itself if it runs elsewhere or cannot be captured; and the reason if it cannot
+        be captured, else ``None``.
     """
     devices = {x.device for x in (*held, *examples)}
     if len(devices) != 1 or next(iter(devices)).type != "cuda":
@@ -33,25 +34,25 @@ def make_graphed(
         return function, " ".join(str(error).splitlines()[:1])
 
 
-def warn_not_graphed(apart: str | None) -> None:
-    """Say why the kernels of a training step are launched one after another, if they are on a CUDA device."""
-    if apart is not None:
-        warnings.warn(f"The kernels of the training step are launched one after another: {apart}.", stacklevel=3)
+def warn_not_graphed(reason: str | None) -> None:
+    """Warn that the kernels of a training step are launched one after another, if there is a reason to."""
+    if reason is not None:
+        warnings.warn(f"The kernels of the training step are launched one after another: {reason}.", stacklevel=3)
 
 
 class GraphedFunction:
-    """Launches the kernels of a function of CUDA tensors together, and does nothing else of what the function does.
+    """Launches all kernels of a function of CUDA tensors at once; Python code of the function is not run again.
 
-    The draws of a call are those that the function would take from torch's random state. The tensors that are returned
-    are the same ones at every call, overwritten by the next.
+    The draws of a call are those that the function itself would take from torch's random state. Every call returns the same
+    tensors, which the next call overwrites.
 
     Args:
-        function: takes tensors of the shapes and strides of the examples; it changes in place only what outlives it, and
-            does not wait for the device.
-        examples: what it is called with while it is captured, twice.
+        function: takes tensors of the shapes and strides of the examples. It changes in place only tensors that outlive it,
+            and does not wait for the device.
+        examples: the arguments of the two calls in which it is captured.
 
     Raises:
-        RuntimeError: if what the function does cannot be captured.
+        RuntimeError: if the function cannot be captured.
 
     References:
         Gray, "Getting started with CUDA graphs", 2019, https://developer.nvidia.com/blog/cuda-graphs/.
@@ -62,8 +63,8 @@ class GraphedFunction:
         for mine, x in zip(self._inputs, examples, strict=True):
             if mine.stride() != x.stride():
                 raise RuntimeError("an argument has elements that share memory")
-        self._seen: list[tuple[Tensor, int] | None] = [None] * len(self._inputs)
-        # What a first call sets up cannot be captured; capturing is done beside the current stream.
+        self._copied: list[tuple[Tensor, int] | None] = [None] * len(self._inputs)
+        # A first call may allocate and initialize, which cannot be captured; both calls run on a stream of their own.
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -76,11 +77,11 @@ class GraphedFunction:
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """What the function returns for these tensors."""
         for position, (mine, x) in enumerate(zip(self._inputs, tensors, strict=True)):
-            # Data that stay where they are and as they are have been copied before.
-            seen = None if x.is_inference() else (x, x._version)
-            last = self._seen[position]
-            if seen is None or last is None or last[0] is not x or last[1] != seen[1]:
+            # The same tensor in the same version has been copied already.
+            version = None if x.is_inference() else (x, x._version)
+            last = self._copied[position]
+            if version is None or last is None or last[0] is not x or last[1] != version[1]:
                 mine.copy_(x)
-                self._seen[position] = seen
+                self._copied[position] = version
         self._graph.replay()
         return self._outputs

@@ -1,4 +1,4 @@
-"""Why something is evaluated eagerly and not compiled, and what is logged of it."""
+"""Why a function is evaluated eagerly and not compiled, and the log of it."""
 
 import linecache
 import logging
@@ -16,15 +16,15 @@ _LOG = logging.getLogger("pyro_avi")
 
 
 class CannotCompile(Exception):
-    """Why a step is taken eagerly."""
+    """A function cannot be compiled; the message says why."""
 
 
-# What torch says where a program reads a number out of a tensor, in its versions and in graphs of either kind.
+# Words in torch's errors about a number that is read out of a tensor, in its various versions and tracers.
 _READ_OUT = ("data-dependent", "local_scalar_dense", "data dependent", "value out of a tracing tensor")
 
 
 def reason_of(error: BaseException) -> str:
-    """Why something could not be compiled, in a line, and where: what torch appends is pages long."""
+    """Why and where something could not be compiled, in one line of an error that in torch is pages long."""
     reason = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2]).removesuffix(".")
     if isinstance(error, CannotCompile):
         return reason
@@ -35,7 +35,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _place_of(error: BaseException) -> str | None:
-    """The line of the caller's own program that an error came from: the innermost outside of libraries and this package."""
+    """The line of the user's program that an error came from: the innermost frame outside of libraries and this package."""
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
         path = Path(frame.f_code.co_filename)
@@ -52,14 +52,14 @@ def _libraries() -> list[Path]:
 
 
 def log_graph(what: str, fallback: str | None = None) -> None:
-    """Tell the logger ``pyro_avi``, at level INFO, that something is one graph, or that it is none though it was to be.
+    """Log at level INFO, with the logger ``pyro_avi``, that something was compiled, or could not be.
 
-    Both round sums differently, so it is worth knowing of a number which of them it is from. What the arguments decide,
-    as whether compiling pays, is not told.
+    A graph rounds sums differently, so that it matters for a number which of the two it is from. That compiling was not
+    tried, because it would save no time, is not logged: it follows from the arguments.
 
     Args:
-        what: "The training step" or the like, also the attribute ``what`` of the log's record.
-        fallback: why it is evaluated eagerly all the same, also an attribute of the record.
+        what: "The training step" or the like; also the attribute ``what`` of the log record.
+        fallback: why it is evaluated eagerly although it was to be compiled; also an attribute of the record.
     """
     how = "is one compiled graph" if fallback is None else f"is evaluated eagerly, not compiled: {fallback}"
     _LOG.info("%s %s.", what, how, extra={"what": what, "fallback": fallback})

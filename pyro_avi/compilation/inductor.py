@@ -1,4 +1,4 @@
-"""What inductor makes of a graph."""
+"""Graphs compiled by inductor."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from torch.fx import GraphModule, Node
 
 __all__ = ["NO_COMPILER", "compile_graph", "has_compiler"]
 
-#: A reason to evaluate eagerly what is on a CPU.
+#: The reason to evaluate eagerly on a CPU without a compiler.
 NO_COMPILER = "there is no C++ compiler"
 
 
@@ -22,14 +22,14 @@ def has_compiler() -> bool:
 
 
 def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: bool) -> Callable:
-    """What inductor makes of a graph.
+    """Compile a graph by inductor.
 
     Args:
-        traced: the graph.
-        inputs: examples, to whose shapes and strides it is bound without a check: the caller's signature is that.
-        with_draws: whether the graph draws numbers itself.
+        traced: the graph, which is rewritten.
+        inputs: examples. The result takes tensors of their shapes and strides, and does not check them: callers must.
+        with_draws: whether the graph draws random numbers.
     """
-    # They bring in sympy, and filters of warnings with it: not for everyone who imports the library.
+    # Not at the top: they import sympy, which takes time and changes the filters of warnings.
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -37,26 +37,26 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     on_cpu = all(x.device.type == "cpu" for x in inputs)
     _simplify(traced, on_cpu)
     for node in traced.graph.nodes:
-        # Of the mode that it was traced in, which another part of inductor refuses.
+        # Fake tensors of the mode that it was traced in, which inductor does not accept in its own.
         node.meta.pop("val", None)
-    # The eager generator: inductor's own is slower on CPUs, and the same seed is to give the same draws.
+    # Draws by torch's generator: inductor's own is slower on CPUs, and a seed must give the draws of an eager run.
     options = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
     if not with_draws and on_cpu:
-        # The calls between the kernels in C++ too, which halves what a small step takes.
+        # Call the kernels from C++ instead of Python, which halves the time of a small step.
         options["cpp_wrapper"] = True
-    # Not by torch.compile, whose checks of every input at every call take longer than a small step.
-    # Inductor keeps what it has compiled on disk, if it knows where symbolic shapes would come from.
+    # Not by torch.compile, whose guards on every input at every call take longer than a small step.
+    # With a ShapeEnv inductor can use its cache on disk.
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
     with torch.no_grad(), tracing(context):
         return torch._inductor.compile(traced, list(inputs), options=options)
 
 
 def _simplify(traced: GraphModule, on_cpu: bool) -> None:
-    """Write what inductor takes as it is given in the way that takes less: rounding alone changes."""
+    """Rewrite operations that inductor would compile as they are into faster ones; only rounding changes."""
     aten, graph = torch.ops.aten, traced.graph
     for node in graph.find_nodes(op="call_function", target=aten.div.Tensor):
         over, by = node.args
-        # One division instead of one for every element.
+        # Divide once and multiply, instead of a division for every element.
         while isinstance(by, Node) and by.target == aten.expand.default:
             by = by.args[0]
         if isinstance(by, Node) and _is_one_number_of_many(by.meta.get("val"), node.meta.get("val")):
@@ -64,19 +64,19 @@ def _simplify(traced: GraphModule, on_cpu: bool) -> None:
                 inverse = graph.call_function(aten.reciprocal.default, (by,))
             node.target, node.args = aten.mul.Tensor, (over, inverse)
     for node in graph.find_nodes(op="call_function", target=aten.addmm.default):
-        # The library that multiplies begins by copying the bias to every row; what reads the product can add it as well.
+        # The matrix library would first copy the bias to every row; the kernel that reads the product can add it instead.
         bias, one, two = node.args
         if on_cpu and not node.kwargs:
             with graph.inserting_before(node):
                 product = graph.call_function(aten.mm.default, (one, two))
-                # Of an addition inductor would make the same again.
+                # As a subtraction: inductor would turn an addition back into addmm.
                 negative = graph.call_function(aten.neg.default, (bias,))
             node.target, node.args = aten.sub.Tensor, (product, negative)
     traced.recompile()
 
 
 def _is_one_number_of_many(by: Tensor | None, result: Tensor | None) -> bool:
-    """Whether a quotient of many numbers has a single divisor, of its own type: the inverse of an integer is a single."""
+    """Whether many numbers are divided by one, of the same type: the inverse of an integer would be single precision."""
     if by is None or result is None:
         return False
     return by.numel() == 1 < result.numel() and by.dtype == result.dtype

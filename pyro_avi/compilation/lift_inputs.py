@@ -1,4 +1,4 @@
-"""What a traced graph holds or draws itself, made an input of it."""
+"""Tensors that a traced graph holds, and random numbers that it draws, made inputs of it."""
 
 import torch
 from torch import Tensor, nn
@@ -8,17 +8,17 @@ __all__ = ["lift_draws", "lift_tensors"]
 
 
 def lift_tensors(traced: GraphModule, position: int) -> list[Tensor]:
-    """Make inputs of the tensors that the graph holds, as buffers of the model: they may change between steps.
+    """Make inputs of the tensors that the graph holds, such as buffers of the model, which may change between steps.
 
     Args:
         traced: the graph, changed in place.
-        position: the number of inputs to come before them.
+        position: the position of the first of them among the inputs.
 
     Returns:
         The tensors.
     """
     held = [node for node in traced.graph.nodes if node.op == "get_attr"]
-    # Numbers that the program writes as tensors are copied before they are used.
+    # Constants that the program writes as tensors stay: the graph copies them before use (lift_fresh).
     held = [node for node in held if any("lift_fresh" not in str(user.target) for user in node.users)]
     tensors = [getattr(traced, node.target) for node in held]
     _become_inputs(traced, held, position)
@@ -26,16 +26,16 @@ def lift_tensors(traced: GraphModule, position: int) -> list[Tensor]:
 
 
 def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
-    """Make inputs, the last ones, of the numbers that the graph draws, up to the first draw that depends on an input.
+    """Make inputs of the random numbers that the graph draws, up to the first draw that depends on an input.
 
-    Draws are fewer and slower to dispatch inside of a graph than outside, and a graph without any is a function.
+    Inside of a graph draws take longer to dispatch, and a graph without draws is a pure function. They become the last inputs.
 
     Args:
         traced: the graph, changed in place.
 
     Returns:
-        A program without inputs that draws the list of them, in the same order from the same random state, and into the
-        same memory as before; whether these are all the draws of the graph.
+        A program without inputs that makes the list of these draws, in the same order from the same random state, into the
+        same memory at every call; and whether these are all draws of the graph.
     """
     drawn, needed = [], {}
     random = [node for node in traced.graph.nodes if _is_random(node)]
@@ -51,7 +51,7 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
         if node not in needed:
             continue
         if node.target == torch.ops.aten.empty.memory_format and all(user in drawn for user in node.users):
-            # The same memory at every step: by the next one nobody reads the last one's draws.
+            # The same memory at every step: the draws of a step are not read after it.
             root.register_buffer(node.name, node.target(*node.args, **node.kwargs))
             copies[node] = program.get_attr(node.name)
         else:
@@ -59,7 +59,7 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
     program.output([copies[node] for node in drawn])
     count = sum(node.op == "placeholder" for node in traced.graph.nodes)
     _become_inputs(traced, drawn, count)
-    # What they were drawn into, which was changed in place and so counts as used.
+    # Erase the empty tensors that were drawn into. As they were changed in place, torch would not remove them as unused.
     for node in reversed(needed):
         if not node.users and node not in drawn:
             traced.graph.erase_node(node)
@@ -72,7 +72,7 @@ def _is_random(node: Node) -> bool:
 
 
 def _ancestors(node: Node) -> dict[Node, None]:
-    """The node and everything that it is computed from."""
+    """The node and all nodes that it is computed from."""
     found, waiting = {}, [node]
     while waiting:
         one = waiting.pop()

@@ -1,4 +1,4 @@
-"""Parameters by the modules that hold them, and other tensors in their places."""
+"""The places of parameters in modules, and contexts with other tensors in these places."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool
 
 def find_slots(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
     """The module and name of each parameter."""
-    # A method's parameters are those of the object it belongs to.
+    # The parameters of a bound method are those of its object.
     roots = [getattr(owner, "__self__", owner) for owner in owners]
     modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
     known = {id(p): (module, name) for module in modules for name, p in module.named_parameters(recurse=False)}
@@ -32,7 +32,7 @@ def find_slots(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list
 
 @contextmanager
 def parameters_replaced(slots: Sequence[tuple[nn.Module, str]], values: Sequence[Tensor]) -> Iterator[None]:
-    """A context in which modules have these values for parameters."""
+    """A context in which the parameters of modules are replaced by these tensors."""
     own = [module._parameters[name] for module, name in slots]
     for (module, name), value in zip(slots, values, strict=True):
         module._parameters[name] = value

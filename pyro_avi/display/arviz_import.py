@@ -7,9 +7,10 @@ __all__ = ["import_arviz"]
 
 
 def import_arviz() -> ModuleType:
-    """ArviZ, without what its versions 0.23 say once a day and user as they are imported: that 1.0 will be different.
+    """ArviZ, imported without the warning of its versions 0.23 that 1.0 will be different.
 
-    Both are written for here, and for who makes errors of warnings the import would fail on the first run of each day.
+    This library works with both. ArviZ shows the warning once a day; where warnings are errors, the first import of a day
+    would fail.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*ArviZ is undergoing a major refactor", FutureWarning)

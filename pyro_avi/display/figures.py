@@ -6,7 +6,7 @@ __all__ = ["new_figure"]
 
 
 def new_figure(**options):
-    """A figure without pyplot: no window, no state, nothing to close; notebooks show it all the same.
+    """A figure that is not registered with pyplot: it opens no window and need not be closed. Notebooks display it.
 
     Args:
         **options: of :class:`matplotlib.figure.Figure`.

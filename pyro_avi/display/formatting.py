@@ -4,14 +4,14 @@ import math
 
 __all__ = ["counted", "with_error"]
 
-# Beyond these, digits in front of or behind the point are no longer read.
+# Larger numbers, and smaller errors, are written with an exponent.
 _LARGEST, _SMALLEST = 1e12, 1e-6
 
 
 def with_error(value: float, error: float) -> str:
     """A number rounded to two digits of its standard error, and that error.
 
-    Without a known error the number has six digits; one that is exact (error 0) too.
+    A number without a known error, or without an error (0), has six digits.
 
     Args:
         value: the number.
@@ -25,7 +25,7 @@ def with_error(value: float, error: float) -> str:
     """
     if not (math.isfinite(value) and math.isfinite(error)) or error == 0:
         return f"{_plain(value)} ± {_plain(error)}"
-    # Digits behind the point; of the rounded error, which may have one more in front of it.
+    # Decimals, from the rounded error: rounding 9.96 to 10 adds a digit in front of the point.
     digits = 1 - math.floor(math.log10(float(f"{error:.1e}")))
     if error < _SMALLEST or max(abs(value), error) >= _LARGEST:
         scale = max(abs(value), error)

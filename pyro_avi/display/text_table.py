@@ -6,7 +6,7 @@ __all__ = ["check_format", "text_table"]
 
 
 def check_format(format: str) -> None:
-    """Refuse what is no format of a table.
+    """Refuse an unknown format of a table.
 
     Args:
         format: ``"text"``, ``"markdown"`` or ``"frame"``.
@@ -19,10 +19,10 @@ def check_format(format: str) -> None:
 
 
 def text_table(cells: Sequence[Sequence[str]], notes: str, *, format: str) -> str:
-    """Rows of cells, the first one the head and the first column flush left, with notes below.
+    """A table as text, with notes below.
 
     Args:
-        cells: all rows of the same length.
+        cells: rows of the same length, the first one the header. The first column is aligned left, the others right.
         notes: a line of text.
         format: ``"text"`` or ``"markdown"``.
     """

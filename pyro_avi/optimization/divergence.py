@@ -1,4 +1,4 @@
-"""Where a training is first not finite: data, the guide, the model's densities, or a gradient."""
+"""What is not finite first in a training that diverges: data, the guide, the model's densities, or a gradient."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from pyro_avi.seeds import seeded
 
 __all__ = ["explain"]
 
-# What is rare among draws may not come again in one.
+# The number of draws that are tried: what is rarely not finite may need several to occur again.
 _DRAWS = 5
 
 
@@ -28,39 +28,39 @@ def explain(
 ) -> str | None:
     """What is not finite when model and guide are evaluated on a call, in a sentence.
 
-    What comes first in the order of causes is named: data, what the guide draws, densities of the model, gradients.
+    The first cause is named, in this order: data, draws of the guide, densities of the model, gradients.
 
     Args:
         model, guide: what is trained.
         call, kwargs: the arguments of both.
-        gradient: of the loss; by default it is not looked at.
-        names: of the parameters, by their ids.
+        gradient: the gradient of the loss; by default it is not checked.
+        names: the names of the parameters, by their ids.
 
     Returns:
         The sentence, ``None`` where everything is finite.
     """
     with seeded(None), poutine.block(), pyro.validation_enabled(False):
         for _ in range(_DRAWS):
-            found = _of_traces(model, guide, call, kwargs)
+            found = _cause_in_traces(model, guide, call, kwargs)
             if found is None and gradient is not None:
-                found = _of_gradient(gradient, names or {}, call, kwargs)
+                found = _cause_in_gradient(gradient, names or {}, call, kwargs)
             if found is not None:
                 return found
     return None
 
 
 @torch.no_grad()
-def _of_traces(model: Callable, guide: Callable, call: tuple, kwargs: Mapping[str, Any]) -> str | None:
+def _cause_in_traces(model: Callable, guide: Callable, call: tuple, kwargs: Mapping[str, Any]) -> str | None:
     try:
-        of_guide = poutine.trace(guide).get_trace(*call, **kwargs)
-        of_model = poutine.trace(poutine.replay(model, trace=of_guide)).get_trace(*call, **kwargs)
+        guide_trace = poutine.trace(guide).get_trace(*call, **kwargs)
+        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*call, **kwargs)
     except (ValueError, RuntimeError):
-        # The guide may be what cannot be run.
+        # The guide cannot be run; perhaps the model can.
         try:
-            of_guide, of_model = None, poutine.trace(model).get_trace(*call, **kwargs)
+            guide_trace, model_trace = None, poutine.trace(model).get_trace(*call, **kwargs)
         except (ValueError, RuntimeError):
             return None
-    sites = [(name, site) for name, site in of_model.nodes.items() if site["type"] == "sample"]
+    sites = [(name, site) for name, site in model_trace.nodes.items() if site["type"] == "sample"]
     for name, site in sites:
         value = site["value"]
         if site["is_observed"] and isinstance(value, Tensor) and not (_is_finite(value) or _is_finite(_density(site))):
@@ -68,12 +68,12 @@ def _of_traces(model: Callable, guide: Callable, call: tuple, kwargs: Mapping[st
             first = tuple(wrong.nonzero()[0].tolist())
             count = f"{int(wrong.sum())} of {wrong.numel()} numbers"
             return f"The data at site {name!r} are not finite: {count}, the first at {first}."
-    for name, site in of_guide.nodes.items() if of_guide is not None else ():
+    for name, site in guide_trace.nodes.items() if guide_trace is not None else ():
         if site["type"] == "sample" and isinstance(site["value"], Tensor):
             for what, numbers in (("draws", site["value"]), ("has the log density", _density(site))):
                 if not _is_finite(numbers):
                     return f"The guide {what} {_first(numbers)} at site {name!r}: so are the parameters of its factor there."
-    if of_guide is not None:
+    if guide_trace is not None:
         for name, site in sites:
             if not _is_finite(_density(site)):
                 what = "likelihood of the data" if site["is_observed"] else "density of the latent"
@@ -91,7 +91,9 @@ def _density(site: Mapping[str, Any]) -> Tensor:
     return torch.zeros_like(density) if mask is False else torch.where(mask, density, 0.0)
 
 
-def _of_gradient(gradient: Gradient, names: Mapping[int, str], call: tuple, kwargs: Mapping[str, Any]) -> str | None:
+def _cause_in_gradient(
+    gradient: Gradient, names: Mapping[int, str], call: tuple, kwargs: Mapping[str, Any]
+) -> str | None:
     result = gradient(call, kwargs)
     parts = [(names.get(id(p), "?"), grad) for p, grad in zip(gradient.parameters, result.grads, strict=True)]
     parts += [(f"the rows of {name}", grad) for name, _, grad in result.rows]

@@ -1,4 +1,4 @@
-"""What an ELBO makes of a model and a guide: the latents that they share, what can be trained, the loss and its gradient."""
+"""An ELBO with a model and a guide: whether it can be trained by, the latents that both must share, and the parameters."""
 
 import warnings
 from collections.abc import Callable, Mapping
@@ -18,13 +18,13 @@ from pyro_avi.seeds import seeded
 
 __all__ = ["HasDifferentiableLoss", "check_elbo", "find_parameters", "gives_loss", "keeps_one_graph"]
 
-# Averages that TraceGraph_ELBO keeps in the store and moves itself, at every evaluation.
+# The names of running averages that TraceGraph_ELBO keeps in the param store and updates at every evaluation.
 _AVERAGES = "__baseline_avg_downstream_cost_"
 
 
 @runtime_checkable
 class HasDifferentiableLoss(Protocol):
-    """An ELBO that gives its loss as a tensor; some of Pyro's take their gradients themselves."""
+    """An ELBO that returns its loss as a differentiable tensor; some of Pyro's call ``backward`` themselves."""
 
     def differentiable_loss(self, model: Callable, guide: Callable, *args, **kwargs) -> Tensor:
         """The loss of one step."""
@@ -32,10 +32,10 @@ class HasDifferentiableLoss(Protocol):
 
 
 def check_elbo(elbo: Any) -> None:
-    """Refuse what cannot be trained by.
+    """Refuse an object that is no ELBO, or an ELBO that computes no loss.
 
     Raises:
-        TypeError: if it is no ELBO, or one without a loss.
+        TypeError: if it is one of these.
     """
     if not isinstance(elbo, ELBO | HasDifferentiableLoss):
         raise TypeError(f"Expected one of Pyro's ELBOs, as pyro.infer.Trace_ELBO(), got {elbo!r}.")
@@ -49,35 +49,37 @@ def check_elbo(elbo: Any) -> None:
 
 
 def gives_loss(elbo: ELBO) -> bool:
-    """Whether an ELBO gives its loss as a tensor, and leaves the gradient to the caller."""
+    """Whether an ELBO returns its loss as a differentiable tensor, and leaves the gradient to the caller."""
     return isinstance(elbo, HasDifferentiableLoss)
 
 
 def keeps_one_graph(elbo: ELBO) -> bool:
-    """Whether an ELBO is one of those that ``torch.jit`` traces at the first call, with the tables' rows of that call."""
+    """Whether ``torch.jit`` traces an ELBO at the first call, so that it would use the table rows of that call for ever."""
     return type(elbo).__name__.startswith("Jit") and type(elbo).__module__.startswith("pyro.infer")
 
 
 @dataclass
 class _Latents:
-    """The latents of the last runs of a model and of a guide, as an ELBO runs them."""
+    """The latents of the last run of a model and of a guide, in the way in which an ELBO runs them."""
 
     model: dict[str, Mapping] = field(default_factory=dict)
     guide: dict[str, Mapping] = field(default_factory=dict)
 
-    def recorded(self, of: str, function: Callable) -> Callable:
+    def recorded(self, part: str, function: Callable) -> Callable:
+        """The model or guide itself, whose runs are recorded here."""
+
         def run(*args, **kwargs):
             with poutine.trace() as capture:
                 result = function(*args, **kwargs)
             sites = {name: site for name, site in capture.trace.nodes.items() if site["type"] == "sample"}
-            setattr(self, of, {name: site for name, site in sites.items() if not site_is_subsample(site)})
+            setattr(self, part, {name: site for name, site in sites.items() if not site_is_subsample(site)})
             return result
 
         return run
 
     def check(self) -> None:
         """Refuse a model and a guide with different latents."""
-        # What is summed out has a dimension of its own.
+        # Latents with a dimension for their values are summed out: no guide has to sample them.
         needed = {
             name
             for name, site in self.model.items()
@@ -105,11 +107,11 @@ class _Latents:
 def find_parameters(
     elbo: ELBO, model: Callable, guide: Callable, call: tuple, kwargs: Mapping[str, Any]
 ) -> tuple[list[Tensor], torch.device]:
-    """What a loss depends on and can be trained, and the device of the arithmetic, which is not that of every table.
+    """The parameters that a loss depends on, and the device of the loss; tables may be on another one.
 
     Args:
         elbo: the loss.
-        model, guide: whose loss it is.
+        model, guide: the pair that it is evaluated for.
         call, kwargs: the arguments of both.
 
     Raises:
@@ -121,7 +123,7 @@ def find_parameters(
         pair = latents.recorded("model", model), latents.recorded("guide", guide)
     evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
     with seeded(None), _averages_restored(), buffers_restored(model), warnings.catch_warnings():
-        # Said below as an error.
+        # Pyro warns of what is an error below.
         warnings.filterwarnings("ignore", "Found (vars in model but not guide|non-auxiliary vars in guide)")
         try:
             with poutine.trace(param_only=True) as capture:
@@ -144,7 +146,7 @@ def find_parameters(
 
 @contextmanager
 def _averages_restored():
-    """Leave the averages of baselines as they are: what runs inside is no step."""
+    """A context for an evaluation that is no step: the running averages of baselines are the same afterwards."""
     store = pyro.get_param_store()
     before = {name: value.detach().clone() for name, value in store.items() if name.startswith(_AVERAGES)}
     try:

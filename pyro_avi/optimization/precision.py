@@ -1,4 +1,4 @@
-"""In which precision matrix products are taken; everything else stays as it is."""
+"""The precision of matrix products and convolutions; all other operations stay as they are."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ __all__ = ["PRECISIONS", "matmul_precision", "with_matmul_precision"]
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 _aten = torch.ops.aten
-# What multiplies matrices, forward and backward, below autograd.
+# The operations below autograd that multiply matrices, forward and backward.
 _PRODUCTS = {
     _aten.mm.default,
     _aten.bmm.default,
@@ -23,7 +23,7 @@ _SUMS = {_aten.addmm.default: _aten.mm.default, _aten.baddbmm.default: _aten.bmm
 
 
 class _BFloat16Products(TorchDispatchMode):
-    """Round the factors of single-precision products to bfloat16; give the products back in single precision."""
+    """Rounds the factors of single-precision products to bfloat16, and returns the products in single precision."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -47,7 +47,7 @@ class _BFloat16Products(TorchDispatchMode):
 
 @contextmanager
 def matmul_precision(precision: str) -> Iterator[None]:
-    """Take matrix products and convolutions in this precision.
+    """A context in which matrix products and convolutions are computed in this precision.
 
     Args:
         precision: ``"float32"`` as they are; ``"tf32"`` rounds the factors to 10 bits on CUDA; ``"bfloat16"`` to 7 bits.
@@ -56,7 +56,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
         with _BFloat16Products():
             yield
     elif precision == "tf32":
-        # No part of a graph, but chosen when a product's kernel is.
+        # A setting that is read when the kernel of a product is chosen; a traced graph does not contain it.
         before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
         try:
@@ -68,7 +68,7 @@ def matmul_precision(precision: str) -> Iterator[None]:
 
 
 def with_matmul_precision(precision: str, graph: Callable) -> Callable:
-    """A compiled graph that was traced in a precision, called in that of its kernels: bfloat16 is part of what was traced."""
+    """A compiled graph, called with the setting of its precision: bfloat16 is part of a graph, tf32 is a setting of kernels."""
     if precision != "tf32":
         return graph
 

@@ -26,13 +26,13 @@ __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "TrainingStep"]
 
 LearningRate = float | Callable[[int], float]
 
-# Seconds that it takes to compile a step, and that handlers and dispatch take of an eager one; roughly those of one core.
+# Seconds to compile a step, and seconds of handlers and dispatch in an eager one; roughly, on one core.
 _COST_OF_COMPILING, _HANDLERS = 25.0, 8e-3
 
 
 @runtime_checkable
 class HasLocalParameters(Protocol):
-    """A guide that tells the parameters of its inference function from those of the global latents."""
+    """A guide that lists the parameters of its inference function, apart from those of the global latents."""
 
     def local_parameters(self) -> list[nn.Parameter]:
         """The parameters of the inference function."""
@@ -53,18 +53,18 @@ class HasRowTables(Protocol):
 
     @property
     def rows_on(self) -> str | None:
-        """``None`` for tables on the device of the model, which a compiled step can hold."""
+        """``None`` for tables on the device of the model, which a compiled step can contain."""
         ...
 
     def gather_rows(self, *args, **kwargs) -> Any:
-        """The rows that a call reads, for a compiled step that cannot hold the tables; they are moved outside of it."""
+        """The rows that a call reads, for a compiled step that does not contain the tables; they are moved outside of it."""
         ...
 
     def touched_rows(self, gathered: Any = None) -> Any:
-        """A context that gives a list, filled by every call of the guide with ``(name, index, rows)``.
+        """A context with a list, to which every call of the guide adds ``(name, index, rows)``.
 
-        ``rows [B, P]`` is a leaf of the graph that stands for the rows ``index`` of the table of that name, ``None`` for
-        all in order. ``gathered`` are the rows of these calls, where they have been gathered before.
+        ``rows [B, P]`` are a leaf of the autograd graph, the rows ``index`` of the table of that name; with ``None`` all rows
+        in order. ``gathered`` are the rows of these calls, if they have been gathered before.
         """
         ...
 

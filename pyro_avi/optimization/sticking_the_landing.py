@@ -1,4 +1,4 @@
-"""The ELBO whose gradient is that of the path alone."""
+"""The ELBO with the path derivative as its gradient, without the score."""
 
 import torch
 from pyro.distributions import Delta
@@ -17,14 +17,14 @@ class StickingTheLandingELBO(Trace_ELBO):
               \nabla_z \left( \log p(x, z) - \log q_\lambda(z) \right) \nabla_\lambda z_\lambda(\epsilon) \right]
 
     The gradient of a single draw has a second term, the score :math:`\nabla_\lambda \log q_\lambda(z)` at a fixed
-    :math:`z`. Its mean is zero; without it the rest is zero in every draw once :math:`q` is exact. Far from there the
-    variance may be larger: of a normal that is too narrow, very much so. The value is that of ``Trace_ELBO``.
+    :math:`z`. Its mean is zero; without it the gradient is zero in every draw once :math:`q` is exact. Far from there the
+    variance may be larger, much larger for a normal that is too narrow. The value is that of ``Trace_ELBO``.
 
     It takes a second evaluation of the density of every latent, which for a :class:`~pyro_avi.Flow` means an inverse.
     Latents that are not reparameterized are treated as ``Trace_ELBO`` does.
 
     Args:
-        weight: ``[1]`` how much of the score is left out, 1 by default; a tensor may be changed between steps.
+        weight: ``[1]`` the share of the score that is left out, 1 by default. The tensor may be changed between steps.
         num_particles, vectorize_particles, and others: as for ``pyro.infer.Trace_ELBO``.
 
     References:
@@ -57,17 +57,17 @@ class StickingTheLandingELBO(Trace_ELBO):
 
 
 def _score(site) -> Tensor | None:
-    """Zero, with the gradient that the density of the site has at a value that does not move."""
+    """Zero, with the gradient of the site's log density at a fixed value: the score."""
     fn, value = site["fn"], site["value"]
     if not fn.has_rsample or not value.requires_grad or _is_determined(fn):
         return None
-    still = fn.log_prob(value.detach(), *site["args"], **site["kwargs"])
-    score = scale_and_mask(still, site["scale"], site["mask"]).sum()
+    log_prob = fn.log_prob(value.detach(), *site["args"], **site["kwargs"])
+    score = scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
     return score - score.detach()
 
 
 def _is_determined(fn) -> bool:
-    """Whether the value follows from other latents: then its density, a Jacobian, moves with them."""
+    """Whether the value is a function of other latents: its density is then a Jacobian, which belongs to the path."""
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return isinstance(fn, Delta)
