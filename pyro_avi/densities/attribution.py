@@ -99,20 +99,20 @@ class Attribution:
         return all(not each.any or each.in_order for part in self.owners for each in part)
 
     def split(
-        self, factors: Sequence[LogFactor], *, of_guide: bool = False, only: Sequence[int] | None = None
+        self, factors: Sequence[LogFactor], *, is_guide: bool = False, only: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """The log density of each block ``[..., M]``, unscaled, and the rest ``[...]``; dimensions left of the plates remain.
 
         Args:
             factors: all factors of another trace of the same call.
-            of_guide: whether the trace is the guide's.
+            is_guide: whether the trace is the guide's.
             only: the positions of the factors to add up; by default all.
 
         Raises:
             ValueError: if the factors have other shapes than those of the call that was analysed.
         """
         blocks, rest = [], []
-        owners = self._owners(factors, of_guide)
+        owners = self._owners(factors, is_guide)
         for i in range(len(factors)) if only is None else only:
             in_blocks, others = owners[i].sums(factors[i].value)
             blocks += [] if in_blocks is None else [in_blocks / self.scale]
@@ -120,8 +120,8 @@ class Attribution:
         zero = torch.zeros((), dtype=torch.double, device=factors[0].value.device)
         return sum(blocks, zero.expand(self.num_blocks)), sum(rest, zero)
 
-    def _owners(self, factors: Sequence[LogFactor], of_guide: bool) -> list[Owners]:
-        owners = self.owners[of_guide]
+    def _owners(self, factors: Sequence[LogFactor], is_guide: bool) -> list[Owners]:
+        owners = self.owners[is_guide]
         if len(factors) != len(owners) or not all(map(_fits, factors, owners)):
             raise ValueError(
                 f"Expected factors with elements of shapes {[tuple(each.blocks.shape) for each in owners]}, as at first, got "
@@ -258,9 +258,9 @@ def check_attribution(call: PerturbedCall, found: Attribution) -> None:
     for chosen in codes.T[:_MOST_CHECKS]:
         again = call.with_changed({plates: chosen[blocks] for plates, blocks in found.blocks.items()})
         kept = torch.cat([~chosen, torch.tensor([True])]).to(call.device)
-        for of_guide, factors in enumerate((call.model_factors, call.guide_factors)):
+        for is_guide, factors in enumerate((call.model_factors, call.guide_factors)):
             for i, factor in enumerate(factors):
-                one, two = (_parts(values, found, of_guide, i) for values in (factor.value, again[of_guide][i].value))
+                one, two = (_parts(values, found, is_guide, i) for values in (factor.value, again[is_guide][i].value))
                 if not torch.allclose(one.sum(), factor.value.sum(), rtol=1e-6, atol=1e-6, equal_nan=True):
                     other += factor.sites
                 elif not bool(call.same(one, two)[kept].all()):
@@ -277,9 +277,9 @@ def check_attribution(call: PerturbedCall, found: Attribution) -> None:
         )
 
 
-def _parts(value: Tensor, found: Attribution, of_guide: int, position: int) -> Tensor:
+def _parts(value: Tensor, found: Attribution, is_guide: int, position: int) -> Tensor:
     """``[M + 1]`` the parts of one factor, scaled: of each block, and the rest."""
-    blocks, rest = found.owners[of_guide][position].sums(value)
+    blocks, rest = found.owners[is_guide][position].sums(value)
     zero = value.new_zeros(())
     blocks = zero.expand(found.num_blocks) if blocks is None else blocks
     return torch.cat([blocks, (zero if rest is None else rest).reshape(1)])

@@ -173,7 +173,7 @@ class Weigher:
                 "rows in other plates.\nPass the rows of the call as arguments: pyro.plate(name, size, subsample=index)."
             )
         model_blocks, model_rest = self.attribution.split(log_factors(model_trace))
-        guide_blocks, guide_rest = self.attribution.split(log_factors(guide_trace), of_guide=True)
+        guide_blocks, guide_rest = self.attribution.split(log_factors(guide_trace), is_guide=True)
         return model_blocks - guide_blocks, model_rest - guide_rest
 
     def collect(self, local: Tensor, global_: Tensor) -> LogWeights:

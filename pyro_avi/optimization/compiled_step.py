@@ -181,11 +181,11 @@ class CompiledStep:
             out = step(*tensors)
             if self.state.moves and not traced.tables:
                 return LossAndGrads(out[0], None, [])
-            loss, grads, indices, of_rows = tree_unflatten(out, traced.outputs)
+            loss, grads, indices, row_grads = tree_unflatten(out, traced.outputs)
             if self.state.moves:
                 # The gathered rows are left for the caller to move.
                 grads, indices = None, [gathered.indices[table] for table in traced.tables]
-            return LossAndGrads(loss, grads, list(map(RowGrads, traced.tables, indices, of_rows)))
+            return LossAndGrads(loss, grads, list(map(RowGrads, traced.tables, indices, row_grads)))
 
         return graph, not_graphed
 

@@ -66,7 +66,7 @@ class TrainingState:
         moments = {}
         for adam in self._training_step.adams:
             moments |= self._named(adam.parameter, adam.moments)
-        for parameter in self._of_torch_adam():
+        for parameter in self._torch_adam_parameters():
             like = torch.atleast_1d(parameter.detach())
             held = self._training_step.optimizer.state.get(parameter)
             if held:
@@ -105,7 +105,7 @@ class TrainingState:
         for adam in self._training_step.adams:
             for name, tensor in self._named(adam.parameter, adam.moments).items():
                 tensor.copy_(moments[name])
-        for parameter in self._of_torch_adam():
+        for parameter in self._torch_adam_parameters():
             own = Moments(*(moments[f"{self.names[id(parameter)]}:{kind}"] for kind in Moments._fields))
             held = self._training_step.optimizer.state
             held.pop(parameter, None)
@@ -118,7 +118,7 @@ class TrainingState:
         if optimizer is not None:
             self._training_step.optimizer.load_state_dict(optimizer)
 
-    def _of_torch_adam(self) -> list[Tensor]:
+    def _torch_adam_parameters(self) -> list[Tensor]:
         optimizer = self._training_step.optimizer
         if optimizer is None or self._training_step.optimizer_is_given:
             return []
