@@ -102,7 +102,7 @@ class TrainingStep:
             )
         self.parameters, self.device = find_parameters(elbo, model, guide, call, kwargs)
         self._clip_norm = clip_norm
-        groups = _split(self.parameters, guide, lr)
+        groups = _parameter_groups(self.parameters, guide, lr)
         self._rates = [rate for _, rate in groups]
         group_of = {id(p): group for group, (members, _) in enumerate(groups) for p in members}
         tables = {name: x for name, x in guide.row_tables().items() if id(x) in group_of} if by_row else {}
@@ -159,13 +159,13 @@ class TrainingStep:
         members = [
             [p for p, own in zip(self._parameters, groups, strict=True) if own == group] for group in self._groups
         ]
-        rates = [_at(self._rates[group], 0) for group in self._groups]
+        rates = [_rate_at(self._rates[group], 0) for group in self._groups]
         options = [{"params": params, "lr": rate} for params, rate in zip(members, rates, strict=True)]
         self.optimizer = make(options, lr=rates[0])
 
     def rates(self, step: int) -> list[float]:
         """The learning rate of each group."""
-        return [_at(rate, step) for rate in self._rates]
+        return [_rate_at(rate, step) for rate in self._rates]
 
     def step(self, step: int, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """Move the parameters; return the loss before."""
@@ -207,7 +207,8 @@ class TrainingStep:
                 update.adam.step(None, grad, rates[update.group])
 
 
-def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:
+def _parameter_groups(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:
+    """The groups of parameters that have one learning rate each; parameters of no group are not trained."""
     if not isinstance(lr, Mapping):
         return [(parameters, lr)]
     if not lr or set(lr) - {"local", "global"}:
@@ -224,5 +225,5 @@ def _split(parameters, guide, lr) -> list[tuple[list[Tensor], LearningRate]]:
     return groups
 
 
-def _at(rate: LearningRate, step: int) -> float:
+def _rate_at(rate: LearningRate, step: int) -> float:
     return rate(step) if callable(rate) else rate

@@ -1,6 +1,7 @@
 """Reductions of log weights against identities, weights whose moments and tails are known, and ArviZ."""
 
 import math
+from types import SimpleNamespace
 
 import arviz as az
 import pyro
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 import pyro_avi as avi
+from pyro_avi.estimators.estimate import HasLogWeights
 
 
 def weights(local, *, global_=None, scale=1.0, has_globals=False):
@@ -30,6 +32,18 @@ def test_one_draw_gives_the_elbo():
     bound, elbo = avi.iwelbo(one), avi.elbo(one)
     assert torch.equal(bound.rows, elbo.rows) and bound.value == pytest.approx(elbo.value, abs=1e-12)
     assert math.isnan(bound.se) and bound.rows_se.isnan().all() and math.isnan(bound.bias)
+
+
+@pytest.mark.parametrize("estimator", [avi.elbo, avi.iwelbo, avi.khat, avi.ess])
+def test_estimators_read_what_they_say_of_log_weights(estimator):
+    torch.manual_seed(0)
+    given = gaussian(1.2, 30, rows=3)
+    names = [name for name, value in vars(HasLogWeights).items() if isinstance(value, property)]
+    read = estimator(SimpleNamespace(**{name: getattr(given, name) for name in names}))
+    expected = estimator(given)
+    assert torch.equal(read, expected) if isinstance(read, torch.Tensor) else torch.equal(read.rows, expected.rows)
+    with pytest.raises(AttributeError):
+        estimator(SimpleNamespace(**{name: getattr(given, name) for name in names if name != "local"}))
 
 
 def test_equal_weights_are_exact():
