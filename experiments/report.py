@@ -10,10 +10,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.reporting.document import Document, ReportError, not_compiled
+from experiments.reporting.document import Document, Finding, ReportError, not_compiled
 from experiments.reporting.pages import save, terminal
 from experiments.runner import registry
-from experiments.runner.store import Store, StoreError
+from experiments.runner.store import Contents, Store, StoreError
 
 __all__ = ["document", "has_report", "main", "names", "table_text", "write"]
 
@@ -33,11 +33,12 @@ def document(name: str, out: Path) -> Document:
 
     Raises:
         ReportError: if no such report exists, or the store holds no record of the sweep.
-        StoreError: if a record is corrupt.
+        StoreError: if a record cannot be read, or a later version of this code wrote it.
     """
     if name not in registry.names() or not has_report(name):
         raise ReportError(f"Expected a sweep with a report, one of {', '.join(names())}; got {name!r}.")
-    records = Store(out).records(name)
+    contents = Store(out).read(name)
+    records = contents.records
     if not records:
         raise ReportError(
             f"Expected records of sweep {name!r} under {out}, got none.\n"
@@ -46,7 +47,13 @@ def document(name: str, out: Path) -> Document:
             f"- name the folder that holds its records: python -m experiments.report {name} --out FOLDER"
         )
     drawn = registry.find(name).document(records)
-    return replace(drawn, findings=[*drawn.findings, *not_compiled(records)])
+    return replace(drawn, findings=[*drawn.findings, *not_compiled(records), *_left_out(contents)])
+
+
+def _left_out(contents: Contents) -> list[Finding]:
+    files = [f"{path.name} ({reason})" for path, reason in contents.damaged.items()]
+    text = f"{len(files)} files are damaged or foreign, and no numbers are taken from them: {'; '.join(files)}."
+    return [Finding("warning", "Left out", text)] if files else []
 
 
 def write(name: str, out: Path) -> Path:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from experiments.runner import engines, registry
+from experiments.runner import engines, registry, upkeep
 from experiments.runner.cell import Cell
 from experiments.runner.engines import Engine
 from experiments.runner.progress import Display
@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return _list()
                 scheduler = Scheduler(registry.find(options.name), options, Store(options.out))
                 cells = scheduler.planned()
+                if (kept := _upkeep(scheduler, options)) is not None:
+                    return kept
                 device = _device(options.device)
                 jobs = options.jobs or (1 if device == "cuda" else usable_cores())
                 context = Context(device, options.data_dir, options.download, command=_command(argv))
@@ -100,12 +102,19 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     )
     common.add_argument("--data-dir", help="folder of the data sets (default: the environment variable PYRO_AVI_DATA)")
     common.add_argument("--download", action="store_true", help="download data sets that are missing")
-    common.add_argument("--list", action="store_true", help="list the sweeps and stop")
-    common.add_argument("--dry-run", action="store_true", help="list the cells, estimate the time and stop")
+    common.add_argument("--yes", action="store_true", help="with --prune: remove what it lists")
+    instead = common.add_mutually_exclusive_group()
+    instead.add_argument("--list", action="store_true", help="list the sweeps and stop")
+    instead.add_argument("--dry-run", action="store_true", help="list the cells, estimate the time and stop")
+    instead.add_argument("--status", action="store_true", help="print the state of every cell and stop")
+    instead.add_argument("--verify", action="store_true", help="check every record, its checksum too, and stop")
+    instead.add_argument("--prune", action="store_true", help="list the files of the store that nobody needs and stop")
     module.add_arguments(parser)
     options = parser.parse_args(argv)
     if options.name != name:
         raise ValueError(f"Expected the name of the sweep first: {_PROG} {options.name} [options].")
+    if options.yes and not options.prune:
+        raise ValueError("Expected --yes beside --prune alone, got it without.")
     return options
 
 
@@ -146,6 +155,27 @@ def _list() -> int:
     return 0
 
 
+def _upkeep(scheduler: Scheduler, options: argparse.Namespace) -> int | None:
+    """The exit code of what was asked for instead of a run; None for a run."""
+    if options.status:
+        return upkeep.show_status(scheduler)
+    if options.verify:
+        return upkeep.verify(scheduler)
+    return upkeep.prune(scheduler, remove=options.yes) if options.prune else None
+
+
+def _set_aside(scheduler: Scheduler) -> None:
+    """What is no record of this sweep must not stop it: its place is free, and it lies elsewhere."""
+    damaged = scheduler.contents.damaged
+    moved = scheduler.store.set_aside(scheduler.name, damaged)
+    if moved:
+        lines = [f"  {path.name}: {damaged[path]}" for path in moved]
+        told = (
+            f"Set aside {len(moved)} damaged or foreign files; they lie in {scheduler.store.aside(scheduler.name)} now:"
+        )
+        print("\n".join([told, *lines]), file=sys.stderr)
+
+
 def _dry_run(scheduler: Scheduler, cells: list[Cell], *, device: str, jobs: int) -> int:
     seconds = {cell: scheduler.module.estimate(cell, device=device) for cell in cells}
     missing = [cell for cell in cells if cell.key not in scheduler.records]
@@ -165,6 +195,7 @@ def _dry_run(scheduler: Scheduler, cells: list[Cell], *, device: str, jobs: int)
 
 def _run(scheduler: Scheduler, engine: Engine) -> int:
     scheduler.store.prepare(scheduler.name)
+    _set_aside(scheduler)
     begin = time.monotonic()
     describe, finished = scheduler.module.describe, scheduler.finished()
     try:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +17,17 @@ class ReportError(ValueError):
     """A report that cannot be drawn or written: what was asked for, what there is, and what to do."""
 
 
+def plain_name(name: str) -> str:
+    """The name where it can stand in that of a file; else one without what could lead elsewhere, with digits of its own.
+
+    >>> plain_name("mnist-dense-0.3"), plain_name("../../pwn")
+    ('mnist-dense-0.3', '.._.._pwn-5e4365ad')
+    """
+    plain = re.sub(r"[^A-Za-z0-9_.+=-]", "_", name)[:100]
+    digits = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
+    return name if plain == name else f"{plain}-{digits}"
+
+
 @dataclass(frozen=True)
 class Figure:
     """A drawing: `name` becomes the file's, `caption` says how to read it, `draw` makes the PNG when it is needed."""
@@ -23,6 +36,9 @@ class Figure:
     title: str
     caption: str
     draw: Callable[[], bytes]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", plain_name(self.name))
 
     @cached_property
     def png(self) -> bytes:
@@ -89,6 +105,10 @@ class Section:
     findings: Sequence[Finding] = ()
     figures: Sequence[Figure] = ()
     tables: Sequence[Table] = ()
+
+    def __post_init__(self) -> None:
+        # Often the name of a data set, which a record that came from elsewhere may call as it likes.
+        object.__setattr__(self, "name", plain_name(self.name))
 
 
 @dataclass(frozen=True)

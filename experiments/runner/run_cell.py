@@ -22,7 +22,7 @@ from pathlib import Path
 
 from experiments.runner import registry
 from experiments.runner.cell import JSON, Cell
-from experiments.runner.store import FORMAT, Record
+from experiments.runner.record import FORMAT, MOST_BYTES, Record
 
 __all__ = ["Context", "Progress", "keep_compiled", "one_thread", "run_cell", "usable_cores"]
 
@@ -198,12 +198,18 @@ def usable_cores() -> int:
 def _as_json(result: JSON, cell: Cell) -> dict[str, JSON]:
     # Through text, so that a fresh record equals the one read back.
     try:
-        result = json.loads(json.dumps(result, allow_nan=False))
+        text = json.dumps(result, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"Expected the result of a cell of sweep {cell.sweep} as JSON, got a value that JSON lacks ({error}). "
             "Give plain numbers, and None for a number that is not finite."
         ) from error
+    if len(text) > MOST_BYTES // 2:
+        raise ValueError(
+            f"Expected the result of a cell of sweep {cell.sweep} to take at most {MOST_BYTES // 2:,} bytes as JSON, got "
+            f"{len(text):,}. Keep summaries in it."
+        )
+    result = json.loads(text)
     if not isinstance(result, dict):
         raise ValueError(f"Expected the result of a cell of sweep {cell.sweep} as a dict, got {type(result).__name__}.")
     return result

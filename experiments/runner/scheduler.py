@@ -3,17 +3,23 @@
 import argparse
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from types import ModuleType
 
 from experiments.runner.cell import Cell
 from experiments.runner.engines import Engine, Outcome
 from experiments.runner.progress import Display
-from experiments.runner.store import Record, Store
+from experiments.runner.record import Record
+from experiments.runner.store import DamagedRecordError, Store
 
-__all__ = ["Scheduler"]
+__all__ = ["Scheduler", "last_line"]
 
 _POLL = 0.5  # seconds between looks at cells that other processes run
+
+
+def last_line(failure: str) -> str:
+    """The line of a traceback that says what the error was."""
+    return failure.rstrip().rpartition("\n")[2]
 
 
 class Scheduler:
@@ -25,7 +31,7 @@ class Scheduler:
         store: where its records are.
 
     Raises:
-        StoreError: a record is corrupt.
+        StoreError: a record cannot be read, or a later version of this code wrote it.
         ValueError: the options are bad.
     """
 
@@ -34,11 +40,13 @@ class Scheduler:
         self.name = module.__name__.rpartition(".")[2]
         self.options = options
         self.store = store
-        self.records: dict[str, Record] = store.records(self.name)
+        self.contents = store.read(self.name)
+        self.records: dict[str, Record] = self.contents.records
         self.total: int = module.count(options)
         self.ran: set[Cell] = set()
         self.failures: dict[Cell, str] = {}
         self._claims: dict[Cell, ExitStack] = {}
+        self._awaited: list[Cell] = []
 
     def planned(self) -> list[Cell]:
         """All cells that can be named now, each once."""
@@ -47,6 +55,13 @@ class Scheduler:
     def finished(self) -> int:
         """How many of the planned cells have a record."""
         return sum(cell.key in self.records for cell in self.planned())
+
+    def describe(self, cell: Cell) -> str:
+        """A label of the cell, of one that another version of the sweep has named as well."""
+        # The settings of such a one may lack what the sweep describes a cell by.
+        with suppress(AttributeError, LookupError, TypeError, ValueError):
+            return self.module.describe(cell)
+        return f"{cell.sweep} {cell.key}"
 
     def not_compiled(self) -> list[Cell]:
         """The finished cells with numbers that were evaluated eagerly though they were to be compiled."""
@@ -65,7 +80,7 @@ class Scheduler:
                 for outcome in engine.run(self._claimed(missing, display), display.watch):
                     self._keep(outcome, display)
                 if len(self.records) + len(self.failures) == known:
-                    time.sleep(_POLL)
+                    self._wait(missing, display)
         finally:
             for claim in self._claims.values():
                 claim.close()
@@ -80,7 +95,7 @@ class Scheduler:
                 if not stack.enter_context(self.store.claim(cell)):
                     continue
                 # Looked up under the claim: whoever ran it saved it before giving the claim back.
-                record = self.store.load(cell)
+                record = self._load(cell, display)
                 if record is None:
                     self._claims[cell] = stack.pop_all()
                     yield cell
@@ -88,11 +103,29 @@ class Scheduler:
                     self.records[cell.key] = record
                     display.end(cell)
 
+    def _load(self, cell: Cell, display: Display) -> Record | None:
+        try:
+            return self.store.load(cell)
+        except DamagedRecordError as error:
+            # Since the sweep began: what was damaged before has been set aside.
+            moved = self.store.set_aside(self.name, [error.path])
+            display.say(f"set aside: {moved.get(error.path, error.path)}: {error.reason}")
+            return None
+
+    def _wait(self, cells: list[Cell], display: Display) -> None:
+        """Wait a moment for cells that other processes run, and say so once for as long as they are the same."""
+        if cells != self._awaited:
+            self._awaited = cells
+            first = ", ".join(map(self.describe, cells[:3])) + (", ..." if len(cells) > 3 else "")
+            display.say(f"waiting for {len(cells)} cells that other processes run: {first}")
+        time.sleep(_POLL)
+
     def _keep(self, outcome: Outcome, display: Display) -> None:
         cell = outcome.cell
         if outcome.record is None:
             self.failures[cell] = outcome.failure
-            display.end(cell, failed=outcome.failure.rstrip().rpartition("\n")[2])
+            self.store.save_failure(cell, outcome.failure)
+            display.end(cell, failed=last_line(outcome.failure))
         else:
             self.store.save(outcome.record)
             self.records[cell.key] = outcome.record

@@ -1,25 +1,21 @@
 """The store: one JSON file a finished cell, written whole or not at all."""
 
-import json
+import itertools
 import os
-import secrets
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import FileLock, Timeout
 
-from experiments.runner.cell import JSON, Cell
+from experiments.files import LEFTOVERS, UnfitFileError, read_regular, write_whole
+from experiments.runner.cell import Cell
+from experiments.runner.record import FORMAT, MOST_BYTES, DamagedError, NewerFormatError, Record, decode, encode
 
-__all__ = ["FORMAT", "Record", "Store", "StoreError"]
-
-FORMAT = 1
-
-Record = dict[str, JSON]
-
-_FIELDS = {"format": int, "sweep": str, "key": str, "settings": dict, "result": dict, "provenance": dict}
+__all__ = ["Contents", "DamagedRecordError", "Store", "StoreError"]
 
 _RESUMES = "The finished cells are kept: make the folder writable or free some space, and the same command resumes."
 
@@ -28,15 +24,41 @@ class StoreError(Exception):
     """A record or the folder of the records cannot be used. The message names the path and says what to do."""
 
 
+class DamagedRecordError(StoreError):
+    """The file of a cell holds no record of it."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(
+            f"The record {path} is damaged: {reason}. Move it away or delete it: its cell is run again, all others are kept."
+        )
+        self.path = path
+        self.reason = reason
+
+
+@dataclass
+class Contents:
+    """What the folder of a sweep holds.
+
+    Args:
+        records: by key, in the order of the keys.
+        damaged: the files that hold no record of a cell of this sweep, and why.
+        earlier: the keys of the records that an earlier version wrote, without a checksum.
+    """
+
+    records: dict[str, Record] = field(default_factory=dict)
+    damaged: dict[Path, str] = field(default_factory=dict)
+    earlier: list[str] = field(default_factory=list)
+
+
 class Store:
-    """Finished cells as files `OUT/SWEEP/cells/KEY.json`.
+    """Finished cells as files `OUT/SWEEP/cells/KEY.json`, the reasons of failed ones as `OUT/SWEEP/failures/KEY.json`.
 
     Several processes may work on one store. A process claims a cell before it runs it; the claim is a file lock in
     `OUT/SWEEP/claims`, so it ends with its process, however that ends. The empty files there may be deleted when no
     sweep runs.
 
     Args:
-        out: folder of all sweeps. `prepare`, `claim` and `save` make it; reading makes nothing.
+        out: folder of all sweeps. `prepare`, `claim` and what writes make it; reading makes nothing.
     """
 
     def __init__(self, out: Path) -> None:
@@ -51,6 +73,14 @@ class Store:
     def path(self, cell: Cell) -> Path:
         """The file of the cell's record."""
         return self.folder(cell.sweep) / f"{cell.key}.json"
+
+    def aside(self, sweep: str) -> Path:
+        """The folder of what was found among the records and is none."""
+        return self.out / sweep / "aside"
+
+    def failure_path(self, cell: Cell) -> Path:
+        """The file that says why the cell failed."""
+        return self._failures(cell.sweep) / f"{cell.key}.json"
 
     def prepare(self, sweep: str) -> None:
         """Make the sweep's folder, try to write there, and remove what killed writers left behind.
@@ -67,44 +97,117 @@ class Store:
                 probe.write(bytes(1 << 16))
                 probe.flush()
                 os.fsync(probe.fileno())
-            for leftover in folder.glob("*.tmp"):
-                # A writer that lives holds the lock of its cell.
-                with self._claim(sweep, leftover.name.split(".")[0]) as nobody_writes:
-                    if nobody_writes:
-                        leftover.unlink(missing_ok=True)
+        self.remove(sweep, self.leftovers(sweep))
 
-    def records(self, sweep: str) -> dict[str, Record]:
-        """All records of the sweep by key, in the order of the keys.
+    def leftovers(self, sweep: str) -> list[Path]:
+        """The half files of writers, killed ones and those that write at this moment."""
+        folders = self.folder(sweep), self._failures(sweep)
+        return sorted(path for folder in folders for path in folder.glob(LEFTOVERS))
+
+    def remove(self, sweep: str, paths: Iterable[Path]) -> list[Path]:
+        """Remove these files of cells; returns those that were. The files of cells that another process is at stay.
 
         Raises:
-            StoreError: a record is corrupt.
+            StoreError: a file cannot be removed.
         """
-        return {path.stem: _read(path) for path in sorted(self.folder(sweep).glob("*.json"))}
+        removed = []
+        for path in paths:
+            with self._claim(sweep, path.name.split(".")[0]) as mine:
+                if mine:
+                    with _explained(f"Cannot remove {path}", _RESUMES):
+                        path.unlink(missing_ok=True)
+                    removed.append(path)
+        return removed
+
+    def read(self, sweep: str) -> Contents:
+        """All that the folder of the sweep's records holds. Nothing is changed.
+
+        Raises:
+            StoreError: a file cannot be read, or a later version of this code wrote it.
+        """
+        return self._contents(self.folder(sweep))
+
+    def _contents(self, folder: Path) -> Contents:
+        contents = Contents()
+        for path in sorted(folder.glob("*.json")):
+            try:
+                contents.records[path.stem], written = _read(path)
+            except DamagedRecordError as error:
+                contents.damaged[path] = error.reason
+            except StoreError:
+                # Another process may have removed it since the folder was listed.
+                if path.exists():
+                    raise
+            else:
+                contents.earlier += [path.stem] if written < FORMAT else []
+        return contents
 
     def load(self, cell: Cell) -> Record | None:
         """The record of the cell, None when it is not finished.
 
         Raises:
-            StoreError: the record is corrupt.
+            DamagedRecordError: the file holds no record of the cell.
+            StoreError: it cannot be read, or a later version of this code wrote it.
         """
         path = self.path(cell)
-        return _read(path) if path.exists() else None
+        return _read(path)[0] if path.exists() else None
+
+    def set_aside(self, sweep: str, damaged: Iterable[Path]) -> dict[Path, Path]:
+        """Move these files, where they are still damaged, out of the way: where each lies now.
+
+        A file whose cell another process is at stays: that process replaces it.
+
+        Raises:
+            StoreError: a file cannot be moved.
+        """
+        moved = {}
+        for path in damaged:
+            with self._claim(sweep, path.stem) as mine:
+                if not mine:
+                    continue
+                try:
+                    # Another process may have run the cell since.
+                    _read(path)
+                except DamagedRecordError:
+                    with _explained(f"Cannot set {path} aside", _RESUMES):
+                        moved[path] = _move(path, self.aside(sweep))
+        return moved
 
     def save(self, record: Record) -> Path:
-        """Write the record, whole or not at all, and return its path.
+        """Write the record, whole or not at all, and return its path. The cell no longer counts as failed.
 
         Waits while another process holds the claim of the same cell.
 
         Raises:
             StoreError: the record is malformed, or the disk does not take it.
         """
-        text = json.dumps(record, allow_nan=False, separators=(",", ":")) + "\n"
         path = self.folder(str(record.get("sweep"))) / f"{record.get('key')}.json"
-        _check(record, path)
-        with _explained(f"Cannot write the record {path}", _RESUMES), self._lock(path.parent.parent.name, path.stem):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, text)
+        self._write(record, path)
+        self.remove(record["sweep"], [self._failures(record["sweep"]) / path.name])
         return path
+
+    def save_failure(self, cell: Cell, reason: str) -> None:
+        """Mark the cell as failed, until it is finished; raises as `save`. It is run again all the same."""
+        named = {"format": FORMAT, "sweep": cell.sweep, "key": cell.key, "settings": cell.settings}
+        ended = {"ended": datetime.now(timezone.utc).isoformat(timespec="seconds")}
+        # The end of an error says what it is.
+        mark = {**named, "failure": reason[-10_000:], "provenance": ended}
+        self._write(mark, self.failure_path(cell))
+
+    def failures(self, sweep: str) -> dict[str, Record]:
+        """The marks of failed cells by key, each with its `failure`; raises as `read`. Damaged ones are left out."""
+        return self._contents(self._failures(sweep)).records
+
+    def is_claimed(self, cell: Cell) -> bool:
+        """Whether another process, or another store of this one, is at the cell. Makes no file.
+
+        Raises:
+            StoreError: the lock file cannot be opened.
+        """
+        if not (self._claims(cell.sweep) / f"{cell.key}.lock").exists():
+            return False
+        with self.claim(cell) as mine:
+            return not mine
 
     @contextmanager
     def claim(self, cell: Cell) -> Iterator[bool]:
@@ -132,11 +235,27 @@ class Store:
                 lock.release()
 
     def _lock(self, sweep: str, key: str) -> FileLock:
-        path = self.out / sweep / "claims" / f"{key}.lock"
+        path = self._claims(sweep) / f"{key}.lock"
         if path not in self._locks:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._locks[path] = FileLock(path)
         return self._locks[path]
+
+    def _claims(self, sweep: str) -> Path:
+        return self.out / sweep / "claims"
+
+    def _failures(self, sweep: str) -> Path:
+        return self.out / sweep / "failures"
+
+    def _write(self, record: Record, path: Path) -> None:
+        try:
+            content = encode(record)
+            _check_place(record, path)
+        except DamagedError as error:
+            raise DamagedRecordError(path, str(error)) from error
+        with _explained(f"Cannot write the record {path}", _RESUMES), self._lock(record["sweep"], record["key"]):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, content)
 
 
 @contextmanager
@@ -148,56 +267,31 @@ def _explained(what: str, advice: str) -> Iterator[None]:
         raise StoreError(f"{what}: {error.strerror or error}. {advice}") from error
 
 
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.stem}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+def _read(path: Path) -> tuple[Record, int]:
     try:
-        with open(temporary, "x", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        # On a disk that fails the write's own error is the one to show; what stays is removed by the next `prepare`.
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        with _explained(f"Cannot read the record {path}", "Make it readable."):
+            content = read_regular(path, most=MOST_BYTES)
+        record, written = decode(content)
+        _check_place(record, path)
+    except (UnfitFileError, DamagedError) as error:
+        raise DamagedRecordError(path, str(error)) from error
+    except NewerFormatError as error:
+        advice = "Nothing was changed. Update the checkout, or name another folder with --out."
+        raise StoreError(f"Cannot read the record {path}: {error}. {advice}") from error
+    return record, written
 
 
-def _read(path: Path) -> Record:
-    with _explained(f"Cannot read the record {path}", "Make it readable."):
-        data = path.read_bytes()
-    try:
-        record = json.loads(data, parse_constant=_refuse)
-    except ValueError as error:
-        raise _corrupt(path, f"it is no valid JSON ({error})") from error
-    _check(record, path)
-    return record
+def _check_place(record: Record, path: Path) -> None:
+    """The settings decide the name: a file of another name is a copy, or of another cell or sweep."""
+    kind = "failures" if "failure" in record else "cells"
+    place = (record["sweep"], kind, f"{record['key']}.json")
+    if path.parts[-3:] != place:
+        raise DamagedError(f"it belongs to {'/'.join(place)}")
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
-
-
-def _check(record: JSON, path: Path) -> None:
-    if not isinstance(record, dict):
-        raise _corrupt(path, f"expected a JSON object, got a {type(record).__name__}")
-    if record.get("format") != FORMAT:
-        raise _corrupt(path, f"expected format {FORMAT}, got {record.get('format')!r}")
-    for field, kind in _FIELDS.items():
-        if not isinstance(record.get(field), kind):
-            raise _corrupt(path, f'expected "{field}" to be a {kind.__name__}, got {record.get(field)!r}')
-    expected = Cell(record["sweep"], record["settings"]).key
-    if record["key"] != expected:
-        raise _corrupt(path, f"its settings have the key {expected}, but it says {record['key']}")
-    if path.stem != expected or path.parent.parent.name != record["sweep"]:
-        raise _corrupt(path, f"it belongs to {record['sweep']}/cells/{expected}.json")
-
-
-def _corrupt(path: Path, why: str) -> StoreError:
-    return StoreError(
-        f"The record {path} is corrupt: {why}. Move it away or delete it: its cell is run again, all others are kept."
-    )
+def _move(path: Path, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"{path.name}.{number}" if number else path.name for number in itertools.count())
+    target = next(folder / name for name in names if not (folder / name).exists())
+    path.rename(target)
+    return target

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from experiments import sweep
+from experiments.runner.cell import Cell
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -247,6 +248,8 @@ BAD = {
     "unknown sweep": (["tinny"], 'Unknown sweep "tinny". Expected one of: .*tiny'),
     "bad option of the sweep": (["tiny", "--kinds", "odd"], "Unknown kinds"),
     "serial with jobs": (["tiny", "--engine", "serial", "--jobs", "2"], "one cell at a time, got 2 jobs"),
+    "two things at once": (["tiny", "--status", "--verify"], "not allowed with argument --status"),
+    "yes to nothing": (["tiny", "--yes"], "Expected --yes beside --prune"),
     "unknown option": (["tiny", "--widths", "0"], "unrecognized arguments: --widths 0"),
     "no jobs": (["tiny", "--jobs", "0"], "expected a whole number of at least 1, got '0'"),
     "unknown device": (["tiny", "--device", "tpu"], "invalid choice: 'tpu'"),
@@ -275,16 +278,165 @@ def test_cuda_that_is_not_there_is_refused(tiny, bench, capsys, monkeypatch):
     assert code == 2 and "Expected a CUDA device" in capsys.readouterr().err and not bench.out.exists()
 
 
-def test_a_corrupt_record_stops_the_sweep_and_nothing_is_lost(here, bench):
+def test_a_damaged_record_is_set_aside_and_the_rest_goes_on(here, bench):
     here("--kinds", "plain,plain")
     broken, whole = bench.records()
-    broken.write_text(broken.read_text()[:40])
-    code, _, err = here("--kinds", "plain,plain,plain")
-    assert code == 1 and str(broken) in err and "delete it" in err and "Traceback" not in err
-    assert len(bench.seeds("start")) == 2
-    broken.unlink()
-    code, out, _ = here("--kinds", "plain,plain,plain")
-    assert code == 0 and "2 run, 1 reused" in out
+    half = broken.read_text()[:40]
+    broken.write_text(half)
+    (broken.parent / "notes.json").write_text("mine")
+    for look in ("--dry-run", "--status", "--verify", "--prune"):
+        here("--kinds", "plain,plain,plain", look)
+        assert broken.read_text() == half
+    code, out, err = here("--kinds", "plain,plain,plain")
+    aside = bench.out / "tiny" / "aside"
+    assert code == 0 and "3 cells: 2 run, 1 reused, 0 failed" in out
+    assert err.count("Set aside 2 damaged or foreign files") == 1 and str(aside) in err and "Traceback" not in err
+    assert f"{broken.name}: its checksum is another" in err or f"{broken.name}: it is no valid JSON" in err
+    assert (aside / broken.name).read_text() == half and (aside / "notes.json").read_text() == "mine"
+    assert here("--kinds", "plain,plain,plain")[0::2] == (0, "")
+
+
+def test_a_record_that_rots_while_the_sweep_runs_is_set_aside(here, bench, tiny, monkeypatch):
+    here("--kinds", "plain,plain")
+    kept = results(bench)
+    last = max(bench.records(), key=lambda path: json.loads(path.read_text())["settings"]["seed"])
+    content = last.read_text()
+    last.unlink()
+    run = tiny.run
+
+    def rot(settings, context):
+        if settings["seed"] == 7:
+            last.write_text(content.replace("0.", "1."))
+        return run(settings, context)
+
+    monkeypatch.setattr(tiny, "run", rot)
+    first = Cell("tiny", {"kind": "plain", "seed": 7})
+    monkeypatch.setattr(tiny, "plan", lambda options, records: [first, *map(tiny_cell, range(2))])
+    monkeypatch.setattr(tiny, "count", lambda options: 3)
+    code, out, err = here()
+    assert code == 0 and "3 cells: 2 run, 1 reused" in out and "set aside: " in err and "its checksum is another" in err
+    assert kept.items() <= results(bench).items()
+
+
+def tiny_cell(seed, kind="plain"):
+    return Cell("tiny", {"kind": kind, "seed": seed})
+
+
+ENDS = {
+    "memory": "MemoryError: no memory for this cell",
+    "huge": "RuntimeError: .*alloc",
+    "diverge": "FloatingPointError: the loss is not finite at step 3",
+    "exit": "SystemExit: 3",
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cell_that_ends_badly_is_marked_with_its_reason_and_the_rest_goes_on(here, bench, kind, jobs):
+    kinds = f"plain,{kind},plain"
+    code, out, err = here("--kinds", kinds, jobs=jobs)
+    assert code == 1 and "2 run, 0 reused, 1 failed" in out and len(bench.records()) == 2
+    for shown in (err, here("--kinds", kinds, "--status")[1]):
+        assert re.search(f"failed.*tiny {kind} seed 1: .*{ENDS[kind]}", shown)
+
+
+def test_the_status_tells_every_state_and_changes_nothing(here, bench):
+    here("--kinds", "plain,fail,plain,plain")
+    other = bench.start("--kinds", "wait")
+    bench.until(lambda: len(bench.processes()) == 2)
+    (bench.out / "tiny" / "cells" / f"{tiny_cell(3).key}.json").write_text("{")
+    before = {path: path.read_bytes() for path in bench.out.rglob("*") if path.is_file()}
+    code, out, err = here("--kinds", "wait,fail,plain,plain,plain", "--status")
+    assert (code, err) == (0, "") and "5 cells: 1 finished, 1 running, 1 failed, 1 damaged, 1 missing." in out
+    assert re.findall(r"^[0-9a-f]{16} +(\w+)  tiny \w+ seed (\d)", out, re.MULTILINE) == [
+        ("running", "0"),
+        ("failed", "1"),
+        ("finished", "2"),
+        ("damaged", "3"),
+        ("missing", "4"),
+    ]
+    assert "seed 1: RuntimeError: this cell always fails\n" in out and "seed 3: it is no valid JSON" in out
+    assert {path: path.read_bytes() for path in bench.out.rglob("*") if path.is_file()} == before
+    bench.go()
+    assert bench.ends(other)[0] == 0
+
+
+def test_the_status_of_nothing_makes_nothing(here, bench):
+    code, out, _ = here("--tuned", "--status")
+    assert code == 0 and "missing  tiny plain seed -1" in out and "and 3 cells that are named when" in out
+    assert here("--verify")[:2] == (0, "0 records are whole, 0 files are damaged or foreign.\n")
+    assert here("--prune")[:2] == (0, "0 files would be removed by --prune --yes. Nothing was changed.\n")
+    assert not bench.out.exists()
+
+
+def test_verify_finds_what_is_damaged_and_says_what_it_cannot_find(here, bench):
+    here("--kinds", "plain,plain,plain")
+    assert here("--verify")[:2] == (0, "3 records are whole, 0 files are damaged or foreign.\n")
+    first, second, third = bench.records()
+    first.write_text(first.read_text().replace("2.5", "2.6"))
+    record = json.loads(second.read_text())
+    del record["checksum"]
+    second.write_text(json.dumps({**record, "format": 1}))
+    code, out, _ = here("--verify")
+    assert (
+        code == 1 and f"{first}: its checksum is another" in out and "2 records are whole, 1 files are damaged" in out
+    )
+    assert "1 of the records are of an earlier format" in out
+
+
+def test_prune_lists_and_removes_what_nobody_needs(here, bench):
+    here("--kinds", "plain,plain,fail,fail")
+    _, extra = sorted(bench.records(), key=lambda path: json.loads(path.read_text())["settings"]["seed"])
+    folder = extra.parent
+    (folder / "0123456789abcdef.12.abcd.tmp").write_text("{")
+    (bench.out / "tiny" / "aside").mkdir()
+    (bench.out / "tiny" / "aside" / "old.json").write_text("{")
+    failures = {
+        json.loads(path.read_text())["settings"]["seed"]: path for path in folder.parent.glob("failures/*.json")
+    }
+    assert set(failures) == {2, 3}
+    before = {path for path in bench.out.rglob("*") if path.suffix != ".lock"}
+    expected = {extra, failures[3], folder / "0123456789abcdef.12.abcd.tmp", bench.out / "tiny" / "aside" / "old.json"}
+    command = ("--kinds", "plain,fail,fail")
+    # Seed 1 is of kind fail here, so the record of its plain cell and both marks of kind fail at 3 are of no cell.
+    code, out, _ = here(*command, "--prune")
+    assert code == 0 and "Nothing was changed" in out and all(str(path) in out for path in expected)
+    assert {path for path in bench.out.rglob("*") if path.suffix != ".lock"} == before
+    code, out, _ = here(*command, "--prune", "--yes")
+    assert code == 0 and "4 files removed." in out
+    assert before - {path for path in bench.out.rglob("*") if path.suffix != ".lock"} == expected
+    assert here(*command, "--prune")[1].startswith("0 files")
+
+
+def test_prune_keeps_records_as_long_as_later_stages_cannot_be_named(here, bench):
+    here("--tuned", "--kinds", "plain,plain")
+    first = Cell("tiny", {"kind": "plain", "seed": -1})
+    (bench.out / "tiny" / "cells" / f"{first.key}.json").unlink()
+    code, out, _ = here("--tuned", "--kinds", "plain,plain", "--prune", "--yes")
+    assert code == 0 and "Every record is kept" in out and "0 files removed" in out and len(bench.records()) == 2
+
+
+def test_what_another_sweep_is_at_is_not_pruned(here, bench):
+    other = bench.start("--kinds", "wait")
+    bench.until(lambda: bench.seeds("start") == [0])
+    cell = tiny_cell(0, "wait")
+    half = bench.out / "tiny" / "cells" / f"{cell.key}.1.ab.tmp"
+    half.write_text("{")
+    assert "0 files removed" in here("--kinds", "plain", "--prune", "--yes")[1] and half.exists()
+    bench.go()
+    assert bench.ends(other)[0] == 0
+
+
+def test_a_sweep_that_waits_for_another_says_so(here, bench):
+    first = bench.start("--kinds", "wait,wait")
+    bench.until(lambda: bench.seeds("start") == [0])
+    second = bench.start("--kinds", "wait,plain")
+    waiting = [second.stderr.readline()]
+    assert waiting == ["waiting for 1 cells that other processes run: tiny wait seed 0\n"]
+    bench.go()
+    code, out, err = bench.ends(second)
+    assert code == 0 and "2 cells: 1 run, 1 reused" in out and "waiting" not in err
+    assert bench.ends(first)[0] == 0
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(here, bench):

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from types import TracebackType
 
 from experiments.runner.cell import Cell
+from experiments.runner.record import Record
 from experiments.runner.run_cell import Context, run_cell
-from experiments.runner.store import Record
 
 __all__ = ["Engine", "Outcome", "Watch", "attempt", "create", "names"]
 
@@ -98,6 +98,8 @@ class _Kept(AbstractContextManager):
     failure = ""
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if isinstance(error, Exception):
+        # A cell that calls `sys.exit` has failed; the sweep goes on.
+        kept = isinstance(error, (Exception, SystemExit))
+        if kept:
             self.failure = "".join(traceback.format_exception(error))
-        return isinstance(error, Exception)
+        return kept

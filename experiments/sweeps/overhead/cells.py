@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Mapping
 
 from experiments.runner.cell import Cell
-from experiments.runner.store import Record
+from experiments.runner.record import Record
 
 __all__ = ["add_arguments", "count", "describe", "estimate", "plan", "summary"]
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from experiments.runner.record import Record
 from experiments.runner.run_cell import Context
-from experiments.runner.store import Record
 from experiments.sweeps.suboptimality.cells import add_arguments, count, describe, estimate, plan, summary
 
 if TYPE_CHECKING:

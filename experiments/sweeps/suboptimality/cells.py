@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments import datasets
 from experiments.runner.cell import Cell
-from experiments.runner.store import Record
+from experiments.runner.record import Record
 
 __all__ = ["add_arguments", "count", "describe", "estimate", "plan", "summary"]
 

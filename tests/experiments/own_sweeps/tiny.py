@@ -16,6 +16,7 @@ from experiments.runner.cell import Cell
 summary = "numbers, for tests"
 
 KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan", "eager", "pyro")
+KINDS += ("memory", "huge", "diverge", "exit")
 
 
 def add_arguments(parser):
@@ -67,6 +68,16 @@ def run(settings, context):
             wait_for(go)
         case "write" if not go.exists():
             hold_writes(folder, settings)
+        case "memory":
+            raise MemoryError("no memory for this cell")
+        case "huge":
+            import torch
+
+            torch.empty(1 << 50)
+        case "diverge":
+            raise FloatingPointError("the loss is not finite at step 3")
+        case "exit":
+            raise SystemExit(3)
         case "threads":
             import torch
 

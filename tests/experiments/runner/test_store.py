@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from experiments.runner.cell import Cell
-from experiments.runner.store import FORMAT, Store, StoreError
+from experiments.runner.record import FORMAT, encode
+from experiments.runner.store import Contents, Store, StoreError
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 CELL = Cell("tiny", {"seed": 0, "kind": "plain"})
@@ -41,57 +42,166 @@ def test_what_is_saved_is_read_back(store):
     cells = [Cell("tiny", {"seed": seed}) for seed in range(3)]
     for cell in cells:
         assert store.save(record_of(cell, cell.settings["seed"])) == store.path(cell)
-    assert Store(store.out).records("tiny") == {cell.key: record_of(cell, cell.settings["seed"]) for cell in cells}
+    assert Store(store.out).read("tiny").records == {cell.key: record_of(cell, cell.settings["seed"]) for cell in cells}
     assert store.load(cells[1]) == record_of(cells[1], 1)
     assert files(store) == sorted(f"{cell.key}.json" for cell in cells)
 
 
 def test_reading_an_empty_store_makes_nothing(store):
-    assert store.records("tiny") == {} and store.load(CELL) is None
+    assert store.read("tiny").records == {} and store.load(CELL) is None
     assert not store.out.exists()
 
 
 def test_saving_again_replaces(store):
     store.save(record_of(CELL, 1))
     store.save(record_of(CELL, 2))
-    assert store.records("tiny") == {CELL.key: record_of(CELL, 2)}
+    assert store.read("tiny").records == {CELL.key: record_of(CELL, 2)}
 
 
 OTHER = Cell("tiny", {"seed": 1, "kind": "plain"})
+
+
+def text_of(record):
+    return encode(record).decode()
+
+
+def earlier(record):
+    """As the first version wrote it."""
+    return json.dumps({**record, "format": 1}, separators=(",", ":")) + "\n"
+
+
 CORRUPT = {
-    "cut": (lambda text: text[: len(text) // 2], "no valid JSON"),
+    "cut": (lambda text: text[: len(text) // 2], "its checksum is another: it was cut or changed"),
+    "a changed number": (lambda text: text.replace("1.5", "1.6"), "its checksum is another: it was cut or changed"),
     "empty": (lambda text: "", "no valid JSON"),
     "not text": (lambda text: b"\xff\xfe\x00", "no valid JSON"),
-    "not finite": (lambda text: text.replace("1.5", "NaN"), "NaN is no JSON number"),
     "a list": (lambda text: "[]", "expected a JSON object, got a list"),
-    "another format": (lambda text: text.replace('"format":1', '"format":99'), "expected format 1, got 99"),
-    "no result": (lambda text: text.replace('"result"', '"other"'), 'expected "result" to be a dict, got None'),
-    "changed settings": (lambda text: text.replace('"seed":0', '"seed":7'), "its settings have the key"),
-    "another cell's": (lambda text: json.dumps(record_of(OTHER)), f"it belongs to tiny/cells/{OTHER.key}.json"),
+    "cut, of format 1": (lambda text: earlier(record_of(CELL))[:50], "no valid JSON"),
+    "not finite": (lambda text: earlier(record_of(CELL)).replace("1.5", "NaN"), "NaN is no JSON number"),
+    "no result": (
+        lambda text: earlier(record_of(CELL)).replace('"result"', '"other"'),
+        "expected \"result\" to be a dict, got 'None'",
+    ),
+    "changed settings": (
+        lambda text: earlier(record_of(CELL)).replace('"seed":0', '"seed":7'),
+        "its settings have the key",
+    ),
+    "another cell's": (lambda text: text_of(record_of(OTHER)), f"it belongs to tiny/cells/{OTHER.key}.json"),
     "another sweep's": (
-        lambda text: json.dumps(record_of(Cell("other", CELL.settings))),
+        lambda text: text_of(record_of(Cell("other", CELL.settings))),
         "it belongs to other/cells/",
+    ),
+    "a mark of failure": (
+        lambda text: text_of({**record_of(CELL), "failure": "it failed"}),
+        "it belongs to tiny/failures/",
     ),
 }
 
 
 @pytest.mark.parametrize("case", CORRUPT)
-def test_a_corrupt_record_is_named_with_what_to_do(store, case):
+def test_a_corrupt_record_is_named_with_what_to_do_and_set_aside(store, case):
     change, message = CORRUPT[case]
     path = store.save(record_of(CELL))
+    store.save(record_of(OTHER))
     changed = change(path.read_text())
     path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
-    for read in (lambda: store.records("tiny"), lambda: store.load(CELL)):
-        with pytest.raises(StoreError) as error:
+    with pytest.raises(StoreError) as error:
+        store.load(CELL)
+    assert str(path) in str(error.value) and message in str(error.value)
+    assert "Move it away or delete it: its cell is run again" in str(error.value)
+    contents = store.read("tiny")
+    assert contents.records == {OTHER.key: record_of(OTHER)} and list(contents.damaged) == [path]
+    assert message in contents.damaged[path]
+    content = path.read_bytes()
+    moved = store.set_aside("tiny", contents.damaged)
+    assert moved == {path: store.out / "tiny" / "aside" / path.name} and moved[path].read_bytes() == content
+    assert store.load(CELL) is None and store.read("tiny") == Contents({OTHER.key: record_of(OTHER)})
+    assert files(store) == [f"{OTHER.key}.json"]
+
+
+def test_foreign_files_are_set_aside_and_none_is_replaced_there(store):
+    store.save(record_of(CELL))
+    for content in ("one", "two"):
+        notes = store.folder("tiny") / "notes.json"
+        notes.write_text(content)
+        store.set_aside("tiny", store.read("tiny").damaged)
+    os.mkfifo(store.folder("tiny") / "queue.json")
+    sparse = store.folder("tiny") / "sparse.json"
+    with open(sparse, "wb") as file:
+        file.truncate(100 * 2**30)
+    damaged = store.read("tiny").damaged
+    assert [(path.name, reason) for path, reason in damaged.items()] == [
+        ("queue.json", "it is a FIFO, not a regular file"),
+        ("sparse.json", "it has 107,374,182,400 bytes, more than the 67,108,864 that it can have"),
+    ]
+    assert len(store.set_aside("tiny", damaged)) == 2
+    aside = store.aside("tiny")
+    assert sorted(path.name for path in aside.iterdir()) == ["notes.json", "notes.json.1", "queue.json", "sparse.json"]
+    assert [(aside / name).read_text() for name in ("notes.json", "notes.json.1")] == ["one", "two"]
+    assert store.load(CELL) == record_of(CELL) and files(store) == [f"{CELL.key}.json"]
+
+
+def test_what_another_process_is_at_or_has_replaced_is_not_set_aside(store, holder):
+    path = store.save(record_of(OTHER))
+    half = path.with_name(f"{CELL.key}.json")
+    half.write_text("{")
+    whole = path.read_bytes()
+    path.write_bytes(b"{")
+    damaged = store.read("tiny").damaged
+    assert list(damaged) == sorted([path, half])
+    path.write_bytes(whole)
+    assert store.set_aside("tiny", damaged) == {} and half.read_text() == "{" and path.read_bytes() == whole
+
+
+def test_what_the_first_version_wrote_is_reused(store):
+    path = store.save(record_of(CELL))
+    path.write_text(earlier(record_of(CELL)))
+    assert store.read("tiny") == Contents({CELL.key: record_of(CELL)}, earlier=[CELL.key])
+    assert store.load(CELL) == record_of(CELL)
+    store.save(store.load(CELL))
+    assert store.read("tiny").earlier == []
+
+
+def test_a_later_format_stops_everything_and_stays(store, monkeypatch):
+    path = store.path(CELL)
+    with monkeypatch.context() as patch:
+        patch.setattr("experiments.runner.record.FORMAT", 3)
+        assert store.save({**record_of(CELL), "format": 3}) == path
+    for read in (lambda: store.read("tiny"), lambda: store.load(CELL), lambda: store.set_aside("tiny", [path])):
+        with pytest.raises(StoreError, match="it has format 3, .* Nothing was changed. Update the checkout"):
             read()
-        assert str(path) in str(error.value) and message in str(error.value)
-        assert "Move it away or delete it: its cell is run again" in str(error.value)
+    assert path.exists()
 
 
 def test_a_malformed_record_is_not_saved(store):
     with pytest.raises(StoreError, match="its settings have the key"):
         store.save({**record_of(CELL), "key": OTHER.key})
-    assert store.records("tiny") == {}
+    with pytest.raises(StoreError, match="its settings are those of no cell"):
+        store.save({**record_of(CELL), "sweep": "../../pwn"})
+    assert store.read("tiny").records == {} and not store.out.exists()
+
+
+def test_a_failure_is_kept_until_the_cell_is_finished(store):
+    assert store.failures("tiny") == {}
+    store.save_failure(CELL, "Traceback\n  ...\nMemoryError: no")
+    store.save_failure(OTHER, "x" * 100_000)
+    marks = Store(store.out).failures("tiny")
+    assert (
+        marks[CELL.key]["failure"] == "Traceback\n  ...\nMemoryError: no"
+        and marks[CELL.key]["settings"] == CELL.settings
+    )
+    assert marks[OTHER.key]["failure"] == "x" * 10_000
+    assert store.read("tiny") == Contents() and store.load(CELL) is None
+    store.save(record_of(CELL))
+    assert set(store.failures("tiny")) == {OTHER.key} and set(store.read("tiny").records) == {CELL.key}
+
+
+def test_a_claim_is_seen_from_outside(store, holder):
+    assert store.is_claimed(CELL) and not store.is_claimed(OTHER)
+    assert [path.name for path in (store.out / "tiny" / "claims").iterdir()] == [f"{CELL.key}.lock"]
+    holder.kill()
+    holder.wait()
+    assert not store.is_claimed(CELL)
 
 
 @pytest.mark.parametrize("call", ["open", "fsync", "replace"])
@@ -111,7 +221,7 @@ def test_a_write_that_fails_leaves_no_half_file(store, monkeypatch, call, number
     assert "finished cells are kept" in message and "the same command resumes" in message
     assert files(store) == [f"{OTHER.key}.json"]
     store.save(record_of(CELL))
-    assert set(store.records("tiny")) == {CELL.key, OTHER.key}
+    assert set(store.read("tiny").records) == {CELL.key, OTHER.key}
 
 
 def test_a_folder_that_cannot_be_made_is_met_before_any_work(tmp_path):
@@ -179,7 +289,7 @@ def test_leftovers_are_ignored_and_removed_once_their_writer_is_dead(store, hold
     half.write_text('{"format":1,"sw')
     orphan = store.folder("tiny") / f"{OTHER.key}.124.abcd.tmp"
     orphan.write_text("")
-    assert set(store.records("tiny")) == {OTHER.key}
+    assert set(store.read("tiny").records) == {OTHER.key}
     store.prepare("tiny")
     assert files(store) == sorted([half.name, f"{OTHER.key}.json"])
     holder.kill()
