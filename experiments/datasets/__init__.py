@@ -49,7 +49,7 @@ def load(
             order; by default all. The test images are always all.
         seed: decides, with ``name`` and ``num_train``, which training images are drawn. The global random state is
             neither read nor changed.
-        download: get files that are missing or damaged, with torchvision, into ``data_dir``.
+        download: get files that are missing, with torchvision, into ``data_dir``. No file there is replaced.
 
     Raises:
         DatasetError: if the name is unknown, if a file is missing, truncated or not the published one, if a download

@@ -1,10 +1,13 @@
 """Files as their authors published them: checked when read, and fetched by torchvision when asked for."""
 
 import hashlib
+import os
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 
+from experiments.files import UnfitFileError, read_regular
+
+from ._download import DownloadError, download_missing
 from ._images import DatasetError
 
 
@@ -30,20 +33,23 @@ class PublishedFile:
         """The content of the file in the data folder ``root``, known to be the published one.
 
         Raises:
-            DatasetError: if it is missing, unreadable, truncated or another file, and cannot be downloaded.
+            DatasetError: if it is unreadable, truncated or another file, or is missing and cannot be downloaded.
         """
-        try:
-            return self._checked(root)
-        except DatasetError:
-            if not download:
-                raise
-        self._fetch(root)
+        # What lies there and is not the published file may be all that somebody has of it: it is not replaced.
+        if download and not os.path.lexists(root / self.path):
+            try:
+                md5 = self.archive_md5 or self.md5
+                download_missing(root, self.path, self.urls, md5=md5, archive=self.archive_md5 is not None)
+            except DownloadError as error:
+                raise self._error(root, str(error)) from error.__cause__
         return self._checked(root)
 
     def _checked(self, root: Path) -> bytes:
         path = root / self.path
         try:
-            content = path.read_bytes()
+            content = read_regular(path, most=self.size)
+        except UnfitFileError as error:
+            raise self._error(root, f"{error}: not the published file") from error
         except OSError as error:
             raise self._error(root, f"reading it gave: {error.strerror}") from error
         md5 = hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -52,33 +58,10 @@ class PublishedFile:
             raise self._error(root, f"got {len(content):,} bytes, md5 {md5}: {verdict}")
         return content
 
-    def _fetch(self, root: Path) -> None:
-        try:
-            from torchvision.datasets import utils
-        # Beside a torch that it was not built for, torchvision raises RuntimeError (or OSError, from the loader).
-        except (ImportError, OSError, RuntimeError) as error:
-            reason = (
-                f"torchvision, which downloads it, cannot be imported ({type(error).__name__}: {error}): it is not "
-                "installed, or was built for another torch. A CPU-only torch needs a CPU-only torchvision"
-            )
-            raise self._error(root, reason) from error
-        target = root / self.path
-        failures = []
-        for url in self.urls:
-            try:
-                if self.archive_md5 is None:
-                    utils.download_url(url, str(target.parent), target.name, self.md5)
-                else:
-                    utils.download_and_extract_archive(url, str(root), md5=self.archive_md5)
-            except (OSError, RuntimeError, HTTPException) as error:
-                failures.append(f"{url} gave {type(error).__name__}: {error}")
-            else:
-                return
-        raise self._error(root, f"the download failed: {'; '.join(failures)}")
-
     def _error(self, root: Path, reason: str) -> DatasetError:
         path = root / self.path
         sources = " or ".join(self.urls)
+        in_the_way = "- move away what lies there; nothing is replaced\n" if os.path.lexists(path) else ""
         if self.archive_md5 is None:
             by_hand = f"get {sources} and place it at {path}"
         else:
@@ -86,6 +69,7 @@ class PublishedFile:
         return DatasetError(
             f"{path}: expected the published file of {self.size:,} bytes, md5 {self.md5}; {reason.rstrip('.')}.\n"
             "Try one of the following fixes:\n"
+            f"{in_the_way}"
             '- python -m pip install ".[vision]", then run again with --download\n'
             f"- {by_hand},\n"
             f"  or point --data-dir or the environment variable PYRO_AVI_DATA to a folder that holds {self.path}"

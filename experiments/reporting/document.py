@@ -23,9 +23,10 @@ def plain_name(name: str) -> str:
     >>> plain_name("mnist-dense-0.3"), plain_name("../../pwn")
     ('mnist-dense-0.3', '.._.._pwn-5e4365ad')
     """
-    plain = re.sub(r"[^A-Za-z0-9_.+=-]", "_", name)[:100]
+    if re.fullmatch(r"[A-Za-z0-9_.+=-]{1,100}", name):
+        return name
     digits = hashlib.sha256(name.encode(errors="surrogatepass")).hexdigest()[:8]
-    return name if plain == name else f"{plain}-{digits}"
+    return f"{re.sub(r'[^A-Za-z0-9_.+=-]', '_', name)[:90]}-{digits}"
 
 
 @dataclass(frozen=True)

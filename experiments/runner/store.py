@@ -252,7 +252,7 @@ class Store:
             content = encode(record)
             _check_place(record, path)
         except DamagedError as error:
-            raise DamagedRecordError(path, str(error)) from error
+            raise StoreError(f"Cannot write the record {path}: {error}.") from error
         with _explained(f"Cannot write the record {path}", _RESUMES), self._lock(record["sweep"], record["key"]):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, content)

@@ -6,8 +6,11 @@ import hashlib
 import io
 import os
 import pickle
+import socket
 import struct
 import sys
+import time
+import urllib.request
 from dataclasses import replace
 from http.client import IncompleteRead
 from pathlib import Path
@@ -19,7 +22,7 @@ import torch
 from scipy.io import savemat
 from sklearn.datasets import load_digits
 
-from experiments.datasets import DatasetError, ImageData, cifar10, fashionmnist, load, mnist, names, svhn
+from experiments.datasets import DatasetError, ImageData, _download, cifar10, fashionmnist, load, mnist, names, svhn
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REAL_DATA = Path(os.environ.get("PYRO_AVI_DATA") or REPOSITORY.parent / "shared" / "data")
@@ -303,8 +306,29 @@ def test_missing_folder_and_a_file_in_its_place(tmp_path):
     with pytest.raises(DatasetError, match="Not a directory"):
         load("svhn", data_dir=tmp_path / "file")
     (tmp_path / "train_32x32.mat").mkdir()
-    with pytest.raises(DatasetError, match="Is a directory"):
+    with pytest.raises(DatasetError, match="it is a directory, not a regular file: not the published file"):
         load("svhn", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["a FIFO", "a character device", "100 GB"])
+def test_what_reading_would_wait_for_is_named_before(published, kind):
+    name, root, _, _ = published
+    file = files_of(name)[0]
+    path = root / file.path
+    path.unlink()
+    if kind == "a FIFO":
+        os.mkfifo(path)
+    elif kind == "100 GB":
+        with open(path, "wb") as sparse:
+            sparse.truncate(100 * 10**9)
+    else:
+        path.symlink_to("/dev/zero")
+    for download in (False, True):
+        with pytest.raises(DatasetError) as caught:
+            load(name, data_dir=root, download=download)
+        said = "it has 100,000,000,000 bytes, more than" if kind == "100 GB" else f"it is {kind}, not a regular file"
+        assert str(caught.value).startswith(f"{path}: expected the published file") and said in str(caught.value)
+        assert "move away what lies there" in str(caught.value)
 
 
 def test_published_sums_are_complete_and_distinct():
@@ -318,28 +342,38 @@ def test_published_sums_are_complete_and_distinct():
 
 
 class Torchvision:
-    """Stands in for ``torchvision.datasets.utils``: delivers copies of a folder, and remembers what it was asked."""
+    """Stands in for ``torchvision.datasets.utils``: delivers copies of files by their names, and remembers its calls."""
 
-    def __init__(self, source, root, fails=()):
-        self.source, self.root, self.fails, self.calls = source, root, fails, []
+    def __init__(self, source, fails=()):
+        self.source, self.fails, self.calls, self.limits = source, fails, [], []
 
     def download_url(self, url, root, filename, md5):
         self.calls.append(url)
-        if len(self.calls) <= len(self.fails):
-            raise self.fails[len(self.calls) - 1]
+        self.limits.append(socket.getdefaulttimeout())
         path = Path(root, filename)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.source[path.relative_to(self.root)])
-        assert hashlib.md5(path.read_bytes()).hexdigest() == md5
-
-    def download_and_extract_archive(self, url, download_root, *, md5):
-        self.calls.append(url)
         if len(self.calls) <= len(self.fails):
+            path.write_bytes(b"half")
             raise self.fails[len(self.calls) - 1]
-        assert Path(download_root) == self.root and md5 == cifar10.TEST.archive_md5
+        if url == cifar10.TEST.urls[0]:
+            assert md5 == cifar10.TEST.archive_md5
+            path.write_bytes(b"the archive")
+        else:
+            (content,) = (content for name, content in self.source.items() if name.name == filename)
+            path.write_bytes(content)
+            assert hashlib.md5(content).hexdigest() == md5
+
+    def extract_archive(self, from_path, to_path):
+        assert Path(from_path).read_bytes() == b"the archive"
         for path, content in self.source.items():
-            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
-            (self.root / path).write_bytes(content)
+            target = Path(to_path, path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(content)
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch):
+    monkeypatch.setattr(_download, "PAUSES", (0.0, 0.0))
 
 
 @pytest.fixture
@@ -366,21 +400,88 @@ def emptied(root):
 
 def test_download_fetches_what_is_missing(published, install):
     name, root, train, _ = published
-    utils = install(Torchvision(emptied(root), root))
+    before = contents(root)
+    utils = install(Torchvision(emptied(root)))
     images = load(name, data_dir=root, download=True)
     assert np.array_equal(images.train.numpy(), train.astype(np.float32) / 255)
     # One archive holds all batches of CIFAR10; the others are two files.
     assert utils.calls == ([cifar10.TEST.urls[0]] if name == "cifar10" else [f.urls[0] for f in files_of(name)])
+    assert set(utils.limits) == {_download.TIMEOUT} and socket.getdefaulttimeout() is None
+    assert contents(root) == before | {root / ".downloads" / "lock": b""}
 
 
-def test_download_replaces_a_damaged_file_and_leaves_the_others(published, install):
+@pytest.mark.parametrize("in_the_way", ["half a file", "a folder", "a link to nothing"])
+def test_download_replaces_nobodys_file(published, install, in_the_way):
     name, root, _, _ = published
-    source = {path.relative_to(root): content for path, content in contents(root).items()}
+    utils = install(Torchvision(emptied(root)))
     file = files_of(name)[-1]
-    (root / file.path).write_bytes(b"half")
-    utils = install(Torchvision(source, root))
+    path = root / file.path
+    if in_the_way == "a folder":
+        path.mkdir()
+    elif in_the_way == "a link to nothing":
+        path.symlink_to("nothing")
+    else:
+        path.write_bytes(b"half")
+    with pytest.raises(DatasetError, match="move away what lies there; nothing is replaced") as caught:
+        load(name, data_dir=root, download=True)
+    assert str(path) in str(caught.value) and file.urls[0] not in (utils.calls if name != "cifar10" else [])
+    assert path.is_dir() or path.is_symlink() or path.read_bytes() == b"half"
+
+
+def test_what_appears_during_a_download_is_kept(published, install):
+    name, root, _, _ = published
+    utils = install(Torchvision(emptied(root)))
+    file = files_of(name)[0]
+    deliver = utils.download_url
+
+    def meanwhile(*arguments):
+        deliver(*arguments)
+        (root / file.path).parent.mkdir(exist_ok=True, parents=True)
+        (root / file.path).write_bytes(b"mine")
+
+    utils.download_url = meanwhile
+    with pytest.raises(DatasetError, match="truncated"):
+        load(name, data_dir=root, download=True)
+    assert (root / file.path).read_bytes() == b"mine"
+
+
+def test_half_a_download_has_no_name_in_the_data_folder(published, install):
+    name, root, _, _ = published
+    source = emptied(root)
+    utils = install(Torchvision(source, fails=[TimeoutError("timed out")] * 9))
+    with pytest.raises(DatasetError, match="the download failed, 3 times: .* gave TimeoutError: timed out"):
+        load(name, data_dir=root, download=True)
+    assert {path for path in root.rglob("*") if path.is_file() and ".downloads" not in path.parts} == set()
+    utils.fails, utils.calls = [TimeoutError("timed out"), ConnectionResetError(104, "reset")], []
     assert len(load(name, data_dir=root, download=True).test) == 4
-    assert utils.calls == [file.urls[0]]
+
+
+def test_where_there_are_no_hard_links_files_are_renamed(published, install, monkeypatch):
+    def refuse(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", refuse)
+    name, root, _, _ = published
+    install(Torchvision(emptied(root)))
+    assert len(load(name, data_dir=root, download=True).test) == 4
+
+
+def test_a_server_that_says_nothing_is_left_after_a_while(tmp_path, install, monkeypatch):
+    images = idx_file(np.zeros((3, 28, 28), np.uint8))
+    silent = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{silent.getsockname()[1]}/images.gz"
+    for name in ("TRAIN", "TEST"):
+        file = place(tmp_path, getattr(mnist, name), images)
+        monkeypatch.setattr(mnist, name, replace(file, urls=(url,)))
+    emptied(tmp_path)
+    # As torchvision opens it.
+    utils = install(Torchvision({}))
+    utils.download_url = lambda url, *arguments: urllib.request.urlopen(url)
+    monkeypatch.setattr(_download, "TIMEOUT", 0.1)
+    begin = time.monotonic()
+    with silent, pytest.raises(DatasetError, match="3 times: http://127.*timed out"):
+        load("mnist", data_dir=tmp_path, download=True)
+    assert time.monotonic() - begin < 20
 
 
 def test_download_of_what_is_there_needs_no_torchvision(published, monkeypatch):
@@ -428,11 +529,11 @@ def test_torchvision_cannot_be_imported(published, monkeypatch, error):
 def test_download_fails(published, install, error):
     name, root, _, _ = published
     file = files_of(name)[0]
-    utils = install(Torchvision(emptied(root), root, fails=[error] * len(file.urls)))
+    utils = install(Torchvision(emptied(root), fails=[error] * 3 * len(file.urls)))
     with pytest.raises(DatasetError) as caught:
         load(name, data_dir=root, download=True)
     message = str(caught.value)
-    assert utils.calls == list(file.urls)
+    assert utils.calls == 3 * list(file.urls)
     assert all(f"{url} gave {type(error).__name__}: {error}" in message for url in file.urls)
     assert_both_ways(message, file, root)
 
@@ -441,7 +542,7 @@ def test_the_second_source_is_tried_when_the_first_fails(tmp_path, install, monk
     images = idx_file(np.arange(3 * 784, dtype=np.uint32).astype(np.uint8).reshape(3, 28, 28))
     monkeypatch.setattr(mnist, "TRAIN", place(tmp_path, mnist.TRAIN, images))
     monkeypatch.setattr(mnist, "TEST", place(tmp_path, mnist.TEST, images))
-    utils = install(Torchvision(emptied(tmp_path), tmp_path, fails=[OSError("no route")]))
+    utils = install(Torchvision(emptied(tmp_path), fails=[OSError("no route")]))
     assert len(load("mnist", data_dir=tmp_path, download=True).train) == 3
     assert utils.calls == [*mnist.TRAIN.urls, mnist.TEST.urls[0]]
 
@@ -450,7 +551,8 @@ def test_a_download_that_delivers_something_else_is_refused(published, install, 
     name, root, _, _ = published
     emptied(root)
     silent = ModuleType("utils")
-    silent.download_url = silent.download_and_extract_archive = lambda *args, **kwargs: None
+    silent.download_url = lambda url, root, name, md5: Path(root, name).touch() if name.endswith(".tar.gz") else None
+    silent.extract_archive = lambda *arguments: None
     install(silent)
     with pytest.raises(DatasetError, match="No such file or directory"):
         load(name, data_dir=root, download=True)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from experiments.runner.cell import Cell
+from experiments.runner.record import FORMAT
 
 GUIDES = (("constant", None), ("amortized", 1), ("amortized", 64), ("amortized", 256), ("factorized", None))
 SEEDS = (1954, 1789, 1790)
@@ -102,7 +103,7 @@ def make_record(settings, *, elbo=None, steps=None, settle=None, status="done", 
         result |= dict.fromkeys(("refined", "images", "final", "convergence", "continued")) | {"diverged_at": 400}
         result["curve"] = {name: values[:12] for name, values in curve.items()}
     return {
-        "format": 1, "sweep": "images", "key": Cell("images", settings).key, "settings": settings, "result": result,
+        "format": FORMAT, "sweep": "images", "key": Cell("images", settings).key, "settings": settings, "result": result,
         "provenance": make_provenance(started),
     }  # fmt: skip
 
@@ -145,7 +146,7 @@ def make_tuning(settings, *, rates=(1e-3, 1e-2, 1e-1)):
     ]
     result = {"trials": trials, "train_seconds": 2.5, "evaluation_seconds": 0.5}
     return {
-        "format": 1, "sweep": "images", "key": Cell("images", kept).key, "settings": kept, "result": result,
+        "format": FORMAT, "sweep": "images", "key": Cell("images", kept).key, "settings": kept, "result": result,
         "provenance": make_provenance("2026-01-05T09:00:00+00:00"),
     }  # fmt: skip
 

@@ -1,0 +1,74 @@
+"""Reports of stores that hold what nobody here has written."""
+
+import doctest
+import types
+
+import pytest
+
+from experiments import report
+from experiments.reporting import document
+from experiments.reporting.document import Document, Figure, Finding, Section, Table
+from experiments.runner.cell import Cell
+from experiments.runner.record import FORMAT
+from experiments.runner.store import Store
+
+EMPTY = Table("", ["a"], [])
+
+
+def drawn_from(records):
+    """A report that takes the names of its parts from the records, as those of the sweeps do."""
+    names = [record["settings"]["dataset"] for record in records.values()]
+    figures = [Figure(name, name, "", lambda: b"png") for name in names]
+    opening = [Finding("result", name, "", figure) for name, figure in zip(names, figures, strict=True)]
+    sections = [Section(name, name, "", figures=[figure]) for name, figure in zip(names, figures, strict=True)]
+    return Document("", "", opening, EMPTY, sections, [], EMPTY, {})
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """A store deep in an empty folder, and the report above as that of the sweep `images`."""
+    monkeypatch.setattr(report.registry, "find", lambda name: types.SimpleNamespace(document=drawn_from))
+    return Store(tmp_path / "a" / "b" / "c" / "results")
+
+
+def save(store, dataset):
+    cell = Cell("images", {"dataset": dataset})
+    named = {"format": FORMAT, "sweep": "images", "key": cell.key, "settings": dict(cell.settings)}
+    return store.save({**named, "result": {}, "provenance": {}})
+
+
+def files(folder):
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_docstrings_hold():
+    assert doctest.testmod(document).failed == 0
+
+
+@pytest.mark.parametrize("dataset", ["../../../../pwn", "/tmp/pwn", "a\x00b", "x" * 300, "..", "é/<script>"])
+def test_names_in_records_are_no_paths(store, tmp_path, dataset):
+    save(store, dataset)
+    page = report.write("images", store.out)
+    assert files(tmp_path) == files(store.out / "images")
+    drawn = list((page.parent / "figures").iterdir())
+    assert len(drawn) == 2 and all(path.suffix == ".png" and path.read_bytes() == b"png" for path in drawn)
+    assert all(f"figures/{path.name}" in (page.parent / "summary.md").read_text() for path in drawn)
+    assert "<script>" not in page.read_text()
+
+
+def test_other_names_have_other_files():
+    plain = document.plain_name
+    names = ["../a", "/../a", "..", "a/b", "a_b", "a\\b", "x" * 101, "x" * 102, "é", "é ", "", "\udcff"]
+    assert len({plain(name) for name in names}) == len(names)
+    assert all(plain(plain(name)) == plain(name) and 0 < len(plain(name)) <= 100 for name in names)
+
+
+def test_what_is_damaged_is_left_out_and_told(store):
+    save(store, "whole")
+    path = save(store, "damaged")
+    path.write_text(path.read_text().replace('"result":{}', '"result":{ }'))
+    before = path.read_text()
+    (path.parent / "notes.json").write_text("<script>")
+    text = report.write("images", store.out).read_text()
+    assert "2 files are damaged or foreign, and no numbers are taken from them" in text and "<script>" not in text
+    assert f"{path.name} (its checksum is another" in text and path.read_text() == before
