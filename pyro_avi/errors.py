@@ -40,7 +40,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         raise TypeError(f"Expected {name} to be a whole number, got {value!r}.")
     if value < least:
         raise ValueError(f"Expected {name} of at least {least}, got {value}.")
-    return value
+    return int(value)
 
 
 class CallError(ValueError):

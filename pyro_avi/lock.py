@@ -8,7 +8,8 @@ from typing import ParamSpec, TypeVar
 
 __all__ = ["in_turn", "turn"]
 
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 # A callback of a training may measure: the same thread comes in again.
 _LOCK = threading.RLock()
 

@@ -1,11 +1,11 @@
 """Random states: draws that leave that of the program as it was."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-__all__ = ["Stream", "random_state", "seeded", "set_random_state"]
+__all__ = ["Stream", "as_seed", "draws_from", "random_state", "seeded", "set_random_state"]
 
 
 @contextmanager
@@ -16,6 +16,16 @@ def seeded(seed: int | None) -> Iterator[None]:
         if seed is not None:
             torch.manual_seed(seed)
         yield
+
+
+def draws_from(seed: int | None) -> AbstractContextManager[None]:
+    """A context that draws from a seed and restores the program's random state, or draws from that state (``None``)."""
+    return nullcontext() if seed is None else seeded(seed)
+
+
+def as_seed(seed: int | None) -> int:
+    """The seed, or one drawn from the program's random state (``None``), for functions that derive several seeds from it."""
+    return int(torch.randint(2**31, ())) if seed is None else seed
 
 
 class Stream:

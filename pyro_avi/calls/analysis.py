@@ -166,7 +166,7 @@ def _check_repeats(query: DataQuery, data: CallData, again: CallData) -> None:
     names = [
         (
             {name: rows.size for name, rows in each.rows.items()},
-            *map(list, (each.values, each.masks, each.scales, each.given)),
+            *(list(part) for part in (each.values, each.masks, each.scales, each.given)),
         )
         for each in (data, again)
     ]

@@ -200,8 +200,8 @@ def run_once(
 def _all_plates(query: DataQuery, data: dict[str, Subsample], trace: Trace) -> dict[str, Subsample]:
     """The rows of all plates, in their order; those of a plate without a size are the ones that its sites have."""
     by_shape = sizes_by_shape(trace)
-    rows = {name: Subsample(by_shape[name], None) if name in by_shape else data.get(name) for name in query.plates}
-    missing = [name for name, subsample in rows.items() if subsample is None]
+    known = data | {name: Subsample(size, None) for name, size in by_shape.items()}
+    missing = [name for name in query.plates if name not in known]
     if missing:
         raise ValueError(f"Expected the plates {list(query.plates)} in every call of the model, got none of {missing}.")
-    return rows
+    return {name: known[name] for name in query.plates}

@@ -102,7 +102,7 @@ _READS |= {"nonzero", "argwhere", "masked_select", "unique", "unique_consecutive
 # What makes tensors of Python objects. That a list of numbers has changed would not be seen.
 _MAKES = {"tensor", "as_tensor", "asarray", "from_numpy", "frombuffer"}
 
-_FIXED = (bool, int, float, complex, str, type(None), type(...), type, torch.Size)
+_FIXED: tuple[type, ...] = (bool, int, float, complex, str, type(None), type(...), type, torch.Size)
 _FIXED += (torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 

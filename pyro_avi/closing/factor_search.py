@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -11,14 +11,15 @@ from torch import Tensor
 from pyro_avi.closing.refine import take_steps
 from pyro_avi.closing.remaining_gain import RemainingGain, remaining_gain
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, write_tables
-from pyro_avi.closing.weight_source import JointWeights, WeightSource, by_row
+from pyro_avi.closing.weight_source import Draws, JointWeights, WeightSource, by_row
 from pyro_avi.densities.log_weights import LogWeights
+from pyro_avi.display.progress_bar import ProgressBar
 from pyro_avi.estimators.gains import cross_fitted, gains
 from pyro_avi.evidence.ais import isolated_sampling
 from pyro_avi.evidence.mixture import missed_modes
 from pyro_avi.guides import FactorizedGuide
 
-__all__ = ["SearchResult", "FactorSearch", "moments"]
+__all__ = ["Budget", "FactorSearch", "SearchResult", "moments"]
 
 # Draws by which factors are compared during the search, the same for all: fewer than for the reported bounds.
 _DRAWS = 300
@@ -28,6 +29,22 @@ _PILOT, _LOOKS = 800, 2
 _LEFT, _MOVES = 3.0, 1.0
 # A row that gains less, in tolerances, has its learning rate halved, since the noise of a step is what limits it then.
 _SLOWS = 10.0
+
+
+class Budget(NamedTuple):
+    """The budget of a search, and what counts as a gain.
+
+    Attributes:
+        num_steps: the steps of a round.
+        lr: the learning rate of the first round.
+        max_rounds: the largest number of rounds.
+        tolerance: the gain of a round, in nats, below which a row counts as finished.
+    """
+
+    num_steps: int
+    lr: float
+    max_rounds: int
+    tolerance: float
 
 
 @dataclass(frozen=True)
@@ -59,12 +76,10 @@ class FactorSearch:
         model: of the rows, without global latents.
         source: of the log weights of the factors.
         args, kwargs: of the model.
-        num_steps: the steps of a round.
-        lr: the learning rate of the first round.
-        max_rounds: the rounds after which the search ends.
-        tolerance: in nats.
+        budget: of the search.
         seed: of the draws on the way.
-        report: ``num_samples`` and ``seed`` of the draws by which the first factors are compared with what was found.
+        report: the draws by which the first factors are compared with what was found.
+        bar: counts the rounds, one for each start; its total grows by the largest number that may still come.
     """
 
     def __init__(
@@ -74,16 +89,14 @@ class FactorSearch:
         args: tuple,
         kwargs: Mapping[str, Any],
         *,
-        num_steps: int,
-        lr: float,
-        max_rounds: int,
-        tolerance: float,
+        budget: Budget,
         seed: int,
-        report: Mapping[str, int],
+        report: Draws,
+        bar: ProgressBar,
     ):
         self._model, self._source, self._args, self._kwargs = model, source, args, kwargs
-        self._steps = {"num_steps": num_steps, "lr": lr}
-        self._max_rounds, self._tolerance, self._seed, self._report = max_rounds, tolerance, seed, report
+        self._budget, self._seed, self._report = budget, seed, report
+        self._bar = bar
 
     def improve(self, guide: FactorizedGuide, before: LogWeights, starts: Sequence[Tensor | Tables]) -> SearchResult:
         """The best factor of every row: that of the guide, or what the rounds find where the row really gains by it.
@@ -98,7 +111,7 @@ class FactorSearch:
         """
         first = read_tables(guide)
         best, converged, remaining, ends = self._rounds(guide, [_start(guide, start) for start in starts])
-        after = self._source.weights(guide, **self._report)
+        after = self._source.weights(guide, self._report)
         gained = gains(before.local, after.local)
         # A factor with draws of zero density is not taken.
         better = gained.significant() & after.local.isfinite().all(0)
@@ -115,12 +128,14 @@ class FactorSearch:
         """The best tables, which the guide has at the end; converged rows; their remaining gain; where each start has led."""
         best, local = read_tables(guide), self._weigh(guide)
         share, ends = torch.ones_like(local[0]), []
-        for turn in range(self._max_rounds):
+        self._expect(len(starts) + self._budget.max_rounds - 1)
+        for turn in range(self._budget.max_rounds):
             gain = torch.zeros_like(share)
             queue = list(starts) if turn == 0 else [best]
             while queue:
                 write_tables(guide, queue.pop(0))
                 self._take_steps(guide, share, self._seed + turn)
+                self._bar.update()
                 end, there = read_tables(guide), self._weigh(guide)
                 gained = gains(local, there)
                 better = gained.rows > _MOVES * gained.rows_se
@@ -131,10 +146,12 @@ class FactorSearch:
                     ends.append(end)
                     # Other modes are looked for when all starts have led to theirs.
                     looked = len(ends) - len(starts)
-                    queue += self._missed(guide, best, ends) if not queue and 0 <= looked < _LOOKS else []
-            stopped = gain < self._tolerance
-            share = torch.where(gain < _SLOWS * self._tolerance, 0.5 * share, share)
-            if not stopped.all() and turn + 1 < self._max_rounds:
+                    missed = self._missed(guide, best, ends) if not queue and 0 <= looked < _LOOKS else []
+                    self._expect(len(missed))
+                    queue += missed
+            stopped = gain < self._budget.tolerance
+            share = torch.where(gain < _SLOWS * self._budget.tolerance, 0.5 * share, share)
+            if not stopped.all() and turn + 1 < self._budget.max_rounds:
                 continue
             write_tables(guide, best)
             remaining = self._remaining_gain(guide)
@@ -144,6 +161,9 @@ class FactorSearch:
                 break
         return best, converged, remaining, ends
 
+    def _expect(self, rounds: int) -> None:
+        self._bar.total += rounds
+
     def _missed(self, guide: FactorizedGuide, best: Tables, ends: Sequence[Tables]) -> list[Tables]:
         """Where to start from to find a mode that no factor so far covers, if draws of the prior have met one."""
         if not isinstance(self._source, JointWeights):
@@ -152,29 +172,40 @@ class FactorSearch:
         ((name, table),) = best.items()
         with isolated_sampling(self._seed - 3), torch.no_grad():
             factors = [factor.distribution(each) for each in (table, *(end[name] for end in ends))]
-            options = {"num_samples": _PILOT, "max_memory": self._source.max_memory}
             center, spread = moments(factors[0])
-            place, missed = missed_modes(self._source.joint, factors, center, **options)
+            place, missed = missed_modes(
+                self._source.joint, factors, center, num_samples=_PILOT, max_memory=self._source.max_memory
+            )
             start = factor.family.initial(place, spread)
         return [{name: torch.where(by_row(missed, None), start, table)}] if missed.any() else []
 
     def _weigh(self, guide: FactorizedGuide) -> Tensor:
-        return self._source.weights(guide, num_samples=_DRAWS, seed=self._seed - 1).local
+        return self._source.weights(guide, Draws(_DRAWS, self._seed - 1)).local
 
     def _take_steps(self, guide: FactorizedGuide, share: Tensor, seed: int) -> None:
         blocks = self._source.blocks
-        shares = {name: by_row(share, blocks and blocks[name]) for name in guide.row_tables()}
+        shares = {name: by_row(share, None if blocks is None else blocks[name]) for name in guide.row_tables()}
         slower = None if (share == 1).all() else shares
-        take_steps(self._model, guide, self._args, self._kwargs, **self._steps, seed=seed, shares=slower)
+        take_steps(
+            self._model,
+            guide,
+            self._args,
+            self._kwargs,
+            num_steps=self._budget.num_steps,
+            lr=self._budget.lr,
+            seed=seed,
+            shares=slower,
+        )
 
     def _remaining_gain(self, guide: FactorizedGuide) -> RemainingGain | None:
         if not isinstance(self._source, JointWeights):
             return None
-        factor, memory = guide.row_factors[0].factor, self._source.max_memory
-        return remaining_gain(self._source.joint, factor, guide.table, seed=self._seed - 2, max_memory=memory)
+        row_factor, memory = guide.row_factors[0], self._source.max_memory
+        factor, table = row_factor.factor, row_factor.function.table
+        return remaining_gain(self._source.joint, factor, table, seed=self._seed - 2, max_memory=memory)
 
     def _is_little(self, remaining: RemainingGain) -> Tensor:
-        return remaining.at_most() < _LEFT * self._tolerance
+        return remaining.at_most() < _LEFT * self._budget.tolerance
 
 
 def _start(guide: FactorizedGuide, given: Tensor | Tables) -> Tables:

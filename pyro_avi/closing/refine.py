@@ -9,7 +9,7 @@ from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, table_like, write_tables
-from pyro_avi.closing.weight_source import weight_source
+from pyro_avi.closing.weight_source import Draws, weight_source
 from pyro_avi.estimators.gains import gains
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.enumerated import Enumerated, enumerating_elbo
@@ -18,6 +18,7 @@ from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.local_guide import LocalGuide, check_local_guide
 from pyro_avi.lock import in_turn
 from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
+from pyro_avi.seeds import as_seed
 from pyro_avi.training.fit import Fit, LearningRate, fit
 
 __all__ = ["refine", "take_steps"]
@@ -34,8 +35,8 @@ def refine(
     num_steps: int,
     lr: LearningRate = 0.05,
     start: Tensor | dict[tuple[str, ...], Tensor] | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    seed: int | None = 0,
+    progress: bool = True,
     **kwargs,
 ) -> FactorizedGuide:
     r"""Fit a factor of its own to every row of a call, globals and model frozen.
@@ -60,8 +61,8 @@ def refine(
         start: ``[N, P]`` where to start, for several row sets by the names of their plates; by default the guide's own
             output for the rows, of a factorized guide the rows of its table. It has none for rows that it was not fitted to:
             they start at the mean of its table, its best constant guess.
-        seed: of the draws.
-        progress: whether to show a progress bar.
+        seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Returns:
         A guide for these rows, with a copy of the guide's factor of the global latents. ``guide`` and ``model`` are left
@@ -87,18 +88,21 @@ def refine(
         torch.Size([5, 4])
     """
     check_local_guide(guide)
+    seed = as_seed(seed)
     if not guide.row_plates:
         row, table = as_one_row(model, guide, args, kwargs)
-        options = {"num_steps": num_steps, "lr": lr, "start": start, "seed": seed, "progress": progress}
-        return write_back(model, refine(row, table, *args, **options, **kwargs), args, kwargs)
+        refined = refine(
+            row, table, *args, num_steps=num_steps, lr=lr, start=start, seed=seed, progress=progress, **kwargs
+        )
+        return write_back(model, refined, args, kwargs)
     refined = table_like(model, guide, args, kwargs, with_globals=True)
     starts = _starts(guide, refined, start, args, kwargs)
     write_tables(refined, starts)
-    source, options = weight_source(model, refined, args, kwargs), {"num_samples": _DRAWS, "seed": seed + 1}
+    source, draws = weight_source(model, refined, args, kwargs), Draws(_DRAWS, seed + 1)
     # Another seed than that of the steps: rows are overfitted to the draws that they were trained on.
-    before = source.weights(refined, **options).local
+    before = source.weights(refined, draws).local
     take_steps(model, refined, args, kwargs, num_steps=num_steps, lr=lr, seed=seed, progress=progress)
-    gained = gains(before, source.weights(refined, **options).local).significant()
+    gained = gains(before, source.weights(refined, draws).local).significant()
     write_tables(refined, choose(gained, read_tables(refined), starts, source.blocks))
     return refined
 
@@ -135,11 +139,22 @@ def take_steps(
     guide.row_factors.eval()
     for parameter in shared:
         parameter.requires_grad_(False)
-    options = {"elbo": elbo, "seed": seed, "progress": progress, "callbacks": [*scaled, mean, schedule]}
+    callbacks: list[Callable[[Fit], None]] = [*scaled, mean, schedule]
     with warnings.catch_warnings(), evaluation_mode():
         # The warning is about global latents after local ones in the model; frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
-        fit(model, trained, *args, num_steps=num_steps, lr={"local": lr}, **options, **kwargs)
+        fit(
+            model,
+            trained,
+            *args,
+            num_steps=num_steps,
+            lr={"local": lr},
+            elbo=elbo,
+            callbacks=callbacks,
+            seed=seed,
+            progress=progress,
+            **kwargs,
+        )
     for parameter in shared:
         parameter.requires_grad_(True)
     mean.take()

@@ -85,7 +85,7 @@ def _gradients(
     gradients, fisher = [], []
     sizes = joint.chunks(_PAIRS, max_memory)
     for group in range(groups):
-        gradient, information = 0.0, 0.0
+        gradient = information = torch.zeros_like(table, dtype=torch.double)
         with isolated_sampling(seed + group):
             for count in sizes:
                 of_gradient, of_fisher = _gradient_sums(joint, factor, table, count)
@@ -106,7 +106,7 @@ def _gradient_sums(joint: LocalJoint, factor: Factor, table: Tensor, count: int)
         if factor.family.symmetric:
             # The gradient of the path alone has no noise where the factor is the posterior.
             points, density = [u, 2 * posterior.mean - u], factor.distribution(table)
-        gradient, fisher = 0.0, 0.0
+        gradient = fisher = torch.zeros_like(table, dtype=torch.double)
         for point in points:
             prior, likelihood = joint(point)
             weight = prior + likelihood - density.log_prob(point).double()

@@ -74,5 +74,5 @@ def choose(first: Tensor, one: Tables, other: Tables, blocks: Mapping[str, Tenso
         one, other: the tables.
         blocks: of the source of their log weights.
     """
-    of_rows = {name: by_row(first, blocks and blocks[name]) for name in one}
+    of_rows = {name: by_row(first, None if blocks is None else blocks[name]) for name in one}
     return {name: torch.where(of_rows[name].to(table.device), table, other[name]) for name, table in one.items()}

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -13,7 +13,14 @@ from pyro_avi.evidence.ais import isolated_sampling
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 
-__all__ = ["JointWeights", "WeightSource", "TraceWeights", "by_row", "weight_source"]
+__all__ = ["Draws", "JointWeights", "TraceWeights", "WeightSource", "by_row", "weight_source"]
+
+
+class Draws(NamedTuple):
+    """The number of draws and their seed; two factors are compared by the same draws."""
+
+    num_samples: int
+    seed: int
 
 
 class WeightSource(ABC):
@@ -27,13 +34,12 @@ class WeightSource(ABC):
     blocks: Mapping[str, Tensor] | None = None
 
     @abstractmethod
-    def weights(self, guide: FactorizedGuide, *, num_samples: int, seed: int) -> LogWeights:
-        """The log weights of an even number of draws, ``num_samples`` at least.
+    def weights(self, guide: FactorizedGuide, draws: Draws) -> LogWeights:
+        """The log weights of an even number of draws, at least as many as are asked for.
 
         Args:
             guide: with a table for the rows of the call.
-            num_samples: the number of draws.
-            seed: of the draws.
+            draws: their number and seed.
         """
 
 
@@ -50,12 +56,16 @@ class JointWeights(WeightSource):
         self.joint, self.max_memory = joint, max_memory
         self._args, self._kwargs = args, kwargs
 
-    def weights(self, guide, *, num_samples, seed):
-        """The log weights of an even number of draws, ``num_samples`` at least."""
-        with isolated_sampling(seed):
+    def weights(self, guide: FactorizedGuide, draws: Draws) -> LogWeights:
+        """The log weights of an even number of draws, at least as many as are asked for."""
+        with isolated_sampling(draws.seed):
             factors = guide.fixed_posterior(*self._args, **self._kwargs)
-            options = {"num_samples": num_samples, "max_memory": self.max_memory}
-            return self.joint.log_weights(factors, symmetric=guide.family.symmetric, **options)
+            return self.joint.log_weights(
+                factors,
+                num_samples=draws.num_samples,
+                max_memory=self.max_memory,
+                symmetric=guide.family.symmetric,
+            )
 
 
 class TraceWeights(WeightSource):
@@ -68,11 +78,13 @@ class TraceWeights(WeightSource):
     def __init__(self, model: Callable, args: tuple, kwargs: Mapping[str, Any]):
         self._model, self._args, self._kwargs = model, args, kwargs
 
-    def weights(self, guide, *, num_samples, seed):
-        """The log weights of an even number of draws, ``num_samples`` at least."""
-        even = num_samples + num_samples % 2
-        with isolated_run(seed):
-            weights = log_weights(self._model, guide, *self._args, num_samples=even, **self._kwargs)
+    def weights(self, guide: FactorizedGuide, draws: Draws) -> LogWeights:
+        """The log weights of an even number of draws, at least as many as are asked for."""
+        even = draws.num_samples + draws.num_samples % 2
+        with isolated_run(draws.seed):
+            weights = log_weights(
+                self._model, guide, *self._args, num_samples=even, seed=None, progress=False, **self._kwargs
+            )
         # Rows that share a factor, as those of crossed plates share observations, are weighed together.
         if weights.blocks is not None:
             self.blocks = {" x ".join(plates): blocks for plates, blocks in weights.blocks.items()}

@@ -48,7 +48,7 @@ def _place_of(error: BaseException) -> str | None:
 @cache
 def _libraries() -> list[Path]:
     installed = [Path(folder) for folder in sysconfig.get_paths().values()]
-    return [Path(__file__).parents[1], *(Path(module.__file__).parent for module in (torch, pyro)), *installed]
+    return [Path(__file__).parents[1], *(Path(str(module.__file__)).parent for module in (torch, pyro)), *installed]
 
 
 def log_graph(what: str, fallback: str | None = None) -> None:

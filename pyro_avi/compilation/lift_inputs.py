@@ -37,7 +37,8 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
         A program without inputs that makes the list of these draws, in the same order from the same random state, into the
         same memory at every call; and whether these are all draws of the graph.
     """
-    drawn, needed = [], {}
+    drawn: list[Node] = []
+    needed: dict[Node, None] = {}
     random = [node for node in traced.graph.nodes if _is_random(node)]
     for node in random:
         ancestors = _ancestors(node)
@@ -73,7 +74,8 @@ def _is_random(node: Node) -> bool:
 
 def _ancestors(node: Node) -> dict[Node, None]:
     """The node and all nodes that it is computed from."""
-    found, waiting = {}, [node]
+    found: dict[Node, None] = {}
+    waiting = [node]
     while waiting:
         one = waiting.pop()
         if one not in found:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -35,7 +36,8 @@ def parameters_replaced(slots: Sequence[tuple[nn.Module, str]], values: Sequence
     """A context in which the parameters of modules are replaced by these tensors."""
     own = [module._parameters[name] for module, name in slots]
     for (module, name), value in zip(slots, values, strict=True):
-        module._parameters[name] = value
+        # A plain tensor stands in for the parameter.
+        cast("dict[str, Tensor]", module._parameters)[name] = value
     try:
         yield
     finally:

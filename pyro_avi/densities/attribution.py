@@ -176,7 +176,8 @@ def _find(call: PerturbedCall) -> Attribution:
     num_blocks = int(numbers.max()) + 1
     owners = torch.where(row_of_element < 0, -1, numbers[row_of_element])
     split = iter(owners.split([factor.value.numel() for part in factors for factor in part]))
-    by_factor = tuple([Owners(next(split).reshape(call.padded(x)), num_blocks) for x in part] for part in factors)
+    of_model, of_guide = ([Owners(next(split).reshape(call.padded(x)), num_blocks) for x in part] for part in factors)
+    by_factor = (of_model, of_guide)
     scale, is_estimate = _scales(call, by_factor)
     return Attribution(
         blocks=dict(zip(call.row_sets, numbers.split(list(call.sizes)), strict=True)),
@@ -252,7 +253,8 @@ def check_attribution(call: PerturbedCall, found: Attribution) -> None:
     Raises:
         ValueError: if that does not hold; the message names the sites.
     """
-    wrong, other = [], list(call.unaccounted())
+    wrong: list = []
+    other = list(call.unaccounted())
     # In another order than in the search. For any two blocks there is an evaluation that changes one and not the other.
     codes = row_codes(found.num_blocks)[torch.randperm(found.num_blocks)]
     for chosen in codes.T[:_MOST_CHECKS]:

@@ -163,8 +163,7 @@ class LocalJoint:
             u = 2 * posterior.mean - u if symmetric else posterior.rsample((count,))
             pair.append(self._log_weight(posterior, u))
             local.append(torch.stack(pair, 1).flatten(0, 1))
-        local = torch.cat(local)
-        return self.weigh(local)
+        return self.weigh(torch.cat(local))
 
     def weigh(self, local: Tensor) -> LogWeights:
         """Log weights ``[S, B]`` of the rows, as they count in the data."""

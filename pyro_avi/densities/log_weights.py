@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -14,12 +14,14 @@ from pyro_avi.densities.attribution import Attribution, attribute
 from pyro_avi.densities.log_factors import enumeration_depth, log_factors, sample_enumerated, trace_at
 from pyro_avi.densities.perturbation import HasRowPlates
 from pyro_avi.display.formatting import counted, with_error
+from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import check_data, is_latent, row_plate
 from pyro_avi.param_store import isolated_param_store
+from pyro_avi.seeds import draws_from
 
 __all__ = ["LogWeights", "Weigher", "log_weights"]
 
@@ -69,7 +71,14 @@ class LogWeights:
 
 @torch.no_grad()
 def log_weights(
-    model: Callable, guide: Callable, *args, num_samples: int, plate: str | Sequence[str] | None = None, **kwargs
+    model: Callable,
+    guide: Callable,
+    *args,
+    num_samples: int,
+    plate: str | Sequence[str] | None = None,
+    seed: int | None = 0,
+    progress: bool = True,
+    **kwargs,
 ) -> LogWeights:
     r"""Draw from the guide and weigh the draws by the model.
 
@@ -89,6 +98,9 @@ def log_weights(
         num_samples: ``S``, the number of draws.
         plate: the name of the plate of the rows, or several; by default those of the guide, if it is one of the three, or
             the one that holds both a latent and an observation. Where no latent lies in a plate the call is one row.
+        seed: the seed of the draws, with which the program's random state is left as it was; ``None`` to draw from that
+            state.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Raises:
         ValueError: if there is no such plate, the guide lacks a latent of the model, or ``num_samples`` is not positive.
@@ -104,9 +116,15 @@ def log_weights(
         >>> weights.local.shape, weights.global_.shape
         (torch.Size([3, 20]), torch.Size([3]))
     """
-    with isolated_param_store(), evaluation_mode():
+    local, global_ = [], []
+    with draws_from(seed), isolated_param_store(), evaluation_mode():
         weigher = Weigher(model, guide, args, kwargs, plate=plate)
-        local, global_ = zip(*(weigher.weigh(*traces) for traces in weigher.draws(num_samples)), strict=True)
+        with progress_bar(num_samples, unit="draw", progress=progress) as bar:
+            for traces in weigher.draws(num_samples):
+                weights = weigher.weigh(*traces)
+                local.append(weights[0])
+                global_.append(weights[1])
+                bar.update()
     return weigher.collect(torch.stack(local), torch.stack(global_))
 
 
@@ -163,7 +181,8 @@ class Weigher:
 
     def completed(self, guide_trace: Trace) -> Trace:
         """A trace of the model with the latents of a draw, and draws from the posterior of those that are summed out."""
-        return sample_enumerated(self._model, self._args, self._kwargs, guide_trace, depth=self._depth)
+        depth = cast(int, self._depth)
+        return sample_enumerated(self._model, self._args, self._kwargs, guide_trace, depth=depth)
 
     def weigh(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor, Tensor]:
         """The log weight of one draw: the part of each block ``[M]``, and the rest ``[]``."""

@@ -178,8 +178,8 @@ class PerturbedCall:
             rows.append(torch.where(found < 0, -1, found + offset))
             ties += [rows_tied + offset for rows_tied in tied]
             tying |= changes[0].sum(0) > codes[0][0].sum()
-        rows = torch.stack(rows)
-        return rows, ties, tying | ((rows >= 0).sum(0) > 1)
+        every = torch.stack(rows)
+        return every, ties, tying | ((every >= 0).sum(0) > 1)
 
     def _changes(self, plates: Plates, codes: Tensor) -> Tensor:
         """``[L, E]`` whether each element changes when the latents of the rows with a bit set are changed."""

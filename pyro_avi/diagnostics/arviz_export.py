@@ -1,6 +1,6 @@
 """Posterior draws and their log likelihoods for ArviZ."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 from pyro_avi.densities.log_weights import Weigher
 from pyro_avi.diagnostics.posterior_predictive import Predictor
 from pyro_avi.display.arviz_import import import_arviz
+from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import is_observation
 from pyro_avi.lock import in_turn
-from pyro_avi.seeds import Stream
+from pyro_avi.seeds import Stream, as_seed
 
 __all__ = ["to_arviz"]
 
@@ -25,9 +26,10 @@ def to_arviz(
     guide: Callable,
     *args,
     num_samples: int,
-    plate: str | None = None,
+    plate: str | Sequence[str] | None = None,
     posterior_predictive: bool = True,
-    seed: int = 0,
+    seed: int | None = 0,
+    progress: bool = True,
     **kwargs,
 ):
     r"""Draws from a guide as ArviZ takes them, one chain of them.
@@ -39,7 +41,8 @@ def to_arviz(
         num_samples: ``S``, the number of draws.
         plate: as for :func:`~pyro_avi.log_weights`.
         posterior_predictive: whether to draw the observations anew, ``S`` times the size of the data.
-        seed: of the draws.
+        seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Returns:
         An ``arviz.InferenceData`` (ArviZ 0.x) or an ``xarray.DataTree`` (ArviZ 1.x) with the groups ``posterior`` (latents
@@ -65,12 +68,13 @@ def to_arviz(
         >>> dict(data["posterior"]["z"].sizes)
         {'chain': 1, 'draw': 10, 'data': 20, 'z_dim_0': 2}
     """
-    arviz = import_arviz()
+    arviz, seed = import_arviz(), as_seed(seed)
     groups: dict[str, dict[str, list[Tensor]]] = {"posterior": {}, "log_likelihood": {}, "sample_stats": {}}
-    observed, dims, coords = {}, {}, {}
+    observed, dims = {}, {}
+    coords: dict[str, list[int]] = {}
     # Apart, so that the latents are those of the seed with and without.
     predictor, stream = None, Stream(seed)
-    with isolated_run(seed):
+    with isolated_run(seed), progress_bar(num_samples, unit="draw", progress=progress) as bar:
         weigher = Weigher(model, guide, args, kwargs, plate=plate)
         if posterior_predictive:
             predictor = Predictor(model, guide, args, kwargs)
@@ -96,6 +100,7 @@ def to_arviz(
                     drawn = predictor.at(trace)
                 for name, value in drawn.items():
                     _add(groups["posterior_predictive"], name, value)
+            bar.update()
     dims["local_log_weight"] = [*weigher.plates] if weigher.attribution.by_row and weigher.plates else ["block"]
     arrays = {
         group: {name: torch.stack(values).unsqueeze(0).cpu().numpy() for name, values in sites.items()}

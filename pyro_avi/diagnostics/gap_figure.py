@@ -1,6 +1,7 @@
 """The figure of gaps: parts by guide, distribution over rows, rows that lose most."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -38,15 +39,11 @@ def plot_gaps(gaps: Mapping, *, images: Tensor | None = None, worst: int = 10):
     return figure
 
 
-def _parts(measured, rows=None) -> list[tuple[str, str, object]]:
+def _parts(measured, rows=None) -> list[tuple[str, str, Any]]:
     """Label, colour and what is drawn: means over rows, or the values of some rows."""
 
     def get(estimate):
-        return (
-            estimate.value / (len(measured.elbo.rows) * measured.scale)
-            if rows is None
-            else estimate.rows[rows].cpu().numpy()
-        )
+        return estimate.per_row.value if rows is None else estimate.rows[rows].cpu().numpy()
 
     rest, parts = get(measured.approximation), []
     if measured.richer is not None:
@@ -61,18 +58,17 @@ def _parts(measured, rows=None) -> list[tuple[str, str, object]]:
 
 def _bars(axes, gaps) -> None:
     for position, measured in enumerate(gaps.values()):
-        bottom, count = 0.0, len(measured.elbo.rows) * measured.scale
+        bottom, slack = 0.0, measured.slack.per_row.value
         for label, color, height in _parts(measured):
             axes.bar(position, height, bottom=bottom, color=color, width=0.6, label=label)
             bottom += height
-        slack = measured.slack.value / count
         if slack > 0:
             style = {"color": "none", "edgecolor": _SLACK, "hatch": "//", "width": 0.6}
             axes.bar(position, slack, bottom=bottom, label="evidence above its bound", **style)
         # Side by side, so that one does not hide the other.
-        split = (measured.inference.value - measured.amortization.value) / count
-        axes.errorbar(position - 0.1, split, 2 * measured.approximation.se / count, color="black", capsize=4)
-        axes.errorbar(position + 0.1, bottom, 2 * measured.inference.se / count, color="black", capsize=4)
+        split = measured.inference.per_row.value - measured.amortization.per_row.value
+        axes.errorbar(position - 0.1, split, 2 * measured.approximation.per_row.se, color="black", capsize=4)
+        axes.errorbar(position + 0.1, bottom, 2 * measured.inference.per_row.se, color="black", capsize=4)
     axes.set_xticks(range(len(gaps)), list(gaps))
     axes.set_xlim(-0.6, max(len(gaps) - 0.4, 1.4))
     # Room for the legend.
@@ -109,8 +105,8 @@ def _worst(axes, measured, images, worst: int) -> None:
     axes.set_yticks(range(len(rows)), [f"{row}{flag}" for row, flag in zip(rows.tolist(), flags, strict=True)])
     axes.invert_yaxis()
     axes.set_xlabel("nats")
-    meanings = {"*": "not converged", "?": "unreliable"}
-    meanings = [f"{flag} {text}" for flag, text in meanings.items() if any(flag in flags_of for flags_of in flags)]
+    marks = {"*": "not converged", "?": "unreliable"}
+    meanings = [f"{flag} {text}" for flag, text in marks.items() if any(flag in flags_of for flags_of in flags)]
     axes.set_ylabel(f"row ({', '.join(meanings)})" if meanings else "row")
     axes.set_title("Rows that lose most")
     if images is not None:

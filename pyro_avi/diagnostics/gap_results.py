@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from pyro_avi.diagnostics.gap_figure import plot_gaps
 from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.display.text_table import check_format, text_table
 from pyro_avi.estimators import Estimate, TailIndex
+from pyro_avi.estimators.estimate import MeanOfRows
 
 __all__ = ["Gaps"]
 
@@ -41,7 +43,6 @@ class Gaps:
             and little is left to gain by their gradient. What refinement gains of others is a lower bound.
         unreliable: ``[N]`` whether a row's evidence hangs on too few of its weights (k-hat above its threshold).
         khat: tail indices and effective sample sizes of the guide's own weights.
-        scale: ``N / B``, by which rows count in the totals.
     """
 
     inference: Estimate
@@ -55,15 +56,19 @@ class Gaps:
     converged: Tensor
     unreliable: Tensor
     khat: TailIndex
-    scale: float = 1.0
+
+    @property
+    def scale(self) -> float:
+        """``N / B``, by which rows count in the totals."""
+        return self.elbo.scale
 
     def __repr__(self) -> str:
-        count, parts = len(self.elbo.rows) * self.scale, []
+        parts, slack = [], self.slack.per_row.value
         for name in ("amortization", "approximation", "inference"):
-            gap: Estimate = getattr(self, name)
+            gap: MeanOfRows = getattr(self, name).per_row
             # Both ends of an interval, if they differ in the digits that are shown.
-            ends = [gap.value, gap.value if name == "amortization" else gap.value + self.slack.value]
-            least, most = (with_error(end / count, gap.se / count) for end in ends)
+            ends = [gap.value, gap.value if name == "amortization" else gap.value + slack]
+            least, most = (with_error(end, gap.se) for end in ends)
             parts.append(f"{name} {least}" + ("" if least == most else f" up to {most.partition(' ±')[0]}"))
         return f"Gaps({', '.join(parts)} nats a row, {counted(len(self.elbo.rows), 'row')})"
 
@@ -80,7 +85,8 @@ class Gaps:
         here, there = self.amortization.rows, held_out.amortization.rows
         error = (here.var() / len(here) + there.var() / len(there)).sqrt()
         rows = there - here.mean()
-        return Estimate(rows.mean().item(), error.item(), rows, held_out.amortization.rows_se)
+        # Its value is a mean over rows already.
+        return Estimate(rows.mean().item(), error.item(), rows, held_out.amortization.rows_se, scale=1 / rows.numel())
 
     def table(self, format: str = "text"):
         """The gaps and what they are made of, in nats a row.
@@ -122,7 +128,7 @@ class Gaps:
         estimates.update(approximation=self.approximation, amortization=self.amortization)
         if self.richer is not None:
             estimates["richer"] = self.richer
-        columns = {}
+        columns: dict[str, Any] = {}
         for name, estimate in estimates.items():
             columns[name] = estimate.rows
             columns[f"{name}_se"] = estimate.rows_se
@@ -154,14 +160,12 @@ class Gaps:
 
     def _entries(self) -> dict[str, tuple[float, float, float]]:
         """By name the mean of the rows, its standard error, and the upper end of the interval."""
-        rows = len(self.elbo.rows)
-        count = rows * self.scale
 
-        def entry(estimate: Estimate, slack: float = 0.0):
-            value = estimate.value / count
-            return value, estimate.se / count, value + slack
+        def entry(estimate: Estimate, slack: float = 0.0) -> tuple[float, float, float]:
+            mean = estimate.per_row
+            return mean.value, mean.se, mean.value + slack
 
-        slack = self.slack.value / count
+        slack = self.slack.per_row.value
         entries = {
             "log evidence" if self.exact else "log evidence (bound)": entry(self.evidence, slack),
             "ELBO": entry(self.elbo),
@@ -179,7 +183,8 @@ class Gaps:
             doubtful = int(self.unreliable.sum())
             without = "" if self.slack.rows.isfinite().all() else " and no end known"
             notes.append(f"evidence of {doubtful} unreliable{without}" if doubtful else "evidence reliable")
-        heavy, share = int(self.khat.unreliable.sum()), (self.khat.ess / self.khat.num_samples).median().item()
+        heavy, draws = int(self.khat.unreliable.sum()), self.khat.ess
+        share = float("nan") if draws is None else (draws / self.khat.num_samples).median().item()
         notes.append(f"k-hat of the guide above {self.khat.threshold:.2f} in {heavy}, median ESS {share:.0%}")
         return ", ".join(notes) + "."
 

@@ -1,22 +1,22 @@
 """The inference gap of a guide, split into what its family and what its inference function costs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import torch
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from pyro_avi.closing.factor_search import FactorSearch, moments
+from pyro_avi.closing.factor_search import Budget, FactorSearch, moments
 from pyro_avi.closing.row_tables import Tables, read_tables, table_like, write_tables
-from pyro_avi.closing.weight_source import JointWeights, WeightSource, weight_source
+from pyro_avi.closing.weight_source import Draws, JointWeights, WeightSource, weight_source
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.diagnostics.gap_results import Gaps
+from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
 from pyro_avi.estimators import khat
 from pyro_avi.evaluation_mode import evaluation_mode
-from pyro_avi.evidence.ais import annealed_weights, isolated_sampling
+from pyro_avi.evidence.ais import Annealing, annealed_weights, isolated_sampling
 from pyro_avi.evidence.evidence import Evidence, exact_evidence, paired_mean, with_refinement_error
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.evidence.mixture import mixture_weights
@@ -24,6 +24,7 @@ from pyro_avi.families import Family
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.lock import in_turn
+from pyro_avi.seeds import as_seed
 
 __all__ = ["measure_gaps"]
 
@@ -47,11 +48,12 @@ def measure_gaps(
     starts: Sequence[Tensor] = (),
     richer: Family | None = None,
     evidence: Tensor | None = None,
-    annealing: Mapping[str, Any] | None = None,
+    annealing: Annealing | None = None,
     reverse: Mapping[str, Tensor] | None = None,
     theta: Theta = "mean",
-    seed: int = 0,
     max_memory: int = 2**30,
+    seed: int | None = 0,
+    progress: bool = True,
     **kwargs,
 ) -> Gaps:
     r"""Measure how much a guide's bound loses for every row, and why.
@@ -93,9 +95,11 @@ def measure_gaps(
         reverse: exact latents of simulated data, for a bound from above with the budget of ``annealing``.
         theta: what the global latents are held at: ``"mean"`` of the guide's factor in unconstrained coordinates,
             ``"draw"`` for one from it, or values by site.
-        seed: of all draws.
         max_memory: in bytes, what the draws that are evaluated at a time may take. A CPU takes fewer at a time where more
             would not fit its cache. The results themselves are up to eight tables of ``S`` times ``N`` numbers beside.
+        seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
+        progress: whether to show a progress bar, which appears after the first second. It counts rounds, which may end
+            early.
 
     Returns:
         The gaps with their standard errors, by row and in total.
@@ -121,17 +125,17 @@ def measure_gaps(
         torch.Size([20])
     """
     _check(num_samples, num_steps, max_rounds, annealing, reverse)
+    seed = as_seed(seed)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     measured = _Measurement(held, guide.row_plates, args, kwargs, num_samples, seed, max_memory)
     own = measured.table_of(guide)
-    source = measured.weight_source(own)
-    weights = source.weights(own, num_samples=num_samples, seed=seed)
+    source, report = measured.weight_source(own), Draws(num_samples, seed)
+    weights = source.weights(own, report)
     exact = exact_evidence(held, args, evidence, weights.local.shape[1])
     # Rows whose density is no number are named here, before the work.
     tails = khat(weights)
     _check_bounded(weights, "the guide")
-    budget = {"num_steps": num_steps, "lr": lr, "max_rounds": max_rounds, "tolerance": tolerance, "seed": seed + _STEPS}
-    search = FactorSearch(held, source, args, kwargs, **budget, report={"num_samples": num_samples, "seed": seed})
+    budget = Budget(num_steps, lr, max_rounds, tolerance)
     with torch.no_grad():
         tables = read_tables(own)
         mean = {name: table.mean(0) for name, table in tables.items()}
@@ -139,18 +143,20 @@ def measure_gaps(
             name: row_factor.factor.initial(1.0).flatten(0, -2)
             for name, row_factor in zip(tables, own.row_factors, strict=True)
         }
-    found = search.improve(own, weights, [tables, mean, initial, *starts])
-    of_best = of_bound = found.weights
-    converged = found.converged
-    if richer is not None:
-        flexible = measured.richer(richer, own)
-        with_richer = search.improve(flexible, of_best, [read_tables(flexible)])
-        of_bound, converged = with_richer.weights, converged & with_richer.converged
+    with progress_bar(0, unit="round", progress=progress) as bar:
+        search = FactorSearch(held, source, args, kwargs, budget=budget, seed=seed + _STEPS, report=report, bar=bar)
+        found = search.improve(own, weights, [tables, mean, initial, *starts])
+        of_best = of_bound = found.weights
+        converged = found.converged
+        if richer is not None:
+            flexible = measured.richer(richer, own)
+            with_richer = search.improve(flexible, of_best, [read_tables(flexible)])
+            of_bound, converged = with_richer.weights, converged & with_richer.converged
     others = [] if exact is not None else measured.mixture_weights_of(source, own, found.ends)
     if annealing is not None:
         others.append(measured.chains(own, annealing))
     known = Evidence(exact, of_bound, others)
-    upper = None if reverse is None else measured.chains(own, annealing, reverse)
+    upper = None if reverse is None or annealing is None else measured.chains(own, annealing, reverse)
     one, two, three = weights.local, of_best.local, of_bound.local
     approximation = known.above(two)
     return Gaps(
@@ -167,7 +173,6 @@ def measure_gaps(
         converged=converged,
         unreliable=known.unreliable,
         khat=tails,
-        scale=weights.scale,
     )
 
 
@@ -240,7 +245,7 @@ class _Measurement:
             joint = source.joint if isinstance(source, JointWeights) else self._joint_of_continuous()
             if joint is None:
                 return []
-            tables = [best.table, *(table for end in ends for table in end.values())]
+            tables = [best.row_factors[0].function.table, *(table for end in ends for table in end.values())]
             factors = [factor.distribution(table) for table in tables]
             count = max(self._num_samples // 4, min(_MIXED, 2 * self._num_samples))
             return [mixture_weights(joint, factors, num_samples=count, max_memory=self._max_memory)]
@@ -253,7 +258,7 @@ class _Measurement:
         except (RuntimeError, ValueError, IndexError, TypeError, NotImplementedError):
             return None
 
-    def chains(self, guide: FactorizedGuide, annealing: Mapping[str, Any], reverse=None) -> LogWeights:
+    def chains(self, guide: FactorizedGuide, annealing: Annealing, reverse=None) -> LogWeights:
         """The weights of annealed importance sampling that starts from a table's factors."""
         with isolated_sampling(self._seed + _CHAINS):
             return annealed_weights(

@@ -12,10 +12,12 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.densities.log_factors import enumeration_depth, sample_enumerated
+from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import is_observation
 from pyro_avi.lock import in_turn
+from pyro_avi.seeds import as_seed
 
 __all__ = ["Predictor", "posterior_predictive"]
 
@@ -27,7 +29,13 @@ _AT_A_TIME = 2**26
 
 @in_turn
 def posterior_predictive(
-    model: Callable, guide: Callable, *args, num_samples: int, seed: int = 0, **kwargs
+    model: Callable,
+    guide: Callable,
+    *args,
+    num_samples: int,
+    seed: int | None = 0,
+    progress: bool = True,
+    **kwargs,
 ) -> dict[str, Tensor]:
     r"""Draw new observations from the posterior predictive of a model and a guide.
 
@@ -44,7 +52,8 @@ def posterior_predictive(
         *args, **kwargs: the arguments of both.
         num_samples: ``S``, the number of draws. They are made together where model and guide run in a plate around them and
             give the same densities there, otherwise one after the other.
-        seed: of the draws.
+        seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Returns:
         By site ``[S, *shape of the site]``: of every site that the model observes, and every other one that the guide does not
@@ -73,7 +82,8 @@ def posterior_predictive(
             "Write them as pyro.sample(name, fn, obs=x): a pyro.factor has no distribution to draw from."
         )
     draws: dict[str, Tensor] = {}
-    with isolated_run(seed):
+    seed = as_seed(seed)
+    with isolated_run(seed), progress_bar(num_samples, unit="draw", progress=progress) as bar:
         done = 0
         for count in predictor.chunks(num_samples):
             for name, values in predictor.draw(count).items():
@@ -81,6 +91,7 @@ def posterior_predictive(
                     draws[name] = values.new_empty(num_samples, *values.shape[1:])
                 draws[name][done : done + count] = values
             done += count
+            bar.update(count)
     return draws
 
 

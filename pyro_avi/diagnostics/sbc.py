@@ -11,6 +11,7 @@ from pyro_avi.closing.refine import refine
 from pyro_avi.closing.row_tables import table_like
 from pyro_avi.diagnostics.sbc_results import Calibration
 from pyro_avi.diagnostics.simulated_data import Simulated, Simulator
+from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
 from pyro_avi.estimators.ranks import rank_among
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
@@ -18,6 +19,7 @@ from pyro_avi.guides import FactorizedGuide
 from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.lock import in_turn
+from pyro_avi.seeds import as_seed
 
 __all__ = ["sbc"]
 
@@ -31,13 +33,14 @@ def sbc(
     model: Callable,
     guide: LocalGuide,
     *args,
+    rebuild: Callable[[dict[str, Tensor]], tuple[tuple, Mapping[str, Any]]] | None = None,
     num_simulations: int,
     num_samples: int,
     num_steps: int = 0,
     lr: float = 0.05,
-    rebuild: Callable[[dict[str, Tensor]], tuple[tuple, Mapping[str, Any]]] | None = None,
     theta: Theta = "mean",
-    seed: int = 0,
+    seed: int | None = 0,
+    progress: bool = True,
     **kwargs,
 ) -> Calibration:
     r"""Simulation-based calibration (SBC) of a guide's local posteriors.
@@ -63,18 +66,18 @@ def sbc(
             positive.
         *args, **kwargs: the arguments of both. Observations in them are replaced by simulated ones; all else, such as
             positions and covariates, is kept.
+        rebuild: how simulated values by site become arguments, ``(args, kwargs)``, for example
+            ``lambda values: ((values["x"].exp(),), {})``. Needed where the model computes what it observes from its
+            arguments, or other arguments are made from the data, such as features for the encoder.
         num_simulations: how often the rows of these arguments are simulated; all rows of all simulations are ranked.
         num_samples: ``S``, the draws of the guide for every row, at least 20; 99 make every percentage a whole number
             of ranks.
         num_steps: the steps of :func:`~pyro_avi.refine` by which the guide's answers for the simulated rows are improved,
             with :math:`\theta` held; 0: none.
         lr: its learning rate.
-        rebuild: how simulated values by site become arguments, ``(args, kwargs)``, for example
-            ``lambda values: ((values["x"].exp(),), {})``. Needed where the model computes what it observes from its
-            arguments, or other arguments are made from the data, such as features for the encoder.
-        theta: what the global latents are held at: ``"mean"`` of the guide's factor in unconstrained coordinates,
-            ``"draw"`` for one from it, or values by site.
-        seed: of all draws.
+        theta: the values that the global latents are held at, as for :func:`~pyro_avi.measure_gaps`.
+        seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Returns:
         The ranks with what they say.
@@ -109,6 +112,7 @@ def sbc(
         ("num_steps", num_steps, 0),
     ):
         check_count(name, number, least)
+    seed = as_seed(seed)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     if isinstance(guide, FactorizedGuide) and not num_steps:
         raise ValueError(
@@ -120,14 +124,16 @@ def sbc(
     simulator = Simulator(held, plate, args, kwargs, latents, rebuild)
     seeds = torch.randint(2**31, (num_simulations, 3), generator=torch.Generator().manual_seed(seed)).tolist()
     parts = []
-    for of_data, of_steps, of_draws in seeds:
-        with isolated_run(of_data):
-            truth, simulated = simulator.draw()
-        answers = guide
-        if num_steps:
-            answers = _refined(held, guide, simulated, num_steps=num_steps, lr=lr, seed=of_steps)
-        with isolated_run(of_draws):
-            parts.append(_Ranked(answers, truth, simulated, num_samples))
+    with progress_bar(num_simulations, unit="simulation", progress=progress) as bar:
+        for of_data, of_steps, of_draws in seeds:
+            with isolated_run(of_data):
+                truth, simulated = simulator.draw()
+            answers = guide
+            if num_steps:
+                answers = _refined(held, guide, simulated, num_steps=num_steps, lr=lr, seed=of_steps, progress=False)
+            with isolated_run(of_draws):
+                parts.append(_Ranked(answers, truth, simulated, num_samples))
+            bar.update()
     values = torch.cat([part.values for part in parts])
     # One simulated row says nothing about how far they spread.
     spread = values.var(0) if len(values) > 1 else torch.full_like(values[0], torch.nan)
@@ -180,7 +186,7 @@ class _Ranked:
         self.variances = (second - first.square() / num_samples) / (num_samples - 1)
         self.ranks = below + (torch.rand(known.shape, dtype=torch.double) * (ties + 1)).long()
 
-    def _draws(self, parameters: Tensor, num_samples: int, numbers: int) -> Iterator[dict[str, Tensor]]:
+    def _draws(self, parameters: Any, num_samples: int, numbers: int) -> Iterator[dict[str, Tensor]]:
         size = max(1, _NUMBERS // numbers)
         for start in range(0, num_samples, size):
             yield self._factor.draw(parameters, min(size, num_samples - start))

@@ -61,8 +61,8 @@ class Calibration:
     contraction: Tensor
 
     def __repr__(self) -> str:
-        least = int(self.p_values.argmin())
-        least = f"p = {self.p_values[least]:.2g} of {self.names[least]} the least of {len(self.names):,}"
+        worst = int(self.p_values.argmin())
+        least = f"p = {self.p_values[worst]:.2g} of {self.names[worst]} the least of {len(self.names):,}"
         return f"Calibration({counted(len(self.ranks), 'row')}, {counted(self.num_samples, 'draw')} each, {least})"
 
     @property

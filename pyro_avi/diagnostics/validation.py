@@ -12,7 +12,7 @@ from pyro_avi.densities.log_weights import log_weights
 from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.errors import check_count
 from pyro_avi.param_store import buffers_restored
-from pyro_avi.seeds import seeded
+from pyro_avi.seeds import as_seed
 from pyro_avi.training.loop import Fit
 
 __all__ = ["Validation"]
@@ -52,7 +52,7 @@ class Validation:
         restore_best: whether model and guide are brought back to the best evaluation when the training ends, where there is a
             ``patience``; by copies of their parameters and buffers that are kept beside them.
         plate: of the rows, as for :func:`~pyro_avi.log_weights`.
-        seed: of the draws.
+        seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
 
     Attributes:
         steps: the numbers of steps at which there was an evaluation.
@@ -88,7 +88,7 @@ class Validation:
         min_delta: float = 0.0,
         restore_best: bool = True,
         plate: str | Sequence[str] | None = None,
-        seed: int = 0,
+        seed: int | None = 0,
         **kwargs,
     ):
         for name, count in (("num_samples", num_samples), ("every", every), ("patience", patience)):
@@ -98,8 +98,8 @@ class Validation:
             raise ValueError(f"Expected min_delta of at least 0 nats a row, got {min_delta}.")
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
         self._every, self._patience, self._min_delta = every, patience, min_delta
-        self._given = {"num_samples": num_samples, "plate": plate}
-        self._seed, self._keeps = seed, restore_best and patience is not None
+        self._num_samples, self._plate = num_samples, plate
+        self._seed, self._keeps = as_seed(seed), restore_best and patience is not None
         self.steps: list[int] = []
         self.best_step: int | None = None
         self.stopped = False
@@ -190,8 +190,17 @@ class Validation:
         """``[S]`` the bound of each draw."""
         if not self.steps and isinstance(self._guide, KnowsRows):
             self._check_rows(self._guide)
-        with seeded(self._seed), buffers_restored(self._model), buffers_restored(self._guide):
-            weights = log_weights(self._model, self._guide, *self._args, **self._given, **self._kwargs)
+        with buffers_restored(self._model), buffers_restored(self._guide):
+            weights = log_weights(
+                self._model,
+                self._guide,
+                *self._args,
+                num_samples=self._num_samples,
+                plate=self._plate,
+                seed=self._seed,
+                progress=False,
+                **self._kwargs,
+            )
         return weights.local.mean(-1).cpu()
 
     def _check_rows(self, guide: KnowsRows) -> None:

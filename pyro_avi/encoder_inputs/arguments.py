@@ -37,8 +37,10 @@ class Argument:
         Raises:
             ValueError: if the call has none.
         """
-        by_position = self.position is not None and self.position < len(args)
-        value = args[self.position] if by_position else kwargs.get(self.keyword)
+        if self.position is not None and self.position < len(args):
+            value = args[self.position]
+        else:
+            value = None if self.keyword is None else kwargs.get(self.keyword)
         try:
             value = key_get(value, self.path) if self.path else value
         except (KeyError, IndexError, TypeError, AttributeError):
@@ -59,11 +61,12 @@ def argument_at(model: Callable, path: tuple) -> Argument:
         model: any Pyro callable, whose signature has the names.
         path: as given by ``torch.utils._pytree.tree_flatten_with_path``.
     """
+    at: Any
     (of_kwargs, at), rest = (part.idx if isinstance(part, SequenceKey) else part.key for part in path[:2]), path[2:]
     try:
-        parameters = inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()
+        parameters = [*inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values()]
     except (TypeError, ValueError):
-        parameters = ()
+        parameters = []
     by_position = [each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD]
     if of_kwargs:
         position, keyword = by_position.index(at) if at in by_position else None, at

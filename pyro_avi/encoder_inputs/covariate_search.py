@@ -68,7 +68,7 @@ class CovariateSearch:
         paths, self._spec = tree_flatten_with_path((args, dict(kwargs)))
         self._leaves = [leaf for _, leaf in paths]
         self._arguments = [argument_at(model, path) for path, _ in paths]
-        self._base: Trace | None = None
+        self._base: Any = None
         self.undecided: dict[str, str] = {}
 
     def named(self, description: Mapping[str, Any]) -> Covariate:
@@ -183,7 +183,7 @@ class CovariateSearch:
                 raise _CannotExchange(f"{how} the model raises {type(error).__name__}: {first}") from error
 
     def _by_row(self, trace: Trace) -> Tensor:
-        total: Tensor | float = 0.0
+        total: Any = 0.0
         with isolated_run(), pyro.validation_enabled(False):
             trace.compute_log_prob(lambda name, site: self._counts(site))
         for site in trace.nodes.values():
@@ -204,7 +204,8 @@ class CovariateSearch:
         now = self._run(leaves, self._values(observed=False))
         for name in observed:
             for read in (lambda site: site["value"], _mask_values):
-                one, two = read(self._base.nodes[name]), read(now.nodes[name])
+                one: Any = read(self._base.nodes[name])
+                two: Any = read(now.nodes[name])
                 as_many = isinstance(one, Tensor) and (one.numel() == leaf.numel() or leaf.dtype == torch.bool)
                 if as_many and not (isinstance(two, Tensor) and equal(one, two)):
                     return True

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData
-from pyro_avi.encoders.standardize import Standardize
 from pyro_avi.inspection.structure import RowSet
 
 __all__ = ["Part", "check_finite", "join_parts", "read_observed"]
@@ -66,7 +65,7 @@ def check_finite(name: str, part: Part, depth: int) -> None:
         )
 
 
-def join_parts(parts: Sequence[Part], standardize: Sequence[Standardize], depth: int) -> Tensor:
+def join_parts(parts: Sequence[Part], standardize: nn.ModuleList, depth: int) -> Tensor:
     """The inputs of an encoder; several parts are flattened behind their ``depth`` dimensions of rows.
 
     Args:

@@ -100,6 +100,9 @@ class Standardize(nn.Module):
         self.register_buffer("location", location.clone())
         self.register_buffer("scale", scale.clone())
 
+    location: Tensor
+    scale: Tensor
+
     def _transformed(self, values: Tensor) -> Tensor:
         if self.transform == "log1p":
             return values.clamp(min=0).log1p()

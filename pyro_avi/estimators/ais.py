@@ -18,6 +18,10 @@ _ACCEPTED, _RATE = 0.8, 0.5
 _WARM_UP = 15
 
 
+def _ignore() -> None:
+    """Count nothing."""
+
+
 def temperatures(count: int) -> Tensor:
     r"""``[count + 1]`` inverse temperatures from 0 to 1, close together at both ends where densities change fastest.
 
@@ -32,7 +36,14 @@ def temperatures(count: int) -> Tensor:
 
 
 def anneal(
-    path: Path, start: Tensor, *, beta: Tensor, step_sizes: Tensor, num_leapfrog: int, reverse: bool = False
+    path: Path,
+    start: Tensor,
+    *,
+    beta: Tensor,
+    step_sizes: Tensor,
+    num_leapfrog: int,
+    reverse: bool = False,
+    tick: Callable[[], object] = _ignore,
 ) -> Tensor:
     r"""The log weights ``[C, B]`` of annealed importance sampling, in double precision.
 
@@ -49,6 +60,7 @@ def anneal(
             that depends on the chain's past leaves no density invariant.
         num_leapfrog: the number of leapfrog steps a transition.
         reverse: whether to go from the second density to the first.
+        tick: called after each of the ``T - 1`` transitions.
 
     References:
         Neal, "Annealed importance sampling", 2001, https://arxiv.org/abs/physics/9803008. Grosse, Ancha and Roy,
@@ -64,23 +76,28 @@ def anneal(
     for t in reversed(steps) if reverse else steps:
         point, _ = _transition(path, point, beta[t].item(), step_sizes[t - 1], num_leapfrog)
         weights = weights + rise[t - 1 if reverse else t] * point.difference
+        tick()
     return weights
 
 
-def pilot(path: Path, start: Tensor, *, beta: Tensor, num_leapfrog: int) -> Tensor:
+def pilot(
+    path: Path, start: Tensor, *, beta: Tensor, num_leapfrog: int, tick: Callable[[], object] = _ignore
+) -> Tensor:
     """Step sizes ``[T - 1, B]`` at which about four of five proposals are accepted, found by a run of other chains.
 
     Args:
-        path, beta, num_leapfrog: as in :func:`anneal`.
+        path, beta, num_leapfrog, tick: as in :func:`anneal`; transitions of the warm-up are not counted.
         start: ``[C, B, K]`` draws from the first density; a row's chains share its step size.
     """
     point = _Point.evaluate(path, start)
     log_size = torch.full_like(start[0, :, 0], 0.5).div(start.shape[-1] ** 0.25).log()
     found = []
-    for t in [1] * _WARM_UP + list(range(1, len(beta) - 1)):
+    for step, t in enumerate([1] * _WARM_UP + list(range(1, len(beta) - 1))):
         point, accepted = _transition(path, point, beta[min(t, len(beta) - 1)].item(), log_size.exp(), num_leapfrog)
         log_size = log_size + _RATE * (accepted.mean(0) - _ACCEPTED).to(log_size)
         found.append(log_size.exp())
+        if step >= _WARM_UP:
+            tick()
     return torch.stack(found[_WARM_UP:]) if len(beta) > 2 else start.new_zeros(0, start.shape[1])
 
 

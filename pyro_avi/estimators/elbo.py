@@ -36,5 +36,6 @@ def elbo(weights: HasLogWeights) -> Estimate:
         value=total.mean().item(),
         se=total.std().item() / len(total) ** 0.5 if several else float("nan"),
         rows=local.mean(0),
+        scale=weights.scale,
         rows_se=local.std(0) / len(local) ** 0.5 if several else local.new_full(local.shape[1:], float("nan")),
     )

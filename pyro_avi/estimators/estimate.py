@@ -1,14 +1,14 @@
 """A number with its standard error, and the log weights that it is estimated from."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_avi.display.formatting import counted, with_error
 
-__all__ = ["Estimate", "HasLogWeights", "check_log_weights"]
+__all__ = ["Estimate", "HasLogWeights", "MeanOfRows", "check_log_weights"]
 
 
 class HasLogWeights(Protocol):
@@ -45,6 +45,23 @@ class HasLogWeights(Protocol):
         ...
 
 
+class MeanOfRows(NamedTuple):
+    """An estimate for the whole data set, divided by the number of its rows.
+
+    Attributes:
+        value: in nats a row.
+        se: its standard error over the draws.
+        bias: as that of the estimate.
+    """
+
+    value: float
+    se: float
+    bias: float = 0.0
+
+    def __repr__(self) -> str:
+        return f"MeanOfRows({_in_nats(self)} a row)"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A Monte Carlo estimate in nats.
@@ -56,6 +73,7 @@ class Estimate:
         rows_se: ``[B]`` their standard errors.
         bias: an estimate of how far the expectation of ``value`` lies from what it estimates; 0 where it is unbiased.
         rows_bias: ``[B]`` the same for the rows; ``None`` where they are unbiased.
+        scale: ``N / B``, what one of the rows stands for in ``value``.
 
     Example::
 
@@ -63,6 +81,8 @@ class Estimate:
         >>> import pyro_avi as avi
         >>> avi.Estimate(value=-80.8412, se=0.0312, rows=torch.zeros(12))
         Estimate(-80.841 ± 0.031 nats, 12 rows)
+        >>> avi.Estimate(value=-80.8412, se=0.0312, rows=torch.zeros(12)).per_row
+        MeanOfRows(-6.7368 ± 0.0026 nats a row)
     """
 
     value: float
@@ -71,10 +91,24 @@ class Estimate:
     rows_se: Tensor | None = None
     bias: float = 0.0
     rows_bias: Tensor | None = None
+    scale: float = 1.0
 
     def __repr__(self) -> str:
-        bias = f", bias about {self.bias:.1g}" if self.bias else ""
-        return f"Estimate({with_error(self.value, self.se)} nats{bias}, {counted(self.rows.numel(), 'row')})"
+        return f"Estimate({_in_nats(self)}, {counted(self.rows.numel(), 'row')})"
+
+    @property
+    def per_row(self) -> MeanOfRows:
+        """Value, standard error and bias, divided by the number ``N`` of rows (of blocks, if rows are tied).
+
+        With global latents it includes the global part, divided by ``N``.
+        """
+        count = self.scale * self.rows.numel()
+        return MeanOfRows(self.value / count, self.se / count, self.bias / count)
+
+
+def _in_nats(estimate: Estimate | MeanOfRows) -> str:
+    bias = f", bias about {estimate.bias:.1g}" if estimate.bias else ""
+    return f"{with_error(estimate.value, estimate.se)} nats{bias}"
 
 
 def check_log_weights(weights: HasLogWeights) -> Tensor:

@@ -62,13 +62,16 @@ def iwelbo(weights: HasLogWeights) -> Estimate:
             "The log of an estimated density is biased, and its mean no bound: pass all rows of the other plates."
         )
     influence, bias = _influence(local), _bias(local)
-    rows = {"rows": log_mean_exp(local), "rows_se": _standard_error(influence), "rows_bias": bias}
+    rows, rows_se = log_mean_exp(local), _standard_error(influence)
     if not weights.has_globals:
         return Estimate(
-            value=weights.global_.mean().item() + weights.scale * rows["rows"].sum().item(),
+            value=weights.global_.mean().item() + weights.scale * rows.sum().item(),
             se=weights.scale * _standard_error(influence.sum(1)).item(),
             bias=weights.scale * bias.sum().item(),
-            **rows,
+            rows=rows,
+            rows_se=rows_se,
+            rows_bias=bias,
+            scale=weights.scale,
         )
     if weights.scale != 1.0:
         raise ValueError(
@@ -80,7 +83,9 @@ def iwelbo(weights: HasLogWeights) -> Estimate:
         value=log_mean_exp(total).item(),
         se=_standard_error(_influence(total)).item(),
         bias=_bias(total).item(),
-        **rows,
+        rows=rows,
+        rows_se=rows_se,
+        rows_bias=bias,
     )
 
 

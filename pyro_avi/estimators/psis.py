@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.display.formatting import counted, with_error
-from pyro_avi.estimators.estimate import Estimate, HasLogWeights, check_log_weights
+from pyro_avi.estimators.estimate import Estimate, HasLogWeights, MeanOfRows, check_log_weights
 from pyro_avi.estimators.iwelbo import ess
 
 __all__ = ["TailIndex", "khat"]
@@ -39,6 +39,11 @@ class TailIndex(Estimate):
     def __repr__(self) -> str:
         worst = f"{with_error(self.value, self.se)} in the worst of {counted(self.rows.numel(), 'row')}"
         return f"TailIndex({worst}, {int(self.unreliable.sum()):,} above {self.threshold:.2f})"
+
+    @property
+    def per_row(self) -> MeanOfRows:
+        """Raises an ``AttributeError``: an index is no sum over rows."""
+        raise AttributeError("A tail index has no mean per row: look at its rows, and at unreliable.")
 
     @property
     def unreliable(self) -> Tensor:

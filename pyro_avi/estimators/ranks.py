@@ -79,8 +79,8 @@ class UniformBand:
         from scipy.stats import binom
 
         tail = self._simulated[int((1 - prob) * self._trials)] / 2
-        ends = binom.ppf(tail, self._rows, self._shares), binom.isf(tail, self._rows, self._shares)
-        return tuple(torch.from_numpy(end / self._rows) for end in ends)
+        low, high = binom.ppf(tail, self._rows, self._shares), binom.isf(tail, self._rows, self._shares)
+        return torch.from_numpy(low / self._rows), torch.from_numpy(high / self._rows)
 
     def _below(self, ranks: Tensor) -> np.ndarray:
         """``[Q, T]`` the number of ranks below every threshold."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TypedDict
 
 import pyro
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.densities.log_weights import LogWeights
+from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
 from pyro_avi.estimators import Estimate, iwelbo
 from pyro_avi.estimators.ais import anneal, pilot, temperatures
@@ -19,12 +21,24 @@ from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.lock import in_turn
 from pyro_avi.param_store import isolated_param_store
-from pyro_avi.seeds import seeded
+from pyro_avi.seeds import as_seed, seeded
 
-__all__ = ["ais", "annealed_weights", "isolated_sampling"]
+__all__ = ["Annealing", "ais", "annealed_weights", "isolated_sampling"]
 
 # The number of chains of the pilot run that finds the step sizes of a row.
 _PILOT_CHAINS = 16
+
+
+class _Chains(TypedDict):
+    num_chains: int
+    num_temperatures: int
+    num_leapfrog: int
+
+
+class Annealing(_Chains, total=False):
+    """Options of annealed importance sampling, as those of :func:`~pyro_avi.ais`; ``start`` may be left out."""
+
+    start: str
 
 
 @in_turn
@@ -38,8 +52,9 @@ def ais(
     start: str = "guide",
     theta: Theta = "mean",
     reverse: Mapping[str, Tensor] | None = None,
-    seed: int = 0,
     max_memory: int = 2**30,
+    seed: int | None = 0,
+    progress: bool = True,
     **kwargs,
 ) -> Estimate:
     r"""The log evidence of every row by annealed importance sampling with Hamiltonian transitions.
@@ -72,8 +87,9 @@ def ais(
         reverse: exact latents by site, in the site's shape or with ``C`` draws leftmost. Chains that start from one draw are
             not independent: the bound holds in expectation, but ``rows_se`` and ``se`` do not include the variance over
             that draw.
-        seed: the seed of all draws.
         max_memory: the memory in bytes of the chains that run at a time; at least one runs.
+        seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Returns:
         The bounds on the rows' log evidences, their sum (rows of a minibatch stand for ``N / B`` each), standard errors
@@ -99,6 +115,7 @@ def ais(
         >>> bound.rows.shape
         torch.Size([20])
     """
+    seed = as_seed(seed)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
     with isolated_sampling(seed):
         weights = annealed_weights(
@@ -110,11 +127,13 @@ def ais(
             start=start,
             reverse=reverse,
             max_memory=max_memory,
+            progress=progress,
         )
     if reverse is None:
         return iwelbo(weights)
     inverse = iwelbo(replace(weights, local=-weights.local))
-    return replace(inverse, value=-inverse.value, rows=-inverse.rows, bias=-inverse.bias, rows_bias=-inverse.rows_bias)
+    bias = None if inverse.rows_bias is None else -inverse.rows_bias
+    return replace(inverse, value=-inverse.value, rows=-inverse.rows, bias=-inverse.bias, rows_bias=bias)
 
 
 def annealed_weights(
@@ -127,13 +146,14 @@ def annealed_weights(
     start: str = "guide",
     reverse: Mapping[str, Tensor] | None = None,
     max_memory: int = 2**30,
+    progress: bool = False,
 ) -> LogWeights:
     """The log weights of the chains of every row, ``local [C, B]``; to be called inside :func:`isolated_sampling`.
 
     Args:
         joint: of the model.
         posterior: the guide's factor, batch shape ``[B]``, event shape ``[K]``.
-        num_chains, num_temperatures, num_leapfrog, start, reverse, max_memory: as in :func:`ais`.
+        num_chains, num_temperatures, num_leapfrog, start, reverse, max_memory, progress: as in :func:`ais`.
     """
     numbers = {"num_chains": num_chains, "num_temperatures": num_temperatures, "num_leapfrog": num_leapfrog}
     for name, number in numbers.items():
@@ -157,19 +177,22 @@ def annealed_weights(
 
     beta = temperatures(num_temperatures)
     sizes = joint.chunks(num_chains, max_memory)
-    step_sizes = pilot(path, draws(min(_PILOT_CHAINS, max(4, sizes[0]))), beta=beta, num_leapfrog=num_leapfrog)
-    exact = None if reverse is None else joint.coordinates(reverse, num_chains).split(sizes)
-    local = [
-        anneal(
-            path,
-            draws(count) if exact is None else exact[i],
-            beta=beta,
-            step_sizes=step_sizes,
-            num_leapfrog=num_leapfrog,
-            reverse=exact is not None,
-        )
-        for i, count in enumerate(sizes)
-    ]
+    with progress_bar((1 + len(sizes)) * (num_temperatures - 1), unit="transition", progress=progress) as bar:
+        first = draws(min(_PILOT_CHAINS, max(4, sizes[0])))
+        step_sizes = pilot(path, first, beta=beta, num_leapfrog=num_leapfrog, tick=bar.update)
+        exact = None if reverse is None else joint.coordinates(reverse, num_chains).split(sizes)
+        local = [
+            anneal(
+                path,
+                draws(count) if exact is None else exact[i],
+                beta=beta,
+                step_sizes=step_sizes,
+                num_leapfrog=num_leapfrog,
+                reverse=exact is not None,
+                tick=bar.update,
+            )
+            for i, count in enumerate(sizes)
+        ]
     return joint.weigh(torch.cat(local))
 
 

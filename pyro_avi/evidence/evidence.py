@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,28 +45,26 @@ class Evidence:
         if exact is not None:
             self._rows = exact.to(local)
             return
-        estimate = iwelbo(weights)
-        self._rows, self._bias = estimate.rows, estimate.rows_bias
+        self._rows, self._error, self._bias = _bounds(weights)
         self._influence, self.unreliable = len(local) * local.softmax(0) - 1, khat(weights).unreliable
-        self._error = estimate.rows_se
         for other in others:
             self._compare(other)
 
     def _compare(self, weights: LogWeights) -> None:
         """Use another bound in the rows where it is better, and update which rows are unreliable."""
-        other, doubtful = iwelbo(weights), khat(weights).unreliable
-        apart = (other.rows - self._rows) / torch.hypot(other.rows_se, self._error).clamp(min=1e-300)
+        (rows, error, bias), doubtful = _bounds(weights), khat(weights).unreliable
+        apart = (rows - self._rows) / torch.hypot(error, self._error).clamp(min=1e-300)
         # Of two bounds that agree, the higher one would be chosen for its noise.
         better = (apart > _HIGHER) | (self.unreliable & ~doubtful & (apart > 0))
         # A heavy-tailed bound that is somewhat higher makes the row unreliable. Where both bounds agree, one of them with a
         # light tail is enough for a reliable row.
         hint = doubtful & (apart > 0.5 * _HIGHER)
         self.unreliable = torch.where(better, doubtful, (self.unreliable & (doubtful | (apart.abs() > 5))) | hint)
-        self._rows = torch.where(better, other.rows, self._rows)
-        self._bias = torch.where(better, other.rows_bias, self._bias)
+        self._rows = torch.where(better, rows, self._rows)
+        self._bias = torch.where(better, bias, self._bias)
         self._influence = torch.where(better, 0.0, self._influence)
-        self._error = torch.where(better, other.rows_se, self._error)
-        self._variance = torch.where(better, other.rows_se.square(), self._variance)
+        self._error = torch.where(better, error, self._error)
+        self._variance = torch.where(better, error.square(), self._variance)
 
     def above(self, local: Tensor) -> Estimate:
         """The evidence minus the mean of log weights ``[S, N]`` of the same draws."""
@@ -77,10 +75,22 @@ class Evidence:
         """How far the log evidence may lie above the bound; the total is over the rows where this is known."""
         rows, error = torch.where(self.unreliable, torch.inf, -self._bias), torch.zeros_like(self._bias)
         if upper is not None:
-            inverse = iwelbo(replace(upper, local=-upper.local))
-            rows, error = (-inverse.rows - self._rows).clamp(min=0.0), inverse.rows_se
+            inverse, error, _ = _bounds(replace(upper, local=-upper.local))
+            rows = (-inverse - self._rows).clamp(min=0.0)
         known = rows[rows.isfinite()]
-        return Estimate(self._scale * known.sum().item(), self._scale * error.norm().item(), rows, error)
+        return Estimate(
+            value=self._scale * known.sum().item(),
+            se=self._scale * error.norm().item(),
+            rows=rows,
+            rows_se=error,
+            scale=self._scale,
+        )
+
+
+def _bounds(weights: LogWeights) -> tuple[Tensor, Tensor, Tensor]:
+    """The importance-weighted bounds of the rows, their standard errors and their biases, ``[N]`` each."""
+    estimate = iwelbo(weights)
+    return estimate.rows, cast(Tensor, estimate.rows_se), cast(Tensor, estimate.rows_bias)
 
 
 def paired_mean(values: Tensor, scale: float) -> Estimate:
@@ -100,7 +110,7 @@ def with_refinement_error(gap: Estimate, left, scale: float) -> Estimate:
     lack, error = left.rows.nan_to_num(nan=torch.inf), left.rows_se.nan_to_num(nan=torch.inf)
     rows = lack.clamp(min=0.0) + error
     total = scale * (lack.sum().clamp(min=0.0) + error.norm()).item()
-    return replace(gap, se=math.hypot(gap.se, total), rows_se=torch.hypot(gap.rows_se, rows))
+    return replace(gap, se=math.hypot(gap.se, total), rows_se=torch.hypot(cast(Tensor, gap.rows_se), rows))
 
 
 def _estimate(rows: Tensor, influence: Tensor, scale: float, variance: Tensor) -> Estimate:
@@ -112,6 +122,7 @@ def _estimate(rows: Tensor, influence: Tensor, scale: float, variance: Tensor) -
         se=scale * (pairs.sum(1).var() / len(pairs) + variance.sum()).sqrt().item(),
         rows=rows,
         rows_se=(pairs.var(0) / len(pairs) + variance).sqrt(),
+        scale=scale,
     )
 
 

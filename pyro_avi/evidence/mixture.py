@@ -1,7 +1,8 @@
 """Importance sampling from a mixture of factors and the prior, which finds modes that no single factor covers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -41,7 +42,7 @@ def mixture_weights(
         Veach and Guibas, "Optimally combining sampling techniques for Monte Carlo rendering", 1995,
         https://doi.org/10.1145/218380.218498.
     """
-    draws = [lambda count, factor=factor: factor.rsample((count,)) for factor in factors]
+    draws: list[Callable[[int], Tensor]] = [partial(_draw, factor) for factor in factors]
     with_prior = _can_draw_prior(joint)
     draws += [joint.prior_draws] if with_prior else []
 
@@ -55,6 +56,10 @@ def mixture_weights(
     sizes = joint.chunks(-(-num_samples // len(draws)), max_memory)
     local = torch.cat([weigh(draw(count)) for count in sizes for draw in draws])
     return LogWeights(local, local.new_zeros(len(local)), joint.scale, has_globals=False)
+
+
+def _draw(factor: TorchDistribution, count: int) -> Tensor:
+    return factor.rsample((count,))
 
 
 @torch.no_grad()
@@ -74,7 +79,8 @@ def missed_modes(
     """
 
     def densities(u: Tensor) -> tuple[Tensor, Tensor]:
-        return sum(joint(u)), torch.stack([factor.log_prob(u).double() for factor in factors]).logsumexp(0)
+        prior, likelihood = joint(u)
+        return prior + likelihood, torch.stack([factor.log_prob(u).double() for factor in factors]).logsumexp(0)
 
     place, (at_center, covered_at_center) = center, densities(center.unsqueeze(0))
     found = torch.zeros_like(at_center[0], dtype=torch.bool)

@@ -100,5 +100,5 @@ def write_back(model: Callable, table: FactorizedGuide, args: tuple, kwargs: Map
         warnings.filterwarnings("ignore", "The model has no plate")
         result = FactorizedGuide(model, same_rows=True).setup(*args, **kwargs)
     with torch.no_grad():
-        result.global_guide.vector.copy_(table.table[0])
+        result.global_guide.vector.copy_(table.row_factors[0].function.table[0])
     return result

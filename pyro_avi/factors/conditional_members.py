@@ -38,7 +38,7 @@ class ConditionalMembers:
                     f"with rows of shape {tuple(factor.row_shape)}.\n"
                     "Give that plate's rows factors of their own by plate=..., or use a family that is not conditional."
                 )
-        self.count = prod(factor.latent.num_values**factor.num_elements for factor in discrete)
+        self.count = prod(factor.num_values**factor.num_elements for factor in discrete)
         if self.count > _MOST_VALUES:
             raise ValueError(
                 f"Expected at most {_MOST_VALUES} values of a row's discrete latents for {family!r}, got {self.count} of "
@@ -52,11 +52,9 @@ class ConditionalMembers:
             table: ``[*plates, C * P]``, with the dimensions of all plates.
             values: of the discrete sites, in any more dimensions on the left: those of particles or enumerated values.
         """
-        position: Tensor | int = 0
+        position = torch.zeros((), dtype=torch.long, device=table.device)
         for factor in self._discrete:
-            position = position * factor.latent.num_values**factor.num_elements + factor.position(
-                values[factor.latent.name]
-            )
+            position = position * factor.num_values**factor.num_elements + factor.position(values[factor.latent.name])
         table = table.unflatten(-1, (self.count, -1))
         shape = torch.broadcast_shapes(position.shape, table.shape[:-2])
         index = position.expand(shape)[..., None, None].expand(*shape, 1, table.shape[-1])

@@ -22,6 +22,11 @@ class DiscreteFactor:
     Args:
         latent: the latent.
         layout: how it lies in the rows.
+
+    Attributes:
+        num_values: the number of values of an element.
+        num_elements: the number of elements in a row.
+        num_parameters: the number of parameters of a row.
     """
 
     def __init__(self, latent: Latent, layout: Layout):
@@ -29,7 +34,8 @@ class DiscreteFactor:
         # The values of a one-hot vector are a dimension of its event already.
         self._extra = None if latent.is_one_hot else latent.num_values
         self.num_parameters = layout.size * (self._extra or 1)
-        self.num_elements = self.num_parameters // latent.num_values
+        self.num_values = latent.num_values or 0
+        self.num_elements = self.num_parameters // self.num_values
         self.row_shape = layout.row_shape
         # Whether all elements of a row are dimensions of its event, and none those of a plate inside the row.
         self.is_event = prod(layout.inner) == 1
@@ -51,7 +57,7 @@ class DiscreteFactor:
         """The parameters ``[*B, P]`` of factors with all mass on a value in the site's shape."""
         rows = self._layout.to_rows(value)
         if not self.latent.is_one_hot:
-            rows = torch.nn.functional.one_hot(rows.long(), self.latent.num_values).flatten(-2)
+            rows = torch.nn.functional.one_hot(rows.long(), self.num_values).flatten(-2)
         return rows.log()
 
     def mean(self, rows: Tensor) -> Tensor:
@@ -76,9 +82,9 @@ class DiscreteFactor:
             value, of_elements = value.long(), self.latent.event_dim
         value = value.flatten(-of_elements) if of_elements else value.unsqueeze(-1)
         count = value.shape[-1]
-        weight = self.latent.num_values ** torch.arange(count - 1, -1, -1, device=value.device)
+        weight = self.num_values ** torch.arange(count - 1, -1, -1, device=value.device)
         return (value * weight).sum(-1)
 
     def elements(self, rows: Tensor) -> list[Tensor]:
         """The logits ``[*B, V]`` of each element."""
-        return list(rows.unflatten(-1, (-1, self.latent.num_values)).unbind(-2))
+        return list(rows.unflatten(-1, (-1, self.num_values)).unbind(-2))

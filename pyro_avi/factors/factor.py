@@ -61,7 +61,8 @@ class Factor(ParameterizedFactor):
             mask = masks.get(latent.name)
             if mask is not None and mask.event_dim:
                 # The distribution of a joint draw has left these elements out already.
-                mask, fn = None, fn if isinstance(fn, TransformedDelta) else mask.inside(fn)
+                fn = fn if isinstance(fn, TransformedDelta) else mask.inside(fn)
+                mask = None
             with ExitStack() as stack:
                 for frame in latent.frames:
                     stack.enter_context(plates[frame.name])
@@ -69,7 +70,7 @@ class Factor(ParameterizedFactor):
                 return pyro.sample(latent.name, fn)
 
         of_family, *of_discrete = parameters.split(self._split, -1) if self._discrete else [parameters]
-        sites = {
+        sites: dict[str, Callable[[], Tensor]] = {
             factor.latent.name: partial(sample, factor.latent, factor.distribution(x))
             for factor, x in zip(self._discrete, of_discrete, strict=True)
             if factor.latent.name not in given
@@ -78,9 +79,9 @@ class Factor(ParameterizedFactor):
         if len(observed) == len(self._continuous):
             return sites
         is_spread = self._members is not None
-        if is_spread:
+        if self._members is not None:
             values = {name: sampler() for name, sampler in sites.items()}
-            sites.update((name, partial(values.get, name)) for name in values)
+            sites.update((name, partial(values.__getitem__, name)) for name in values)
             depth = max(-frame.dim for frame in self.frames)
             of_family = self._members.at(spread(of_family, self.frames, depth), {**given, **values})
         if self.family.independent:

@@ -28,6 +28,7 @@ class Layout:
         size: ``K``, the number of elements in one row.
         inner: the sizes of the dimensions of plates that are not those of the rows, 1 elsewhere.
         row_shape: the shape of the elements in one row: other plates, then event dimensions.
+        is_rows: whether the site has the shape of the rows: a vector in one plate.
     """
 
     def __init__(self, latent: Latent, frames: Sequence[CondIndepStackFrame]):
@@ -41,7 +42,7 @@ class Layout:
         self.size = prod(self.inner) * prod(self._event)
         self.row_shape = [*self.inner, *self._event]
         # A vector in one plate needs no reshaping, in the most frequent case and the one with the least to do.
-        self._is_rows = self._depth == len(self._frames) == len(self._event) == 1
+        self.is_rows = self._depth == len(self._frames) == len(self._event) == 1
 
     def to_rows(self, value: Tensor) -> Tensor:
         """``[*B, K]`` of a tensor in the site's shape."""
@@ -51,7 +52,7 @@ class Layout:
 
     def from_rows(self, rows: Tensor, extra: int | None = None) -> Tensor:
         """The site's shape of ``[..., *B, K]``, or of ``[..., *B, K * extra]`` with ``extra`` elements in each."""
-        if self._is_rows and extra is None:
+        if self.is_rows and extra is None:
             return rows
         lead = rows.dim() - 1 - len(self._frames)
         return self.from_spread(spread(rows, self._frames, self._depth, lead), extra)
@@ -59,8 +60,8 @@ class Layout:
     def from_spread(self, rows: Tensor, extra: int | None = None) -> Tensor:
         """The site's shape of rows whose plates' dimensions stand where the plates say, behind any others."""
         event = self._event if extra is None else (*self._event, extra)
-        batch = rows.shape[:-1]
-        batch = (1,) * (self._depth - len(batch)) + tuple(batch)
+        batch = tuple(rows.shape[:-1])
+        batch = (1,) * (self._depth - len(batch)) + batch
         lead, batch = batch[: len(batch) - self._depth], batch[len(batch) - self._depth :]
         if prod(self.inner) == 1:
             return rows.reshape((*lead, *batch, *event))

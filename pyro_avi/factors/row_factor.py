@@ -1,12 +1,15 @@
 """The factor of one set of rows."""
 
+from collections.abc import Iterator
+from typing import Any, cast
+
 from torch import nn
 
 from pyro_avi.factors.factor import Factor
 from pyro_avi.families import Family
 from pyro_avi.inspection.structure import RowSet
 
-__all__ = ["RowFactor"]
+__all__ = ["RowFactor", "RowFactors"]
 
 
 class RowFactor(nn.Module):
@@ -22,4 +25,15 @@ class RowFactor(nn.Module):
         super().__init__()
         self.row_set = row_set
         self.factor = Factor(f"_{'_'.join(row_set.plates)}_latents", row_set.latents, row_set.frames, family)
-        self.function: nn.Module | None = None
+        # Of another class in each guide.
+        self.function: Any = None
+
+
+class RowFactors(nn.ModuleList):
+    """The factors of all sets of rows of a guide."""
+
+    def __iter__(self) -> Iterator[RowFactor]:
+        return cast(Iterator[RowFactor], super().__iter__())
+
+    def __getitem__(self, position: int) -> RowFactor:  # type: ignore[override]  # no slices are asked for
+        return cast(RowFactor, super().__getitem__(position))

@@ -35,7 +35,7 @@ def site_from_draw(latent: Latent, coordinates: Tensor, mask: Mask | None = None
     else:
         log_density = -latent.transform.log_abs_det_jacobian(coordinates, value)
         if mask is not None and mask.event_dim:
-            log_density = torch.where(mask.of_elements(latent.independent_dim), log_density, 0.0)
+            log_density = torch.where(torch.as_tensor(mask.of_elements(latent.independent_dim)), log_density, 0.0)
         if latent.independent_dim:
             log_density = log_density.sum(tuple(range(-latent.independent_dim, 0)))
     return TransformedDelta(

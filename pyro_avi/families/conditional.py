@@ -1,9 +1,11 @@
 """A member for each value of a row's discrete latents."""
 
+from collections.abc import Mapping
+
 import pyro.distributions as dist
 from torch import Tensor
 
-from pyro_avi.families.family import Family
+from pyro_avi.families.family import Family, Setting
 
 __all__ = ["Conditional"]
 
@@ -56,21 +58,9 @@ class Conditional(Family):
         if not isinstance(family, Family):
             raise TypeError(f"Expected the family of the members, such as DiagonalNormal(), got {family!r}.")
         self.family = family
-
-    @property
-    def independent(self) -> bool:
-        """Whether the latents of a row are independent, given its discrete ones."""
-        return self.family.independent
-
-    @property
-    def cheap_density(self) -> bool:
-        """Whether the density of a member is cheap."""
-        return self.family.cheap_density
-
-    @property
-    def sequential(self) -> bool:
-        """Whether the density of a member is a product over its latents in turn."""
-        return self.family.sequential
+        # A mixture of symmetric members is not symmetric itself.
+        self.independent, self.symmetric = family.independent, family.symmetric
+        self.cheap_density, self.sequential = family.cheap_density, family.sequential
 
     def prepare(self, num_latents: int) -> None:
         """Make ready for rows of ``K = num_latents`` latents."""
@@ -100,11 +90,6 @@ class Conditional(Family):
         """The ``q``-quantiles of every coordinate of a member."""
         return self.family.quantile(parameters, q)
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether every member is symmetric; a mixture of them is not."""
-        return self.family.symmetric
-
-    def settings(self) -> dict[str, Family]:
+    def settings(self) -> Mapping[str, Setting]:
         """The family of the members."""
         return {"family": self.family}

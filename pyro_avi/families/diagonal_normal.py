@@ -1,10 +1,12 @@
 """The mean-field family."""
 
+from collections.abc import Mapping
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, log_scales
+from pyro_avi.families.family import Family, Setting, log_scales
 
 __all__ = ["DiagonalNormal"]
 
@@ -55,6 +57,6 @@ class DiagonalNormal(Family):
         """The coordinates themselves."""
         return self.coordinates(parameters)
 
-    def settings(self) -> dict[str, int | float | str | list]:
+    def settings(self) -> Mapping[str, Setting]:
         """Nothing to set: ``{}``."""
         return {}

@@ -2,8 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias, Union
 
 import pyro.distributions as dist
 import torch
@@ -12,7 +12,10 @@ from torch import Tensor, nn
 from pyro_avi.errors import check_count
 from pyro_avi.seeds import seeded
 
-__all__ = ["Family", "drawn_quantile", "log_scales"]
+__all__ = ["Family", "Setting", "drawn_quantile", "log_scales"]
+
+# An argument that makes a family.
+Setting: TypeAlias = Union[int, float, str, list, "Family"]
 
 # Those that quantiles are taken of, and how many numbers of them are held at a time.
 _DRAWS, _NUMBERS = 2000, 2**22
@@ -121,7 +124,7 @@ class Family(nn.Module, ABC):
         raise NotImplementedError(f"{self!r} is no family of independent normals.")
 
     @abstractmethod
-    def settings(self) -> dict[str, "int | float | str | list | Family"]:
+    def settings(self) -> Mapping[str, Setting]:
         """The arguments that make the same family again: ``type(family)(**family.settings())``."""
 
     def describe(self) -> dict[str, Any]:

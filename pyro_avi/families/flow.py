@@ -1,13 +1,13 @@
 """Normalizing flows: members that are not normal."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyro_avi.errors import check_count
-from pyro_avi.families.family import Family, log_scales
+from pyro_avi.families.family import Family, Setting, log_scales
 from pyro_avi.families.transformed import (
     LazyComposedTransform,
     MaskedAutoregressiveTransform,
@@ -125,7 +125,7 @@ class Flow(Family):
 
     def distribution(self, parameters: Tensor) -> dist.TorchDistribution:
         """The member with ``parameters [..., P]``: batch shape ``[...]``, event shape ``[K]``."""
-        if self.num_latents is None:
+        if self.num_latents is None or self.flow is None:
             raise ValueError("Expected a Flow with weights, got none.\nCall flow.prepare(num_latents) first.")
         if parameters.shape[-1] != self.num_parameters(self.num_latents):
             raise ValueError(
@@ -135,7 +135,7 @@ class Flow(Family):
         loc, log_scale, context = parameters.split([self.num_latents, self.num_latents, self.context], -1)
         return Transformed(loc, log_scale, self.flow(context))
 
-    def settings(self) -> dict[str, int | float | str | list]:
+    def settings(self) -> Mapping[str, Setting]:
         """The sizes; the weights belong to the ``state_dict``."""
         return {
             "transforms": self.transforms,

@@ -1,11 +1,13 @@
 """Normals whose covariance is diagonal plus low rank."""
 
+from collections.abc import Mapping
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from pyro_avi.errors import check_count
-from pyro_avi.families.family import Family
+from pyro_avi.families.family import Family, Setting
 
 __all__ = ["LowRankNormal"]
 
@@ -85,6 +87,6 @@ class LowRankNormal(Family):
         normal = self.distribution(parameters)
         return dist.Normal(normal.loc, normal.stddev)
 
-    def settings(self) -> dict[str, int | float | str | list]:
+    def settings(self) -> Mapping[str, Setting]:
         """The rank."""
         return {"rank": self.rank}

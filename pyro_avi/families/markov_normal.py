@@ -1,6 +1,7 @@
 """Normals in which every latent depends on a few before it."""
 
 import math
+from collections.abc import Mapping
 
 import pyro.distributions as dist
 import torch
@@ -9,7 +10,7 @@ from torch.distributions import constraints
 from torch.nn.functional import pad
 
 from pyro_avi.errors import check_count
-from pyro_avi.families.family import Family, log_scales
+from pyro_avi.families.family import Family, Setting, log_scales
 
 __all__ = ["AutoregressiveNormal", "MarkovNormal"]
 
@@ -103,7 +104,7 @@ class MarkovNormal(Family):
         normal = self.distribution(parameters)
         return dist.Normal(normal.loc, normal.stddev)
 
-    def settings(self) -> dict[str, int | float | str | list]:
+    def settings(self) -> Mapping[str, Setting]:
         """The order."""
         return {"order": self.order}
 

@@ -1,12 +1,13 @@
 """The family of all normals."""
 
 import math
+from collections.abc import Mapping
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_avi.families.family import Family, log_scales
+from pyro_avi.families.family import Family, Setting, log_scales
 
 __all__ = ["MultivariateNormal"]
 
@@ -67,6 +68,6 @@ class MultivariateNormal(Family):
         normal = self.distribution(parameters)
         return dist.Normal(normal.loc, normal.stddev)
 
-    def settings(self) -> dict[str, int | float | str | list]:
+    def settings(self) -> Mapping[str, Setting]:
         """Nothing to set: ``{}``."""
         return {}

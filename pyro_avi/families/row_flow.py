@@ -1,10 +1,12 @@
 """Normalizing flows whose networks are every row's own."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
 from pyro_avi.errors import check_count
-from pyro_avi.families.family import Family, log_scales
+from pyro_avi.families.family import Family, Setting, log_scales
 from pyro_avi.families.transformed import (
     AutoregressiveTransform,
     ComposedTransform,
@@ -130,12 +132,15 @@ class RowFlow(Family):
                 f"{parameters.shape[-1]}."
             )
         loc, log_scale, *weights = parameters.split([count, count, *(self._sizes(count) * self.transforms)], -1)
-        layers = [self._transform(weights[4 * i : 4 * i + 4], flip=bool(i % 2)) for i in range(self.transforms)]
+        layers = [self._transform(count, weights[4 * i : 4 * i + 4], flip=bool(i % 2)) for i in range(self.transforms)]
         return Transformed(loc, log_scale, ComposedTransform(*layers))
 
-    def _transform(self, weights: list[Tensor], *, flip: bool) -> AutoregressiveTransform:
+    _read: Tensor
+    _written: Tensor
+
+    def _transform(self, count: int, weights: list[Tensor], *, flip: bool) -> AutoregressiveTransform:
         """One transform of a row by its network, of the coordinates in turn or from the last to the first."""
-        count, knots = self.num_latents, 3 * self.bins - 1
+        knots = 3 * self.bins - 1
         one, bias, two, outputs = (_UNIT * part for part in weights)
         units = bias.shape[-1]
         one = _spread(one, self._read, count * units).unflatten(-1, (count, units))
@@ -152,7 +157,7 @@ class RowFlow(Family):
 
         return AutoregressiveTransform(splines, passes=count)
 
-    def settings(self) -> dict[str, int | float | str | list]:
+    def settings(self) -> Mapping[str, Setting]:
         """The sizes."""
         return {"transforms": self.transforms, "hidden": self.hidden, "bins": self.bins}
 

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro import poutine
@@ -274,7 +274,7 @@ class AmortizedGuide(LocalGuide):
         for dim, name in enumerate(plates):
             # Where the model draws its rows, the caller cannot know them and gives all.
             if name in drawn:
-                inputs = inputs.index_select(dim, data.rows[name].index)
+                inputs = inputs.index_select(dim, cast(Tensor, data.rows[name].index))
             if inputs.dim() <= dim or inputs.shape[dim] != len(data.rows[name]):
                 raise ValueError(
                     f"Expected inputs= to return the {len(data.rows[name])} rows of the call in dimension {dim}, got shape "

@@ -55,7 +55,7 @@ class _Unpickler(pickle.Unpickler):
         return self._model
 
 
-def _without_model(cls: type, state: bytes, name: str) -> "BaseGuide":
+def _without_model(cls: type["BaseGuide"], state: bytes, name: str) -> "BaseGuide":
     guide = cls.__new__(cls)
     guide.__setstate__(_Unpickler(io.BytesIO(state), _MissingModel(name)).load())
     return guide

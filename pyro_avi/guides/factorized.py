@@ -56,7 +56,8 @@ class FactorizedGuide(TableGuide):
     def __init__(self, model: Callable, *, same_rows: bool = False, rows_on: str | None = None, **kwargs):
         super().__init__(model, rows_on=rows_on, **kwargs)
         self._same_rows = same_rows
-        self._recognizer: DataRecognizer | None = None
+        # Set by setup(), which every other method calls first.
+        self._recognizer: DataRecognizer = None  # type: ignore[assignment]
 
     def _default_plates(self, trace):
         return row_plates(trace)

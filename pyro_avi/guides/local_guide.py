@@ -16,7 +16,7 @@ from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData, CallReader
-from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.factors.row_factor import RowFactor, RowFactors
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guides.description import check_description, describe_latents, qualified_name
 from pyro_avi.guides.mean_field import MeanFieldNormal, check_has_latents, check_init_scale
@@ -139,7 +139,7 @@ class LocalGuide(SiteSummaries):
         except BaseException:
             # A call that failed leaves no half-made guide behind.
             self._structure = self._reader = self.global_guide = None
-            self.row_factors = nn.ModuleList()
+            self.row_factors = RowFactors()
             raise
         return self
 
@@ -207,6 +207,9 @@ class LocalGuide(SiteSummaries):
             return MeanFieldNormal(hidden, init_loc_fn=self._init_loc_fn, init_scale=self._init_scale)
         guide = given if isinstance(given, nn.Module) else given(hidden)
         return guide if isinstance(guide, AutoGuide) else AutoCallable(hidden, guide)
+
+    # Declared, as torch types the attributes of a module as tensors or modules.
+    plates: dict[str, Any]
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent of the model; return the values by site."""

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,10 +11,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData
-from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.display.progress_bar import progress_bar
+from pyro_avi.factors.row_factor import RowFactor, RowFactors
 from pyro_avi.guides.plate_guide import PlateGuide
 from pyro_avi.rows.merge import MergedBatches
 from pyro_avi.rows.subsample import Subsample
+from pyro_avi.seeds import draws_from
 
 __all__ = ["LocalPosteriors"]
 
@@ -28,8 +30,9 @@ class LocalPosteriors(PlateGuide):
 
     def __init__(self, model: Callable, *, create_plates: Callable | None = None):
         super().__init__(model, create_plates=create_plates)
-        self.global_guide: nn.Module | None = None
-        self.row_factors = nn.ModuleList()
+        # A guide of the package, one of Pyro's, or the caller's own.
+        self.global_guide: Any = None
+        self.row_factors = RowFactors()
 
     @abstractmethod
     def setup(self, *args, **kwargs) -> "LocalPosteriors":
@@ -62,6 +65,8 @@ class LocalPosteriors(PlateGuide):
 
     def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
+
+        :meth:`~pyro_avi.guides.site_summaries.SiteSummaries.posterior_by_site` gives them by site, in the model's coordinates.
 
         Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary, and a guide
         whose latents are all global an empty one.
@@ -112,9 +117,16 @@ class LocalPosteriors(PlateGuide):
 
     @torch.no_grad()
     def posterior_by_row(
-        self, batches: Iterable[tuple], *, sites: Sequence[str] | None = None, num_samples: int | None = None
+        self,
+        batches: Iterable[tuple],
+        *,
+        sites: Sequence[str] | None = None,
+        num_samples: int | None = None,
+        seed: int | None = 0,
+        device: torch.device | str = "cpu",
+        progress: bool = True,
     ) -> dict[str, Tensor]:
-        """Draws or means of local latents for all batches of a loader, put together by their rows, in main memory.
+        """Draws or means of local latents for all batches of a loader, put together by their rows.
 
         Beyond the answer itself no more is held than one batch needs.
 
@@ -124,6 +136,10 @@ class LocalPosteriors(PlateGuide):
             sites: the latents asked for; by default all local ones.
             num_samples: the number of independent draws, leftmost in the answer; by default the means, those of
                 :meth:`~pyro_avi.guides.site_summaries.SiteSummaries.mean`.
+            seed: the seed of the draws, with which the program's random state is left as it was; ``None`` to draw from that
+                state.
+            device: of the result, by default main memory. The batches themselves are computed on the device of the guide.
+            progress: whether to show a progress bar, which appears after the first second.
 
         Returns:
             By site ``shape of the site`` with all ``N`` rows of its plates in the place of the batch's, behind
@@ -143,24 +159,25 @@ class LocalPosteriors(PlateGuide):
             torch.Size([3, 20, 2])
         """
         merged: dict[tuple[str, ...], MergedBatches] = {}
-        for batch in batches:
-            # Loaders give lists, or single tensors.
-            call = (batch,) if isinstance(batch, Tensor) else tuple(batch)
-            self.setup(*call)
-            asked = self._sites_by_rows(sites)
-            merged = merged or {
-                row_factor.row_set.plates: MergedBatches(
-                    row_factor.row_set.plates, {name: row_factor.factor.row_dims(name) for name in names}
-                )
-                for row_factor, names in asked
-            }
-            with poutine.block():
-                data, _ = self._find(call, {}, self._given_plates(call, {}))
-                for row_factor, names in asked:
-                    values = self._summarize(row_factor, data, call, num_samples)
-                    merged[row_factor.row_set.plates].add(data.rows, {name: values[name] for name in names})
-            if all(each.complete for each in merged.values()):
-                break
+        total = len(batches) if isinstance(batches, Sized) else None
+        with draws_from(seed), progress_bar(total, unit="batch", progress=progress) as bar:
+            for batch in batches:
+                # Loaders give lists, or single tensors.
+                call = (batch,) if isinstance(batch, Tensor) else tuple(batch)
+                self.setup(*call)
+                asked = self._sites_by_rows(sites)
+                if not merged:
+                    for row_factor, names in asked:
+                        plates, dims = row_factor.row_set.plates, {n: row_factor.factor.row_dims(n) for n in names}
+                        merged[plates] = MergedBatches(plates, dims, device)
+                with poutine.block():
+                    data, _ = self._find(call, {}, self._given_plates(call, {}))
+                    for row_factor, names in asked:
+                        values = self._summarize(row_factor, data, call, num_samples)
+                        merged[row_factor.row_set.plates].add(data.rows, {name: values[name] for name in names})
+                bar.update()
+                if all(each.complete for each in merged.values()):
+                    break
         if not merged:
             raise ValueError("Expected at least one batch, got none.")
         return {name: value for each in merged.values() for name, value in each.result().items()}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.errors import check_count
 from pyro_avi.factors.factor import Factor
+from pyro_avi.factors.site_posteriors import site_posteriors
 from pyro_avi.guides.base import BaseGuide
 from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.isolated_run import isolated_run
@@ -50,9 +52,12 @@ class MeanFieldNormal(BaseGuide):
         super().__init__(model)
         check_init_scale(init_scale)
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
-        self._factor: Factor | None = None
+        # Set by setup(), which every other method calls first.
+        self._factor: Factor = None  # type: ignore[assignment]
         self._without_size: frozenset[str] = frozenset()
-        self._reader: CallReader | None = None
+        self._reader: CallReader = None  # type: ignore[assignment]
+
+    vector: nn.Parameter
 
     def setup(self, *args, **kwargs) -> "MeanFieldNormal":
         """Inspect the model and create the parameters, unless that has been done; return the guide."""
@@ -117,6 +122,12 @@ class MeanFieldNormal(BaseGuide):
         check_count("num_samples", num_samples)
         self.setup(*args, **kwargs)
         return self._factor.draw(self.vector, num_samples)
+
+    @torch.no_grad()
+    def posterior_by_site(self, *args, **kwargs) -> dict[str, dist.TorchDistribution]:
+        """The distribution of each latent in the model's own coordinates, as that of every guide."""
+        self.setup(*args, **kwargs)
+        return site_posteriors(self._factor, self.vector)
 
     @torch.no_grad()
     def mean(self, *args, **kwargs) -> dict[str, Tensor]:

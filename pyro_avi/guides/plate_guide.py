@@ -29,7 +29,8 @@ class PlateGuide(BaseGuide):
 
     def __init__(self, model: Callable, *, create_plates: Callable | None = None):
         super().__init__(model, create_plates=create_plates)
-        self._structure: Structure | None = None
+        # Set by setup(), which every other method calls first.
+        self._structure: Structure = None  # type: ignore[assignment]
         self._reader: CallReader | None = None
         self._depth = 0
 
@@ -97,20 +98,20 @@ class PlateGuide(BaseGuide):
             return CallData(rows, {}, {}, {}), {name: given[name] for name in structure.frames}
         call = self._reader.call(args, kwargs, self._counts(given))
         self._check_drawn([name for name in call.ignored if name not in given])
-        rows, followed = {name: given[name].indices for name in call.drawn if name in given}, []
-        for name, index in rows.items():
+        indices, followed = {name: given[name].indices for name in call.drawn if name in given}, []
+        for name, index in indices.items():
             check_positions(name, given[name].size, index)
         for name, (size, count) in call.drawn.items():
             if name not in given and draw:
                 fn = self._drawn_rows(name, size, count)
-                rows[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
+                indices[name] = pyro.sample(name, fn, infer={"is_auxiliary": True})
             elif name not in given:
                 # A batch without known positions is treated as a data set of its own.
                 followed += [name] * (name in call.ignored)
                 part = name in call.ignored or (any_rows and not call.traced)
-                rows[name] = torch.arange(count if part else size, device=self._device)
-        data = call.read(rows)
-        data.rows.update((name, Subsample(len(rows[name]), None)) for name in followed)
+                indices[name] = torch.arange(count if part else size, device=self._device)
+        data = call.read(indices)
+        data.rows.update((name, Subsample(len(indices[name]), None)) for name in followed)
         plates = {}
         for name, frame in structure.frames.items():
             if name in given:
@@ -118,10 +119,10 @@ class PlateGuide(BaseGuide):
                 plates[name] = given[name]
                 continue
             subsample = data.rows[name]
-            size = None if name in structure.without_size else subsample.size
+            plate_size = None if name in structure.without_size else subsample.size
             # The rows are known already; another site of the plate's name would be in the trace twice.
             with poutine.block(hide=[name]) if name in call.drawn else nullcontext():
-                plates[name] = pyro.plate(name, size, subsample=subsample.index, dim=frame.dim)
+                plates[name] = pyro.plate(name, plate_size, subsample=subsample.index, dim=frame.dim)
         return data, plates
 
     def rows_of(self, *args, **kwargs) -> dict[str, Subsample]:

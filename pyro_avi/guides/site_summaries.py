@@ -1,8 +1,10 @@
 """Draws, means and quantiles of each latent of a call."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor, nn
@@ -10,10 +12,13 @@ from torch import Tensor, nn
 from pyro_avi.errors import check_count
 from pyro_avi.factors.means import drawn_means
 from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.factors.site_posteriors import DrawnSite, site_posteriors
 from pyro_avi.guides.local_posteriors import LocalPosteriors
 from pyro_avi.guides.mean_field import MeanFieldNormal
 
 __all__ = ["SiteSummaries"]
+
+_Answer = TypeVar("_Answer")
 
 
 class SiteSummaries(LocalPosteriors):
@@ -61,6 +66,42 @@ class SiteSummaries(LocalPosteriors):
 
         return self._answer(
             args, kwargs, of_globals, lambda row_factor, parameters: row_factor.factor.draw(parameters, num_samples)
+        )
+
+    @torch.no_grad()
+    def posterior_by_site(self, *args, **kwargs) -> dict[str, dist.TorchDistribution]:
+        """The marginal distribution of each latent by site, in the coordinates of the model and the shape of the site.
+
+        All of them can be sampled. These have a density, ``log_prob``: discrete latents, latents of a family with
+        independent coordinates, scalars with normal marginals, and a vector that is the only latent of a row, for any
+        family. For other marginals of a joint distribution there is no formula; the joint is :meth:`posterior`.
+
+        Args:
+            *args, **kwargs: the arguments of the model, as for :meth:`sample`.
+
+        Example::
+
+            >>> import torch
+            >>> import pyro_avi as avi
+            >>> x = torch.rand(20, 1, 8, 8)
+            >>> model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 8, 8)), size=20)
+            >>> guide = avi.AmortizedGuide(model, family=avi.MultivariateNormal()).setup(x)
+            >>> site = guide.posterior_by_site(x[:3])["z"]
+            >>> site.sample().shape, site.log_prob(torch.zeros(3, 2)).shape
+            (torch.Size([3, 2]), torch.Size([3]))
+        """
+        self.setup(*args, **kwargs)
+
+        def of_globals(guide: nn.Module, names: Sequence[str]) -> Mapping[str, dist.TorchDistribution]:
+            if isinstance(guide, MeanFieldNormal):
+                return guide.posterior_by_site(*args, **kwargs)
+            draw = partial(_drawn, guide, args, kwargs, names)
+            shapes = {name: value.shape[1:] for name, value in draw(1).items()}
+            dims = {latent.name: latent.event_dim for latent in self._structure.global_latents}
+            return {name: DrawnSite(name, draw, shapes[name], dims[name]) for name in names}
+
+        return self._answer(
+            args, kwargs, of_globals, lambda row_factor, parameters: site_posteriors(row_factor.factor, parameters)
         )
 
     @torch.no_grad()
@@ -133,9 +174,9 @@ class SiteSummaries(LocalPosteriors):
         self,
         args: tuple,
         kwargs: Mapping[str, Any],
-        of_globals: Callable[[nn.Module, Sequence[str]], Mapping[str, Tensor]],
-        of_rows: Callable[[RowFactor, Tensor], Mapping[str, Tensor]],
-    ) -> dict[str, Tensor]:
+        of_globals: Callable[[nn.Module, Sequence[str]], Mapping[str, _Answer]],
+        of_rows: Callable[[RowFactor, Tensor], Mapping[str, _Answer]],
+    ) -> dict[str, _Answer]:
         """An answer for all latents, in the order of the model.
 
         Args:
@@ -143,7 +184,7 @@ class SiteSummaries(LocalPosteriors):
             of_globals: from the factor of the global latents, and the names of these.
             of_rows: from the factor of a set of rows and their parameters ``[*B, P]``.
         """
-        result: dict[str, Tensor] = {}
+        result: dict[str, _Answer] = {}
         with poutine.block():
             data = None if args or kwargs else self._all_rows()
             if data is None:

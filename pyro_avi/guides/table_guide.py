@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class TableGuide(LocalGuide):
         rows_on: as for :class:`~pyro_avi.FactorizedGuide`.
         **kwargs: as for every guide.
     """
+
+    # None only with create_plates=.
+    _reader: Any
 
     def __init__(self, model: Callable, *, rows_on: str | None = None, **kwargs):
         super().__init__(model, **kwargs)
@@ -73,7 +77,7 @@ class TableGuide(LocalGuide):
         rows = [data.rows[name] for name in row_factor.row_set.plates]
         if all(each.index is None for each in rows):
             return None
-        position = None
+        position: Any = None
         for each in rows:
             index = torch.arange(each.size, device=self._device) if each.index is None else each.index
             position = index if position is None else (position.unsqueeze(-1) * each.size + index).flatten()

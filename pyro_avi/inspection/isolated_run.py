@@ -1,6 +1,7 @@
 """Runs of a model or guide apart from the program, which leave no trace in it."""
 
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -15,12 +16,14 @@ __all__ = ["isolated_run", "untraced"]
 @contextmanager
 def untraced():
     """Run code hidden from ``torch.jit.trace``, so that sizes are numbers and not tensors."""
-    state = torch._C._get_tracing_state()
-    torch._C._set_tracing_state(None)
+    # torch's stubs have one of these two functions and not the other.
+    core: Any = torch._C
+    state = core._get_tracing_state()
+    core._set_tracing_state(None)
     try:
         yield
     finally:
-        torch._C._set_tracing_state(state)
+        core._set_tracing_state(state)
 
 
 @contextmanager

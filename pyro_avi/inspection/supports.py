@@ -1,6 +1,7 @@
 """The supports of sites, and the transforms to them."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ __all__ = [
 ]
 
 
-def unwrapped(support: constraints.Constraint) -> tuple[constraints.Constraint, int]:
+def unwrapped(support: Any) -> tuple[constraints.Constraint, int]:
     """The constraint inside ``to_event`` and the number of dimensions that were added around it."""
     dims = 0
     while isinstance(support, constraints.independent):
@@ -88,7 +89,7 @@ def support_of_components(name: str, support: constraints.Constraint) -> constra
 
 def without_equal_rows(support: constraints.Constraint) -> constraints.Constraint:
     """The support with bounds reduced along dimensions in which they are equal, so that it fits any number of rows."""
-    parts = {}
+    parts: dict[str, Any] = {}
     for name, part in vars(support).items():
         if isinstance(part, constraints.Constraint):
             parts[name] = without_equal_rows(part)
@@ -114,9 +115,10 @@ def num_values(name: str, fn) -> int | None:
         return 2
     if is_like(support, constraints.one_hot):
         return fn.event_shape[-1]
-    bounds = (support.lower_bound, support.upper_bound) if isinstance(support, constraints.integer_interval) else ()
-    if bounds[:1] == (0,) and isinstance(bounds[1], int):
-        return bounds[1] + 1
+    if isinstance(support, constraints.integer_interval):
+        least, most = support.lower_bound, support.upper_bound
+        if isinstance(least, int) and least == 0 and isinstance(most, int):
+            return most + 1
     if support.is_discrete:
         raise ValueError(
             f"Expected latent {name!r} with real values or those of a Bernoulli, Categorical or OneHotCategorical, got "

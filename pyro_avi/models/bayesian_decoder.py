@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import pyro
 import pyro.distributions as dist
@@ -24,9 +25,7 @@ class BayesianDecoder(LatentDecoder):
 
     Args:
         decoder: a module with an attribute ``latent_dim`` (``K``), from ``[B, K]`` to ``[B, *shape]``.
-        size: ``N``, the number of rows of the data set.
-        likelihood: a module from the decoder's output to the distribution of every element; by default
-            :class:`~pyro_avi.models.GaussianLikelihood` with standard deviation 1.
+        size, likelihood: as for :class:`~pyro_avi.models.VAE`.
 
     Raises:
         ValueError: if the decoder has buffers, such as running means.
@@ -45,7 +44,7 @@ class BayesianDecoder(LatentDecoder):
     """
 
     def __init__(self, decoder: nn.Module, *, size: int, likelihood: nn.Module | None = None):
-        super().__init__(decoder.latent_dim, size=size, likelihood=likelihood)
+        super().__init__(cast(int, decoder.latent_dim), size=size, likelihood=likelihood)
         if any(True for _ in decoder.buffers()):
             raise ValueError(
                 f"Expected a decoder whose state is its weights alone, got one with buffers: {type(decoder).__name__}."

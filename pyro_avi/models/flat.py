@@ -1,5 +1,7 @@
 """The flat prior."""
 
+from typing import Any, ClassVar
+
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -18,7 +20,7 @@ class Flat(dist.TorchDistribution):
         at: what a draw returns.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.real
 
     def __init__(self, at: Tensor):

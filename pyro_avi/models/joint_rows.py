@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import pyro
 import pyro.distributions as dist
@@ -31,7 +32,7 @@ class JointNormal(dist.TorchDistribution):
         batch_shape: the rightmost dimension holds the rows.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, scale_tril: Tensor, event_shape: Sequence[int] = (), batch_shape: Sequence[int] | None = None):
@@ -120,7 +121,8 @@ class JointRows(NormalPosterior, PyroModule):
         """
         latent_shape, shape = self._shapes
         if index is not None or (x is not None and x.shape != (self.size, *shape)):
-            got = f"index of shape {tuple(index.shape)}" if index is not None else f"x of shape {tuple(x.shape)}"
+            name, given = ("x", x) if index is None else ("index", index)
+            got = f"{name} of shape {() if given is None else tuple(given.shape)}"
             raise CallError(
                 f"Expected all {self.size} rows of plate {self._plate!r} and x of shape {(self.size, *shape)}, got {got}.\n"
                 "The prior ties the rows: a part of them has no density of its own. Call model(x) with the whole series."
@@ -135,7 +137,8 @@ class JointRows(NormalPosterior, PyroModule):
 
     def _given(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The prior's Cholesky factor, emission and noise in double precision, where the data are."""
-        return tuple(value.to(like.device) for value in self._exact)
+        scale_tril, emission, noise = (value.to(like.device) for value in self._exact)
+        return scale_tril, emission, noise
 
     def _moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         scale_tril, emission, scale = self._given(x)

@@ -2,12 +2,13 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro.nn import PyroModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_avi.errors import CallError
 from pyro_avi.models.likelihoods import GaussianLikelihood
@@ -32,12 +33,13 @@ class LatentDecoder(PyroModule):
         ValueError: if ``size`` is not positive.
     """
 
-    def __init__(self, latent_dim: int, *, size: int, likelihood: nn.Module | None = None):
+    def __init__(self, latent_dim: int, *, size: int, likelihood: Callable[[Tensor], Any] | None = None):
         super().__init__()
         if size < 1:
             raise ValueError(f"Expected size to be the number of rows of the data set, got {size}.")
         self.latent_dim, self.size = latent_dim, size
-        self.likelihood = GaussianLikelihood() if likelihood is None else likelihood
+        # Any module; models with exact answers read the scale of theirs, which is a GaussianLikelihood.
+        self.likelihood: Any = GaussianLikelihood() if likelihood is None else likelihood
         # Priors are built on it, so that they follow the model to another device or precision.
         self.register_buffer("zero", torch.zeros(()), persistent=False)
 

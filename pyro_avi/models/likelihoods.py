@@ -1,6 +1,7 @@
 """How an observation follows from what a decoder returns."""
 
 import math
+from typing import Any, ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -65,7 +66,7 @@ class IsotropicNormal(dist.TorchDistribution):
         event_dim: the number of trailing dimensions that make up one event.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     has_rsample = True
 
     def __init__(self, loc: Tensor, scale: Tensor, event_dim: int = 0):

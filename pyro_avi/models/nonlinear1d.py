@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any, ClassVar, cast
 
 import pyro
 import pyro.distributions as dist
@@ -106,12 +107,10 @@ class Nonlinear1d(LatentDecoder):
         r"""``[N]`` the evidence minus the ELBO of normal factors given :math:`\theta`.
 
         Args:
-            x: ``[N, 1]``.
-            q: independent normals with batch ``[N]`` and event ``[1]``.
-            theta: :math:`\theta`, where the model does not fix it.
+            x, q, theta: as for :meth:`elbo`.
 
         Raises:
-            ValueError: if ``q`` is no normal; if :math:`\theta` is missing, or given twice.
+            ValueError: as :meth:`elbo`.
         """
         return self.log_evidence(x, theta) - self.elbo(x, q, theta)
 
@@ -152,7 +151,7 @@ class Nonlinear1d(LatentDecoder):
                 f"Expected one theta, got {theta} here and {self.theta} in the model.\n"
                 "Exact answers are given theta: fix it in the model, Nonlinear1d(size=..., theta=...), or pass it here."
             )
-        return check_rows(x, (1,)).squeeze(-1) - (self.theta if theta is None else float(theta))
+        return check_rows(x, (1,)).squeeze(-1) - float(cast(float, self.theta if theta is None else theta))
 
 
 class QuadraturePosterior(dist.TorchDistribution):
@@ -162,7 +161,7 @@ class QuadraturePosterior(dist.TorchDistribution):
         deviation: ``[N]`` the observations without theta.
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar[dict[str, Any]] = {}
     support = constraints.independent(constraints.real, 1)
 
     def __init__(self, deviation: Tensor):

@@ -1,6 +1,7 @@
 """A variational autoencoder's generative half: the decoder's weights are parameters."""
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ class VAE(LatentDecoder):
     """
 
     def __init__(self, decoder: nn.Module, *, size: int, likelihood: nn.Module | None = None):
-        super().__init__(decoder.latent_dim, size=size, likelihood=likelihood)
+        super().__init__(cast(int, decoder.latent_dim), size=size, likelihood=likelihood)
         self.decoder = decoder
 
     def _decode(self) -> Callable[[Tensor], Tensor]:

@@ -215,7 +215,7 @@ class CompiledStep:
             if not self.state.moves:
                 return result
             # The positions of these rows are known outside.
-            rest = [rows._replace(index=None) for rows in self.state.move(result, state)]
+            rest = [rows._replace(positions=None) for rows in self.state.move(result, state)]
             return LossAndGrads(result.loss, None, rest)
 
         return trace_step(step, self.state.tensors, examples)

@@ -95,7 +95,7 @@ def _cause_in_gradient(
     gradient: Gradient, names: Mapping[int, str], call: tuple, kwargs: Mapping[str, Any]
 ) -> str | None:
     result = gradient(call, kwargs)
-    parts = [(names.get(id(p), "?"), grad) for p, grad in zip(gradient.parameters, result.grads, strict=True)]
+    parts = [(names.get(id(p), "?"), grad) for p, grad in zip(gradient.parameters, result.grads or (), strict=True)]
     parts += [(f"the rows of {name}", grad) for name, _, grad in result.rows]
     wrong = [name for name, grad in parts if grad is not None and not _is_finite(grad)]
     if not wrong:

@@ -20,12 +20,12 @@ class RowGrads(NamedTuple):
 
     Attributes:
         table: the name of the table.
-        index: ``[B]`` the rows, of which one may occur several times; ``None`` for all in order.
+        positions: ``[B]`` of the rows, of which one may occur several times; ``None`` for all in order.
         grad: ``[B, P]``; ``None`` where the loss does not depend on them.
     """
 
     table: str
-    index: Tensor | None
+    positions: Tensor | None
     grad: Tensor | None
 
 
@@ -91,7 +91,9 @@ class Gradient:
         with matmul_precision(self.precision):
             with self.touched_rows(gathered) as touched:
                 value = loss(*call, **kwargs)
-            grads = torch.autograd.grad(value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True)
+            grads: tuple[Tensor | None, ...] = torch.autograd.grad(
+                value, [*parameters, *(rows for _, _, rows in touched)], allow_unused=True
+            )
         row_grads = grads[len(parameters) :]
         rows = [RowGrads(name, index, grad) for (name, index, _), grad in zip(touched, row_grads, strict=True)]
         return LossAndGrads(value.detach(), grads[: len(parameters)], _joined_by_table(rows))
@@ -134,13 +136,13 @@ def _joined_by_table(rows: list[RowGrads]) -> list[RowGrads]:
             by_table.setdefault(read.table, []).append(read)
     joined = []
     for table, parts in by_table.items():
-        parts = [part for part in parts if part.grad is not None] or parts[:1]
-        if len(parts) > 1:
-            indices = [
-                torch.arange(len(grad), device=grad.device) if index is None else index for _, index, grad in parts
-            ]
-            parts = [RowGrads(table, torch.cat(indices), torch.cat([part.grad for part in parts]))]
-        joined.append(parts[0])
+        moved = [(index, grad) for _, index, grad in parts if grad is not None]
+        if len(moved) > 1:
+            indices = [torch.arange(len(grad), device=grad.device) if index is None else index for index, grad in moved]
+            joined.append(RowGrads(table, torch.cat(indices), torch.cat([grad for _, grad in moved])))
+        else:
+            # Without a gradient only where no part has one.
+            joined.append(parts[-1])
     return joined
 
 
@@ -163,11 +165,11 @@ def clipped(result: LossAndGrads, norm: float | None) -> LossAndGrads:
         for _, index, grad in result.rows
         if grad is not None
     ]
-    grads = [*(grad for grad in result.grads if grad is not None), *row_grads]
+    grads = [*(grad for grad in result.grads or () if grad is not None), *row_grads]
     length = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
     factor = (norm / length).clamp(max=1.0)
     return replace(
         result,
-        grads=[None if grad is None else grad * factor for grad in result.grads],
+        grads=[None if grad is None else grad * factor for grad in result.grads or ()],
         rows=[rows if rows.grad is None else rows._replace(grad=rows.grad * factor) for rows in result.rows],
     )

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pyro.infer import ELBO
@@ -22,7 +22,7 @@ from pyro_avi.optimization.traced_step import can_be_compiled
 from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 
-__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "TrainingStep"]
+__all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "StepOptions", "TrainingStep"]
 
 LearningRate = float | Callable[[int], float]
 
@@ -69,16 +69,30 @@ class HasRowTables(Protocol):
         ...
 
 
-class TrainingStep:
-    """The parameters of one training and how a step moves them.
+class StepOptions(NamedTuple):
+    """How a training moves its parameters, by the options of :func:`~pyro_avi.fit`.
 
-    Args:
-        model, guide, elbo: what is trained, and by which loss.
+    Attributes:
         optimizer: makes the optimizer of all parameters; by default Adam, row by row for tables.
         lr: the learning rate, or one for each part.
         clip_norm: the largest norm of the gradient of all parameters together, ``None`` for any.
         precision: of matrix products.
         compile: whether a step is one graph; ``"auto"``: where that saves time.
+    """
+
+    optimizer: Callable[..., torch.optim.Optimizer] | None
+    lr: LearningRate | Mapping[str, LearningRate]
+    clip_norm: float | None
+    precision: str
+    compile: str | bool
+
+
+class TrainingStep:
+    """The parameters of one training and how a step moves them.
+
+    Args:
+        model, guide, elbo: what is trained, and by which loss.
+        options: how a step moves the parameters.
         num_steps: the number of steps to go.
         call, kwargs: the arguments of the first step.
 
@@ -92,8 +106,17 @@ class TrainingStep:
     """
 
     def __init__(
-        self, model, guide, elbo: ELBO, *, optimizer, lr, clip_norm, precision, compile, num_steps, call, kwargs
+        self,
+        model: Callable,
+        guide: Any,
+        elbo: ELBO,
+        *,
+        options: StepOptions,
+        num_steps: int,
+        call: tuple,
+        kwargs: Mapping[str, Any],
     ):
+        optimizer, lr, clip_norm, precision, compile = options
         by_row = optimizer is None and isinstance(guide, HasRowTables)
         if by_row and keeps_one_graph(elbo):
             raise ValueError(
@@ -128,7 +151,7 @@ class TrainingStep:
             self.compiled = CompiledStep(self.gradient, model, guide, elbo, self._updates, inside, clip_norm, gather)
         self._evaluate = self.compiled or self.gradient
 
-    def _make_gradient(self, model: Callable, guide: Callable, elbo: ELBO, precision: str) -> Gradient:
+    def _make_gradient(self, model: Callable, guide: Any, elbo: ELBO, precision: str) -> Gradient:
         def loss(*args, **kwargs):
             return evaluate(model, guide, *args, **kwargs)
 

@@ -43,11 +43,11 @@ class StepTensors(NamedTuple):
 
 
 class _Moved(NamedTuple):
-    """What a step changes of one parameter: all of its rows (``index`` is ``None``), or those of a batch."""
+    """What a step changes of one parameter: all of its rows (``positions`` is ``None``), or those of a batch."""
 
     values: Tensor
     moments: Moments
-    index: Tensor | None
+    positions: Tensor | None
 
 
 class StepState:
@@ -122,7 +122,8 @@ class StepState:
         # A loss that is not finite moves nothing, so that its cause can still be found afterwards.
         rates = [rate * finite for rate in tensors.rates]
         positions = {name: len(self._updates) - len(self._tables) + i for i, name in enumerate(self._tables)}
-        moves = [(i, None, grad) for i, grad in enumerate(result.grads)]
+        moves: list[tuple[int, Tensor | None, Tensor | None]]
+        moves = [(i, None, grad) for i, grad in enumerate(result.grads or ())]
         moves += [(positions[table], index, grad) for table, index, grad in result.rows if table in positions]
         for i, index, grad in moves:
             if grad is not None:
@@ -132,7 +133,7 @@ class StepState:
 
     def _moved(self, result: LossAndGrads) -> list[_Moved]:
         """What a step with these gradients changes."""
-        indices = {rows.table: rows.index for rows in result.rows}
+        indices = {rows.table: rows.positions for rows in result.rows}
         tables = [None] * (len(self._updates) - len(self._tables)) + list(self._tables)
         return [
             _Moved(update.adam.values, update.adam.moments, None if table is None else indices.get(table))
@@ -163,5 +164,5 @@ class StepState:
             # First moments grow by the gradients. The change of a parameter is no measure: of a gradient that is all but
             # zero its sign alone.
             parts += [x.first if index is None else x.first[index] for _, x, index in self._moved(eager)]
-        grads = [*(() if self.moves else taken.grads), *(rows.grad for rows in taken.rows)]
+        grads = [*(() if self.moves else taken.grads or ()), *(rows.grad for rows in taken.rows)]
         return [part.clone() for part in (*parts, *grads) if part is not None]

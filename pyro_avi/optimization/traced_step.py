@@ -67,7 +67,7 @@ def trace_step(
         nonlocal outputs
         result = step(tree_unflatten(inputs[: len(own)], parts), list(inputs[len(own) :]))
         tables[:] = [rows.table for rows in result.rows]
-        grads, indices = [rows.grad for rows in result.rows], [rows.index for rows in result.rows]
+        grads, indices = [rows.grad for rows in result.rows], [rows.positions for rows in result.rows]
         out, outputs = tree_flatten((result.loss, list(result.grads or ()), indices, grads))
         return out
 

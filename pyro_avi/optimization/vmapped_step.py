@@ -52,7 +52,7 @@ class VmappedStep:
         self, replicas: Sequence[TrainingStep], seeds: Sequence[int], calls: Sequence[tuple], kwargs: Mapping[str, Any]
     ):
         self._replicas = replicas
-        self._steps = [replica.compiled for replica in replicas]
+        self._steps = [replica.compiled for replica in replicas if replica.compiled is not None]
         self._streams = [Stream(seed) for seed in seeds]
         self._graphs: dict[tuple, _Graph] = {}
         self.seconds = 0.0
@@ -88,8 +88,8 @@ class VmappedStep:
         return graph(tensors, self._streams)
 
     def _set_rates(self, step: int) -> None:
-        for replica in self._replicas:
-            replica.compiled.state.set_rates(replica.rates(step))
+        for replica, compiled in zip(self._replicas, self._steps, strict=True):
+            compiled.state.set_rates(replica.rates(step))
 
     def _find_graph(self, calls, kwargs) -> tuple[_Graph, list[tuple[Tensor, ...]]]:
         """The graph for these arguments, and their tensors by replica."""
@@ -198,7 +198,7 @@ class SequentialStep:
     @property
     def seconds(self) -> float:
         """The time spent in compiling."""
-        return sum(replica.compiled.seconds for replica in self._replicas)
+        return sum(replica.compiled.seconds for replica in self._replicas if replica.compiled is not None)
 
     def step(self, step: int, calls: Sequence[tuple], kwargs: Mapping[str, Any]) -> Tensor:
         """As :meth:`VmappedStep.step`."""

@@ -18,10 +18,11 @@ class MergedBatches:
     Args:
         plates: the names of the plates of the rows.
         dims: by site the dimensions of its value that hold these rows, from the right.
+        device: of the result.
     """
 
-    def __init__(self, plates: Sequence[str], dims: Mapping[str, Sequence[int]]):
-        self._plates, self._dims = tuple(plates), dict(dims)
+    def __init__(self, plates: Sequence[str], dims: Mapping[str, Sequence[int]], device: torch.device | str = "cpu"):
+        self._plates, self._dims, self._device = tuple(plates), dict(dims), torch.device(device)
         self._parts: dict[str, list[Tensor]] = {name: [] for name in dims}
         self._whole: dict[str, Tensor] = {}
         self._seen: Tensor | None = None
@@ -48,7 +49,7 @@ class MergedBatches:
             )
         if not known:
             for name in self._parts:
-                self._parts[name].append(values[name].cpu())
+                self._parts[name].append(values[name].to(self._device))
             return
         if self._seen is None:
             self._seen = torch.zeros(sizes, dtype=torch.bool)
@@ -57,9 +58,9 @@ class MergedBatches:
         self._seen[at] = True
         front = list(range(len(sizes)))
         for name, dims in self._dims.items():
-            value = values[name].movedim(list(dims), front).cpu()
+            value = values[name].movedim(list(dims), front).to(self._device)
             if name not in self._whole:
-                self._whole[name] = torch.empty(*sizes, *value.shape[len(sizes) :], dtype=value.dtype)
+                self._whole[name] = value.new_empty(*sizes, *value.shape[len(sizes) :])
             self._whole[name][at] = value
 
     def __str__(self) -> str:

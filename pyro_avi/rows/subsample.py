@@ -28,7 +28,7 @@ class Subsample:
         return self.size if self.index is None else len(self.index)
 
 
-def check_positions(plate: str, size: int, index: Tensor, *, wait: bool = False) -> None:
+def check_positions(plate: str, size: int, index: Tensor | None, *, wait: bool = False) -> None:
     """Raise an error if positions are not those of rows of a plate.
 
     On another device than the CPU their values are looked at only where the caller can wait for them, and while a graph is
@@ -37,12 +37,14 @@ def check_positions(plate: str, size: int, index: Tensor, *, wait: bool = False)
     Args:
         plate: the name of the plate.
         size: the number ``N`` of its rows.
-        index: ``[B]`` the positions given.
+        index: ``[B]`` the positions given; ``None`` for all rows in order.
         wait: whether the caller can wait for the device.
 
     Raises:
         ValueError: if they are no whole numbers from 0 to ``N - 1``.
     """
+    if index is None:
+        return
     if index.dtype not in _WHOLE or index.dim() != 1:
         found = f"values of type {index.dtype} and shape {tuple(index.shape)}"
     elif not len(index) or not (wait or index.device.type == "cpu") or not _has_values(index):

@@ -17,6 +17,8 @@ class Table(nn.Module):
         rows_on: the device that the table stays on, ``None`` for that of the model.
     """
 
+    place: Tensor
+
     def __init__(self, initial: Tensor, sizes: tuple[int, ...], rows_on: str | None):
         super().__init__()
         self.sizes, self.stays = sizes, rows_on is not None

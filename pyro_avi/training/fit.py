@@ -3,16 +3,15 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from os import PathLike
 from typing import Any
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
-from pyro_avi.optimization.step import LearningRate
+from pyro_avi.optimization.step import LearningRate, StepOptions
 from pyro_avi.param_store import isolated_param_store
-from pyro_avi.seeds import seeded
+from pyro_avi.seeds import draws_from
 from pyro_avi.training.checkpoint import steps_in
 from pyro_avi.training.loaders import LoaderRowCheck, arguments_from_batches
 from pyro_avi.training.loop import DivergedError, Fit, run_steps
@@ -31,14 +30,14 @@ def fit(
     lr: LearningRate | Mapping[str, LearningRate] = 1e-3,
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     elbo: ELBO | None = None,
-    seed: int = 0,
     clip_norm: float | None = None,
     precision: str = "float32",
     compile: str | bool = "auto",
-    progress: bool = True,
     callbacks: Sequence[Callable[[Fit], Any]] = (),
     keep: bool = True,
     resume: str | PathLike | None = None,
+    seed: int | None = 0,
+    progress: bool = True,
     **kwargs,
 ) -> Fit:
     r"""Minimise the negative ELBO of a model and a guide.
@@ -71,8 +70,6 @@ def fit(
         elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``. Where it has several losses, as ``ReweightedWakeSleep``, their
             sum is recorded. Networks that serve as baselines of ``TraceGraph_ELBO`` are trained where they are registered,
             as submodules of model or guide or by ``pyro.module``.
-        seed: the seed of the draws; ``None`` to draw from the program's random state. With a seed that state is left as it
-            was.
         clip_norm: the largest norm of the gradient of all parameters together; by default it is not clipped.
         precision: of matrix products and convolutions: ``"float32"``, that of the tensors given; ``"bfloat16"`` rounds
             their factors to 8 significant bits and leaves sums, activations, densities and parameters as they are;
@@ -84,7 +81,6 @@ def fit(
             taken eagerly, with a warning that says why. ``"auto"``: compiled where that is possible and the steps to go, by a
             count of their operations, save more time than compiling takes. ``False``: eager. A graph rounds sums
             differently.
-        progress: whether to show a progress bar.
         callbacks: functions that are called after every step with the :class:`Fit` so far, while the clock is stopped; one
             that returns ``True`` ends the training. See :class:`~pyro_avi.Validation`.
         keep: whether to keep a copy of the last finite state, which is restored when the training diverges. It needs the
@@ -93,6 +89,9 @@ def fit(
         resume: a file written by :meth:`Fit.save`, from which the training is resumed. ``num_steps`` then counts from the
             beginning, and so do the batches: those that were used before are skipped. With otherwise the same arguments the
             result is that of a training without a stop; eagerly to the last bit.
+        seed: the seed of the draws, with which the program's random state is left as it was; ``None`` to draw from that
+            state.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Returns:
         The losses and times of the training. Model and guide are trained in place, also when interrupted.
@@ -130,11 +129,13 @@ def fit(
     # Refused before any work is done.
     first = next_arguments(calls, start, num_steps)
     calls = itertools.chain([first], map(rows.check, _rest(calls, start + 1, num_steps)))
-    with isolated_param_store(), warnings.catch_warnings(), seeded(seed) if seed is not None else nullcontext():
+    with isolated_param_store(), warnings.catch_warnings(), draws_from(seed):
         # Pyro would warn at every step of what DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        options = {"optimizer": optimizer, "lr": lr, "clip_norm": clip_norm, "precision": precision, "compile": compile}
-        training = Training(model, guide, elbo, calls, kwargs, start=start, num_steps=num_steps, keep=keep, **options)
+        options = StepOptions(optimizer, lr, clip_norm, precision, compile)
+        training = Training(
+            model, guide, elbo, calls, kwargs, start=start, num_steps=num_steps, keep=keep, options=options
+        )
         # The check needs a guide that has been set up, as it is by now.
         rows.check(first)
         earlier = None if resume is None else training.resume(resume, with_random_state=seed is not None)
@@ -145,11 +146,11 @@ def fit(
                 num_steps,
                 count=None,
                 device=training.device,
-                progress=progress,
                 callbacks=callbacks,
                 on_finite=training.on_finite,
                 save=training.save,
                 earlier_losses=earlier,
+                progress=progress,
             )
         except DivergedError as error:
             raise training.diverged(error) from None

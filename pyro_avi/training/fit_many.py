@@ -11,10 +11,10 @@ from torch import Tensor
 
 from pyro_avi.compilation.fallback import log_graph, reason_of
 from pyro_avi.compilation.module_slots import in_modules
-from pyro_avi.optimization.step import TrainingStep
+from pyro_avi.optimization.step import StepOptions, TrainingStep
 from pyro_avi.optimization.vmapped_step import COMPILE_ERRORS, SequentialStep, VmappedStep
 from pyro_avi.param_store import isolated_param_store
-from pyro_avi.seeds import seeded
+from pyro_avi.seeds import as_seed, seeded
 from pyro_avi.training.fit import LearningRate, arguments_by_step, next_arguments
 from pyro_avi.training.loaders import LoaderRowCheck, check_not_shared
 from pyro_avi.training.loop import Fit, run_steps
@@ -30,11 +30,11 @@ def fit_many(
     batches: Sequence[Iterable] | Iterable | None = None,
     lr: LearningRate | Mapping[str, LearningRate] | Sequence = 1e-3,
     elbo: ELBO | None = None,
-    seed: int | Sequence[int] = 0,
     clip_norm: float | None = None,
     precision: str = "float32",
-    progress: bool = True,
     callbacks: Sequence[Callable[[list[Fit]], Any]] = (),
+    seed: int | Sequence[int] | None = 0,
+    progress: bool = True,
     **kwargs,
 ) -> list[Fit]:
     r"""Train several models and guides of one structure at once: seeds, learning rates, data sets of one size.
@@ -53,12 +53,13 @@ def fit_many(
             ``DataLoader``, which each replica iterates over by its own seed. A tensor that all replicas share is not copied.
         lr: the learning rate as for :func:`~pyro_avi.fit`, one for all or a list with one for each.
         elbo: ``Trace_ELBO`` (by default), ``TraceMeanField_ELBO`` or :class:`~pyro_avi.StickingTheLandingELBO`.
-        seed: the seed of the draws, one for all or a list with one for each.
         clip_norm: the largest norm of the gradient of a replica.
         precision: of matrix products, as for :func:`~pyro_avi.fit`.
-        progress: whether to show a progress bar.
         callbacks: functions that are called after every step with the list of the fits so far, while the clock is stopped;
             one that returns ``True`` ends the training.
+        seed: the seed of the draws, one for all or a list with one for each; ``None`` for one drawn from the random state of
+            the program.
+        progress: whether to show a progress bar, which appears after the first second.
 
     Returns:
         The losses and times of every replica's training; ``seconds`` are those of all together. A replica whose loss is no
@@ -83,7 +84,8 @@ def fit_many(
     """
     elbo = Trace_ELBO() if elbo is None else elbo
     count = len(replicas)
-    rates, seeds = _for_each("lr", lr, count), _for_each("seed", seed, count)
+    rates = _for_each("lr", lr, count)
+    seeds = _for_each("seed", as_seed(seed) if seed is None else seed, count)
     for (model, _), rate in zip(replicas, rates, strict=True):
         check_options(num_steps, elbo, rate, clip_norm, precision, True)
         check_keywords(model, kwargs)
@@ -98,14 +100,15 @@ def fit_many(
     with isolated_param_store(), warnings.catch_warnings(), seeded(None):
         # Pyro would warn at every step of what diverged_at says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        options = {"clip_norm": clip_norm, "precision": precision, "num_steps": num_steps, "kwargs": kwargs}
         training_steps = []
         for (model, guide), rate, own_seed, call in zip(replicas, rates, seeds, first, strict=True):
             # Modules of one class have the same names in the store. Parameters that the first call creates are those that
             # fit alone would create.
             with pyro.get_param_store().scope(), seeded(own_seed):
-                step = TrainingStep(model, guide, elbo, lr=rate, optimizer=None, compile=True, call=call, **options)
-                training_steps.append(step)
+                options = StepOptions(None, rate, clip_norm, precision, compile=True)
+                training_steps.append(
+                    TrainingStep(model, guide, elbo, options=options, num_steps=num_steps, call=call, kwargs=kwargs)
+                )
         _check_parameters(training_steps, replicas)
         for check, call in zip(rows, first, strict=True):
             check.check(call)
@@ -121,7 +124,7 @@ def fit_many(
 
         device = training_steps[0].device
         try:
-            return run_steps(take, num_steps, count=count, device=device, progress=progress, callbacks=callbacks)
+            return run_steps(take, num_steps, count=count, device=device, callbacks=callbacks, progress=progress)
         finally:
             steps.release()
 

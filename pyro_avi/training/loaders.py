@@ -3,9 +3,9 @@
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager, nullcontext
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -191,7 +191,7 @@ class LoaderRowCheck:
         self._repeated: set[str] = set()
         if isinstance(batches, DataLoader) and not isinstance(batches.dataset, IterableDataset):
             self._left = len(batches) - start % max(1, len(batches))
-            self._size, self._in_order = len(batches.dataset), len(batches) == 1 and _is_in_order(batches)
+            self._size, self._in_order = len(cast(Sized, batches.dataset)), len(batches) == 1 and _is_in_order(batches)
             self._once = _takes_rows_once(batches)
 
     def check(self, call: tuple) -> tuple:
@@ -209,14 +209,13 @@ class LoaderRowCheck:
             elif rows:
                 # One batch is enough: the size of the plate is the same in all.
                 self._left = 0
-                self._check_size(rows)
+                self._check_size(rows, self._guide.global_latents)
         return call
 
     def _check_positions(self, rows: Mapping[str, Subsample]) -> None:
-        given = {plate: own for plate, own in rows.items() if own.index is not None}
-        for plate, own in given.items():
-            index = own.index.cpu()
-            seen = self._seen.setdefault(plate, torch.zeros(own.size, dtype=torch.bool))
+        given = {plate: own.index.cpu() for plate, own in rows.items() if own.index is not None}
+        for plate, index in given.items():
+            seen = self._seen.setdefault(plate, torch.zeros(rows[plate].size, dtype=torch.bool))
             if seen[index].any() or len(index.unique()) < len(index):
                 self._repeated.add(plate)
             seen[index] = True
@@ -234,12 +233,12 @@ class LoaderRowCheck:
             "- a collate_fn that leaves out labels, where these are taken for positions"
         )
 
-    def _check_size(self, rows: Mapping[str, Subsample]) -> None:
+    def _check_size(self, rows: Mapping[str, Subsample], global_latents: Sequence[str]) -> None:
         if not all(own.index is None and own.size < self._size for own in rows.values()):
             return
         plate, own = next(iter(rows.items()))
         found = f"plate {plate!r} to have the {self._size} rows of the loader's data set, got {own.size}"
-        shared, often = list(self._guide.global_latents), f"{self._size / own.size:.3g} times"
+        shared, often = list(global_latents), f"{self._size / own.size:.3g} times"
         fixes = (
             "Try one of the following fixes:\n"
             f"- a data set that returns (x, index), and a model with pyro.plate({plate!r}, {self._size}, subsample=index)\n"

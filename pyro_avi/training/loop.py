@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from pyro_avi.display.formatting import counted, with_error
+from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.training.clock import Clock
 from pyro_avi.training.loss_figure import plot_losses
 
@@ -202,7 +202,7 @@ def run_steps(
     result = fits[0] if count is None else fits
     # On a CPU reading a loss costs nothing, and the first one that is not finite ends the training at once.
     numbers = buffer.numpy() if count is None and device.type == "cpu" else None
-    with tqdm(total=num_steps, initial=start, disable=not progress, unit="step") as bar:
+    with progress_bar(num_steps, initial=start, unit="step", progress=progress) as bar:
         clock.lap(start)
         clock.start()
         for taken in range(start, num_steps):
@@ -233,7 +233,7 @@ def run_steps(
 
 
 def _check_finite(fits: Sequence[Fit]) -> None:
-    diverged = [fit.diverged_at for fit in fits]
-    if None not in diverged:
-        last = max(range(len(fits)), key=diverged.__getitem__)
-        raise DivergedError(diverged[last], fits[last].losses[diverged[last]].item())
+    diverged = [(step, fit) for fit in fits if (step := fit.diverged_at) is not None]
+    if len(diverged) == len(fits):
+        step, last = max(diverged, key=lambda pair: pair[0])
+        raise DivergedError(step, last.losses[step].item())

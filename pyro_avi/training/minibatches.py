@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from pyro_avi.errors import check_count
+from pyro_avi.seeds import as_seed
 
 __all__ = ["minibatches"]
 
 
-def minibatches(*tensors: Any, batch_size: int, seed: int = 0) -> Iterator[tuple[Tensor, ...]]:
+def minibatches(*tensors: Any, batch_size: int, seed: int | None = 0) -> Iterator[tuple[Tensor, ...]]:
     """Endless minibatches ``(x[index], ..., index)``, a fresh permutation every epoch.
 
     The last batch of an epoch may be smaller. The seed alone decides the order.
@@ -20,7 +21,7 @@ def minibatches(*tensors: Any, batch_size: int, seed: int = 0) -> Iterator[tuple
     Args:
         tensors: each ``[N, ...]``; also NumPy arrays and data frames, whose floating-point numbers get torch's default type.
         batch_size: ``B``.
-        seed: the seed of the permutations.
+        seed: the seed of the permutations; ``None`` for one drawn from the random state of the program.
 
     Raises:
         TypeError: if one of them is not an array of numbers.
@@ -39,7 +40,7 @@ def minibatches(*tensors: Any, batch_size: int, seed: int = 0) -> Iterator[tuple
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"Expected tensors with one and the same number of rows, at least 1, got {sorted(sizes)}.")
     check_count("batch_size", batch_size)
-    return _endless(tensors, batch_size, seed)
+    return _endless(tensors, batch_size, as_seed(seed))
 
 
 def _tensor(given: Any) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_avi.inspection.data_errors import NoRowsError, explain_data_errors
 from pyro_avi.optimization.divergence import explain
-from pyro_avi.optimization.step import TrainingStep
+from pyro_avi.optimization.step import StepOptions, TrainingStep
 from pyro_avi.seeds import random_state, set_random_state
 from pyro_avi.training import checkpoint
 from pyro_avi.training.loop import DivergedError, Fit
@@ -28,7 +28,7 @@ class Training:
         start: the number of steps taken before.
         num_steps: the number of steps in all.
         keep: whether to keep a copy of the last finite state.
-        **options: as for :class:`~pyro_avi.optimization.step.TrainingStep`.
+        options: how a step moves the parameters.
 
     Raises:
         DivergedError: if model and guide cannot be run on the first call because its data or their parameters are not
@@ -46,14 +46,14 @@ class Training:
         start: int,
         num_steps: int,
         keep: bool,
-        **options,
+        options: StepOptions,
     ):
         self._model, self._guide, self._calls, self._kwargs = model, guide, calls, kwargs
         self._start, self._first = start, next(calls)
         try:
             with explain_data_errors(self._first, kwargs):
                 self._training_step = TrainingStep(
-                    model, guide, elbo, num_steps=num_steps - start, call=self._first, kwargs=kwargs, **options
+                    model, guide, elbo, num_steps=num_steps - start, call=self._first, kwargs=kwargs, options=options
                 )
         except NoRowsError:
             raise
@@ -118,8 +118,8 @@ class Training:
     def _explain(self, call: tuple | None) -> str | None:
         if call is None:
             return None
-        given = {"gradient": self._training_step.gradient, "names": self._state.names}
-        return explain(self._model, self._guide, call, self._kwargs, **given)
+        gradient, names = self._training_step.gradient, self._state.names
+        return explain(self._model, self._guide, call, self._kwargs, gradient=gradient, names=names)
 
     def save(self, path: str | PathLike, fit: Fit) -> None:
         """Write the state of the training to a file."""

@@ -3,12 +3,13 @@
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 
 from pyro_avi.optimization.adam import Moments
 from pyro_avi.optimization.step import TrainingStep
@@ -63,12 +64,12 @@ class TrainingState:
         Those of torch's Adam are converted to those of :class:`~pyro_avi.optimization.adam.Adam`, so that an eager training
         can be resumed compiled and the other way round.
         """
-        moments = {}
+        moments: dict[str, Tensor] = {}
         for adam in self._training_step.adams:
             moments |= self._named(adam.parameter, adam.moments)
         for parameter in self._torch_adam_parameters():
             like = torch.atleast_1d(parameter.detach())
-            held = self._training_step.optimizer.state.get(parameter)
+            held = self._optimizer.state.get(parameter)
             if held:
                 own = Moments(
                     held["exp_avg"].view_as(like), held["exp_avg_sq"].view_as(like), held["step"].reshape(1).to(like)
@@ -107,7 +108,7 @@ class TrainingState:
                 tensor.copy_(moments[name])
         for parameter in self._torch_adam_parameters():
             own = Moments(*(moments[f"{self.names[id(parameter)]}:{kind}"] for kind in Moments._fields))
-            held = self._training_step.optimizer.state
+            held = self._optimizer.state
             held.pop(parameter, None)
             if own.visits > 0:
                 held[parameter] = {
@@ -116,7 +117,12 @@ class TrainingState:
                     "exp_avg_sq": own.second.view_as(parameter).to(parameter.device, copy=True),
                 }
         if optimizer is not None:
-            self._training_step.optimizer.load_state_dict(optimizer)
+            self._optimizer.load_state_dict(optimizer)
+
+    @property
+    def _optimizer(self) -> Optimizer:
+        """The torch optimizer of the training, which has one where this is asked."""
+        return cast(Optimizer, self._training_step.optimizer)
 
     def _torch_adam_parameters(self) -> list[Tensor]:
         optimizer = self._training_step.optimizer
@@ -140,7 +146,8 @@ class StateBackup:
     """
 
     def __init__(self, state: TrainingState):
-        self._state, self.step = state, None
+        self._state = state
+        self.step: int | None = None
         self._tensors: dict[str, Tensor] = {}
         self._optimizer: dict[str, Any] | None = None
         self._began, self._spent = time.perf_counter(), 0.0

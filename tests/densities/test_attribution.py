@@ -120,7 +120,7 @@ def test_a_row_owns_its_observations_in_another_plate():
     weights = avi.log_weights(in_groups, guide, X, GROUPS, num_samples=5)
     assert weights.local.shape == (5, 4) and weights.blocks is None and not weights.global_.any()
     torch.manual_seed(1)
-    local = avi.log_weights(in_groups, guide, X, GROUPS, num_samples=1).local[0]
+    local = avi.log_weights(in_groups, guide, X, GROUPS, num_samples=1, seed=1).local[0]
     torch.manual_seed(1)
     z = poutine.trace(guide).get_trace(X, GROUPS).nodes["z"]["value"]
     expected = normal().log_prob(z) - guide.posterior(X, GROUPS).log_prob(z.unsqueeze(-1))
@@ -154,7 +154,7 @@ def mixture(x):
 def test_enumerated_latents_are_summed_out_row_by_row():
     guide = avi.FactorizedGuide(mixture, init_scale=1.0)
     torch.manual_seed(1)
-    weights = avi.log_weights(mixture, guide, X, num_samples=1)
+    weights = avi.log_weights(mixture, guide, X, num_samples=1, seed=1)
     torch.manual_seed(1)
     z = poutine.trace(guide).get_trace(X).nodes["z"]["value"]
     prior = torch.logsumexp(
@@ -235,7 +235,7 @@ def test_modules_are_measured_in_evaluation_mode():
     runs = []
     for _ in range(2):
         torch.manual_seed(3)
-        runs.append(avi.log_weights(model, guide, x, num_samples=2).local)
+        runs.append(avi.log_weights(model, guide, x, num_samples=2, seed=3).local)
     avi.measure_gaps(model, guide, x, num_samples=30, num_steps=2, max_rounds=1)
     avi.ais(model, guide, x, num_chains=2, num_temperatures=2, num_leapfrog=1)
     avi.sbc(model, guide, x, num_simulations=1, num_samples=20)

@@ -62,7 +62,7 @@ def draws_of_theta(num_samples):
 
 def test_at_the_exact_posterior_every_draw_gives_the_log_evidence():
     torch.manual_seed(0)
-    weights = avi.log_weights(model, exact_guide, X, num_samples=5)
+    weights = avi.log_weights(model, exact_guide, X, num_samples=5, seed=0)
     assert weights.local.shape == (5, N) and weights.global_.shape == (5,) and weights.scale == 1.0
     assert weights.local.dtype == weights.global_.dtype == torch.float64
     torch.testing.assert_close(weights.total, log_evidence().expand(5), rtol=0.0, atol=1e-12)
@@ -73,7 +73,7 @@ def test_at_the_exact_posterior_every_draw_gives_the_log_evidence():
 
 def test_local_weights_are_the_rows_and_global_ones_the_rest():
     torch.manual_seed(0)
-    weights = avi.log_weights(model, exact_guide, X, num_samples=4)
+    weights = avi.log_weights(model, exact_guide, X, num_samples=4, seed=0)
     torch.manual_seed(0)
     theta = draws_of_theta(4)
     # At the posterior of a row given theta its weight is log p(x_n | theta), whatever the draw of z_n.
@@ -89,7 +89,7 @@ def test_the_elbo_is_the_evidence_less_the_divergence(shift, stretch):
     divergence = N * (0.5 * (stretch**2 + shift**2 - 1) - math.log(stretch))
     expected = log_evidence().item() - divergence
     torch.manual_seed(1)
-    estimate = avi.elbo(avi.log_weights(model, exact_guide, X, num_samples=2000, shift=shift, stretch=stretch))
+    estimate = avi.elbo(avi.log_weights(model, exact_guide, X, num_samples=2000, seed=1, shift=shift, stretch=stretch))
 
     def agrees(value):
         return abs(estimate.value - value) < 5 * estimate.se
@@ -128,8 +128,7 @@ CALLS = {
 def test_the_elbo_is_minus_pyros_loss_on_the_same_draws(call, guide):
     function, args = CALLS[call]
     guide = GUIDES[guide](function).setup(*args)
-    torch.manual_seed(2)
-    weights = avi.log_weights(function, guide, *args, num_samples=7)
+    weights = avi.log_weights(function, guide, *args, num_samples=7, seed=2)
     torch.manual_seed(2)
     loss = Trace_ELBO(num_particles=7).loss(function, guide, *args)
     assert avi.elbo(weights).value == pytest.approx(-loss, rel=1e-12)
@@ -143,7 +142,7 @@ def test_the_elbo_is_minus_pyros_loss_on_the_same_draws(call, guide):
 def test_rows_of_a_minibatch_are_unscaled_and_their_sum_is_not():
     index = torch.tensor([4, 1])
     torch.manual_seed(0)
-    part = avi.log_weights(model, exact_guide, X[index], index, num_samples=3)
+    part = avi.log_weights(model, exact_guide, X[index], index, num_samples=3, seed=0)
     torch.manual_seed(0)
     theta = torch.stack([poutine.trace(exact_guide).get_trace(X[index], index).nodes["theta"]["value"] for _ in "123"])
     evidence = dist.Normal(theta[:, None], ROW_VARIANCE**0.5).log_prob(X[index])
@@ -270,9 +269,9 @@ def test_factors_in_the_plate_belong_to_their_rows():
         pyro.factor("constant", tensor(7.0))
 
     torch.manual_seed(0)
-    plain = avi.log_weights(model, exact_guide, X, num_samples=2)
+    plain = avi.log_weights(model, exact_guide, X, num_samples=2, seed=0)
     torch.manual_seed(0)
-    weights = avi.log_weights(penalized, exact_guide, X, num_samples=2)
+    weights = avi.log_weights(penalized, exact_guide, X, num_samples=2, seed=0)
     torch.testing.assert_close(weights.local, plain.local - X.abs(), rtol=0.0, atol=1e-12)
     torch.testing.assert_close(weights.global_, plain.global_ + 7.0, rtol=0.0, atol=1e-12)
 
@@ -283,7 +282,7 @@ def test_auxiliary_sites_of_the_guide_count():
         at_zero(x)
 
     torch.manual_seed(0)
-    weights = avi.log_weights(model, guide, X, num_samples=1)
+    weights = avi.log_weights(model, guide, X, num_samples=1, seed=0)
     torch.manual_seed(0)
     density = dist.Normal(tensor(0.0), 1.0).log_prob(torch.randn((), dtype=torch.float64))
     prior = dist.Normal(tensor(0.0), RHO).log_prob(tensor(0.0))

@@ -72,7 +72,7 @@ def test_log_weights(kind, name):
     structure = STRUCTURES[name]
     model, guide = make(kind, name, held(name))
     torch.manual_seed(3)
-    weights = avi.log_weights(model, guide, *structure.args, num_samples=60)
+    weights = avi.log_weights(model, guide, *structure.args, num_samples=60, seed=3)
 
     check_blocks(weights, structure)
     assert not weights.has_globals
@@ -119,7 +119,7 @@ def test_to_arviz(kind, name):
     structure = STRUCTURES[name]
     model, guide = make(kind, name)
     torch.manual_seed(3)
-    weights = avi.log_weights(model, guide, *structure.args, num_samples=4)
+    weights = avi.log_weights(model, guide, *structure.args, num_samples=4, seed=3)
 
     data = avi.to_arviz(model, guide, *structure.args, num_samples=4, seed=3)
 

@@ -124,8 +124,7 @@ def test_it_is_the_local_part_of_the_bound_on_the_same_draws_every_time():
     pair[1].setup(X)
     held = validation(pair, every=1, seed=5)
     train(pair, held, lr=0.0, num_steps=3)
-    with seeded(5):
-        weights = avi.log_weights(*pair, HELD, num_samples=5)
+    weights = avi.log_weights(*pair, HELD, num_samples=5, seed=5)
     assert (held.values == held.values[0]).all()
     torch.testing.assert_close(held.values[0], weights.local.mean(), rtol=1e-12, atol=0.0)
     other = validation(pair, every=1, seed=6)

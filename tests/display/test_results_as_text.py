@@ -61,12 +61,12 @@ def gaps(exact, slack):
     rows = torch.zeros(4)
 
     def estimate(value):
-        return avi.Estimate(value, 0.4, rows)
+        return avi.Estimate(value, 0.4, rows, scale=2.5)
 
     index = avi.TailIndex(0.1, 0.0, rows, ess=torch.ones(4), num_samples=1)
     flags = torch.ones(4, dtype=torch.bool)
     values = [estimate(value) for value in (30.0, 10.0, 20.0)]
-    return avi.Gaps(*values, None, estimate(0.0), estimate(0.0), estimate(slack), exact, flags, ~flags, index, 2.5)
+    return avi.Gaps(*values, None, estimate(0.0), estimate(0.0), estimate(slack), exact, flags, ~flags, index)
 
 
 RESULTS = {

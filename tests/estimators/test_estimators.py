@@ -46,6 +46,23 @@ def test_estimators_read_what_they_say_of_log_weights(estimator):
         estimator(SimpleNamespace(**{name: getattr(given, name) for name in names if name != "local"}))
 
 
+@pytest.mark.parametrize("reduce", [avi.elbo, avi.iwelbo])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_the_mean_per_row_is_that_of_the_rows(reduce, scale):
+    draws = torch.randn(40, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    estimate = reduce(weights(draws, scale=scale))
+    mean = estimate.per_row
+    # Whatever a row of a minibatch stands for.
+    assert mean.value == pytest.approx(estimate.rows.mean().item())
+    assert (mean.se, mean.bias) == (pytest.approx(estimate.se / 5 / scale), pytest.approx(estimate.bias / 5 / scale))
+    assert mean == pytest.approx(tuple(reduce(weights(draws)).per_row))
+
+
+def test_an_index_has_no_mean_per_row():
+    with pytest.raises(AttributeError, match="no mean per row"):
+        avi.khat(gaussian(1.3, 50, rows=3)).per_row  # noqa: B018
+
+
 def test_equal_weights_are_exact():
     same = weights(torch.tensor([-700.0, 3.0]).expand(50, 2))
     bound = avi.iwelbo(same)

@@ -195,7 +195,7 @@ def test_the_joint_is_that_of_the_log_weights():
         joint = LocalJoint(supports, (x,), {}, plate="data")
         assert joint.at_once and (joint.num_rows, joint.num_latents) == (5, 1 + 2 + 2)
         torch.manual_seed(1)
-        weights = avi.log_weights(supports, guide, x, num_samples=4, plate="data")
+        weights = avi.log_weights(supports, guide, x, num_samples=4, seed=1, plate="data")
         torch.manual_seed(1)
         traces = [poutine.trace(guide).get_trace(x) for _ in range(4)]
         values = {

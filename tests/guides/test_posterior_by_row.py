@@ -52,6 +52,17 @@ def stirred(guide, *args):
     return guide
 
 
+@pytest.mark.parametrize("batches", [[(X,)], [(X[index], index) for index in LOADER]])
+def test_the_answer_is_put_together_where_it_is_asked_for(batches):
+    guide = stirred(avi.ConstantGuide(nested, plate=("outer", "inner")), X)
+    # A device that has no values to bring back.
+    answer = guide.posterior_by_row(batches, device="meta")
+    assert {(site, value.device.type, tuple(value.shape)) for site, value in answer.items()} == {
+        ("z", "meta", (N, 1, K)),
+        ("w", "meta", (N, M)),
+    }
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("kind", ["constant", "factorized"])
 def test_batches_of_several_row_sets_give_what_one_call_gives(kind, name):

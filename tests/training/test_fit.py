@@ -413,7 +413,8 @@ def test_a_callback_may_end_the_training():
     assert same(state(*pair), state(*stopped))
 
 
-def test_the_progress_bar_says_where_the_training_is(capsys):
+def test_the_progress_bar_says_where_the_training_is(capsys, monkeypatch):
+    monkeypatch.setattr("pyro_avi.display.progress_bar._DELAY", 0.0)
     train(*build(), data(), num_steps=130, progress=True)
     err = capsys.readouterr().err
     assert "130/130" in err and "loss=" in err

@@ -177,25 +177,25 @@ def _refine(
 ) -> avi.FactorizedGuide | None:
     """The refined guide, None where its training diverges: that is no divergence of the guide's own training."""
     try:
-        return avi.refine(model, guide, x, num_steps=num_steps, lr=lr, start=start)
+        return avi.refine(model, guide, x, num_steps=num_steps, lr=lr, start=start, progress=False)
     except avi.DivergedError:
         return None
 
 
 def bound(model, guide, *args: Tensor, num_samples: int) -> tuple[float | None, float | None]:
     """The bound in nats a row of all rows, and its standard error; None where training has left all numbers."""
-    weights = avi.log_weights(model, guide, *args, num_samples=num_samples)
+    weights = avi.log_weights(model, guide, *args, num_samples=num_samples, seed=None, progress=False)
     if not weights.total.isfinite().all():
         return None, None
-    estimate, count = avi.elbo(weights), len(args[0]) * weights.scale
-    return estimate.value / count, finite(estimate.se / count)
+    mean = avi.elbo(weights).per_row
+    return mean.value, finite(mean.se)
 
 
 def _local(model, guide, x: Tensor) -> dict[str, Any]:
     """The local part of the bound for the rows of ``x``, nats a row, and its standard error over draws."""
     if guide is None:
         return {"elbo": None, "elbo_se": None, "rows": len(x)}
-    by_draw = avi.log_weights(model, guide, x, num_samples=_FINAL_DRAWS).local.mean(1)
+    by_draw = avi.log_weights(model, guide, x, num_samples=_FINAL_DRAWS, seed=None, progress=False).local.mean(1)
     return {
         "elbo": finite(by_draw.mean().item()),
         "elbo_se": finite(by_draw.std().item() / len(by_draw) ** 0.5),

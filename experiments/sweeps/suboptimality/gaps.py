@@ -75,6 +75,7 @@ def _measure(model, guide: avi.AmortizedGuide, x: Tensor, settings: Mapping[str,
         max_rounds=settings["max_rounds"],
         richer=richer,
         seed=seed + _GAPS,
+        progress=False,
     )
     of_gaps = time.perf_counter() - started
     best = gaps.elbo.rows + gaps.amortization.rows
@@ -92,7 +93,7 @@ def _measure(model, guide: avi.AmortizedGuide, x: Tensor, settings: Mapping[str,
         },
         # Of the means over rows, from the draws alone.
         "draws_se": {
-            name: _finite(getattr(gaps, name).se / len(x)) for name in ("elbo", "amortization", "approximation")
+            name: _finite(getattr(gaps, name).per_row.se) for name in ("elbo", "amortization", "approximation")
         },
         "not_converged": _positions(~gaps.converged),
         "unreliable": _positions(gaps.unreliable),
@@ -113,9 +114,10 @@ def _anneal(model, guide, x: Tensor, settings: Mapping[str, Any], seed: int) -> 
     """Annealed importance sampling from factors that refinement has brought near the best."""
     if not len(x):
         return None
-    near = avi.refine(model, guide, x, num_steps=settings["refine_steps"], lr=settings["refine_lr"], seed=seed)
+    options = {"num_steps": settings["refine_steps"], "lr": settings["refine_lr"], "seed": seed, "progress": False}
+    near = avi.refine(model, guide, x, **options)
     budget = {f"num_{name}": settings[f"ais_{name}"] for name in ("chains", "temperatures", "leapfrog")}
-    return avi.ais(model, near, x, **budget, seed=seed)
+    return avi.ais(model, near, x, **budget, seed=seed, progress=False)
 
 
 def _refine(model, guide, x: Tensor, seed: int) -> list[dict[str, Any]]:
@@ -124,7 +126,8 @@ def _refine(model, guide, x: Tensor, seed: int) -> list[dict[str, Any]]:
     course = []
     for steps in _REFINEMENTS:
         started = time.perf_counter()
-        refined = avi.refine(model, guide, x, num_steps=steps, lr=_REFINEMENT_LR, seed=seed + 10)
+        options = {"num_steps": steps, "lr": _REFINEMENT_LR, "seed": seed + 10, "progress": False}
+        refined = avi.refine(model, guide, x, **options)
         seconds = time.perf_counter() - started
         # By the same draws, moved and stretched: most of their noise cancels in the difference.
         gain = _bounds(model, refined, x, seed) - before
@@ -133,9 +136,7 @@ def _refine(model, guide, x: Tensor, seed: int) -> list[dict[str, Any]]:
 
 
 def _bounds(model, guide, x: Tensor, seed: int) -> Tensor:
-    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        return avi.log_weights(model, guide, x, num_samples=_REFINEMENT_DRAWS).local.mean(0)
+    return avi.log_weights(model, guide, x, num_samples=_REFINEMENT_DRAWS, seed=seed, progress=False).local.mean(0)
 
 
 def _count(module: torch.nn.Module) -> int:
