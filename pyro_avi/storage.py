@@ -2,18 +2,21 @@
 
 import copy
 import json
+import pkgutil
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from os import PathLike
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
-from pyro_avi import families
+from pyro_avi import families, guides
 from pyro_avi.encoders import MLP
-from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
+from pyro_avi.families import Family
 from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.inspection.fingerprint import fingerprint
 from pyro_avi.tensor_files import read_tensors, write_tensors
@@ -21,8 +24,18 @@ from pyro_avi.tensor_files import read_tensors, write_tensors
 __all__ = ["load", "save"]
 
 _FORMAT, _KEY = 1, "pyro_avi"
-_GUIDES: dict[str, type[LocalGuide]] = {cls.__name__: cls for cls in (AmortizedGuide, ConstantGuide, FactorizedGuide)}
-_FAMILIES = {name: getattr(families, name) for name in families.__all__ if name != "Family"}
+
+
+def _classes_in(room: ModuleType, base: type) -> dict[str, type]:
+    """The final classes below ``base`` that the files of a room define, by name: what a file may ask for."""
+    modules = (import_module(f"{room.__name__}.{file.name}") for file in pkgutil.iter_modules(room.__path__))
+    found = {name: getattr(module, name) for module in modules for name in module.__all__}
+    classes = {name: value for name, value in found.items() if isinstance(value, type) and issubclass(value, base)}
+    return {name: value for name, value in classes.items() if value is not base}
+
+
+_GUIDES: dict[str, type[LocalGuide]] = _classes_in(guides, LocalGuide)
+_FAMILIES: dict[str, type[Family]] = _classes_in(families, Family)
 
 
 def save(guide: LocalGuide, path: str | PathLike) -> None:

@@ -1,12 +1,22 @@
-"""The three guides, by name, for tests that hold of each of them."""
+"""The guides of the library, by name, for tests that hold of each of them."""
 
-import pyro_avi as avi
+import functools
+import inspect
 
-GUIDES = {"constant": avi.ConstantGuide, "amortized": avi.AmortizedGuide, "factorized": avi.FactorizedGuide}
+from pyro_avi import guides
+from pyro_avi.guides.local_guide import LocalGuide
+from tests.discovery import classes_in
+
+_CLASSES = classes_in(guides, LocalGuide)
+
+
+def _has_encoder(guide: type) -> bool:
+    return "encoder" in inspect.signature(guide).parameters
+
+
+GUIDES = {name.removesuffix("Guide").lower(): guide for name, guide in _CLASSES.items()}
 
 # The same by their classes, with a small encoder.
 SMALL_GUIDES = {
-    "ConstantGuide": avi.ConstantGuide,
-    "AmortizedGuide": lambda model, **options: avi.AmortizedGuide(model, **{"encoder": (4,), **options}),
-    "FactorizedGuide": avi.FactorizedGuide,
+    name: functools.partial(guide, encoder=(4,)) if _has_encoder(guide) else guide for name, guide in _CLASSES.items()
 }

@@ -4,6 +4,9 @@ import pyro
 import pytest
 import torch
 
+# For copies of the checkout: see test_new_files.
+collect_ignore = ["new_files"]
+
 
 @pytest.fixture(autouse=True)
 def seeded():

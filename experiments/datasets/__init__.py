@@ -25,8 +25,8 @@ __all__ = ["DatasetError", "ImageData", "load", "names"]
 def names() -> tuple[str, ...]:
     """The data sets that :func:`load` knows, in alphabetical order.
 
-    >>> names()
-    ('cifar10', 'digits', 'fashionmnist', 'mnist', 'svhn')
+    >>> {"digits", "mnist"} <= set(names())
+    True
     """
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")))
 

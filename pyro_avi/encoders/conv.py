@@ -26,7 +26,8 @@ class Conv(nn.Module):
 
         >>> import torch
         >>> from pyro_avi.encoders import Conv
-        >>> Conv(1, (28, 28), features=64)(torch.rand(5, 1, 28, 28)).shape
+        >>> encoder, x = Conv(1, (28, 28), features=64), torch.rand(5, 1, 28, 28)
+        >>> encoder(x).shape
         torch.Size([5, 64])
     """
 

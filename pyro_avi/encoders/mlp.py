@@ -25,7 +25,8 @@ class MLP(nn.Module):
 
         >>> import torch
         >>> from pyro_avi.encoders import MLP
-        >>> MLP(64, (32, 16))(torch.rand(5, 1, 8, 8)).shape
+        >>> encoder, x = MLP(64, (32, 16)), torch.rand(5, 1, 8, 8)
+        >>> encoder(x).shape
         torch.Size([5, 16])
     """
 

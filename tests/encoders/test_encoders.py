@@ -1,36 +1,78 @@
 """Encoders: shapes, what they compute, and what they refuse."""
 
+import copy
+import doctest
+import math
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
 
+import pyro_avi as avi
+from pyro_avi import encoders
 from pyro_avi.encoders import MLP, Conv
+from tests.discovery import classes_in
 
-ENCODERS = {
-    "MLP": (lambda: MLP(12, (8, 5)), (3, 2, 2), 5),
-    "MLP of one layer": (lambda: MLP(3, [4]), (3,), 4),
-    "MLP of scalars": (lambda: MLP(1, (4,)), (), 4),
-    "Conv": (lambda: Conv(1, (28, 28), channels=(2, 3), features=7), (1, 28, 28), 7),
-    "Conv of odd sizes": (lambda: Conv(3, (9, 13), channels=(2, 2, 2), features=4), (3, 9, 13), 4),
-    "Conv of the smallest image": (lambda: Conv(1, (4, 4), features=2), (1, 4, 4), 2),
+
+def documented():
+    """The encoders of the library, each a pair of encoder and rows that the example of its docstring makes, by name."""
+    found = {}
+    for name, encoder in classes_in(encoders, nn.Module).items():
+        example = doctest.DocTestParser().get_doctest(encoder.__doc__, {}, name, None, None)
+        doctest.DocTestRunner(verbose=False).run(example, clear_globs=False)
+        if {"encoder", "x"} <= set(example.globs):
+            found[name] = (example.globs["encoder"], example.globs["x"])
+    return found
+
+
+DOCUMENTED = documented()
+OTHERS = {
+    "MLP of one layer": (MLP(3, [4]), torch.rand(5, 3)),
+    "MLP of scalars": (MLP(1, (4,)), torch.rand(5)),
+    "Conv of odd sizes": (Conv(3, (9, 13), channels=(2, 2, 2), features=4), torch.rand(5, 3, 9, 13)),
+    "Conv of the smallest image": (Conv(1, (4, 4), features=2), torch.rand(5, 1, 4, 4)),
 }
+ENCODERS = {**DOCUMENTED, **OTHERS}
+
+
+def test_the_example_of_every_public_encoder_makes_one():
+    assert set(encoders.__all__) <= set(DOCUMENTED)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("rows", [1, 6])
 def test_rows_become_features(name, rows):
-    make, shape, features = ENCODERS[name]
-    torch.manual_seed(0)
-    encoder, x = make(), torch.randn(rows, *shape)
+    encoder, example = ENCODERS[name]
+    encoder, x = copy.deepcopy(encoder), torch.randn(rows, *example.shape[1:])
 
     h = encoder(x)
 
-    assert h.shape == (rows, features)
+    assert h.shape == (rows, encoder(example).shape[1])
     # Each row by itself gives the same: rows do not look at one another.
     torch.testing.assert_close(torch.cat([encoder(row[None]) for row in x]), h)
     h.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
     assert encoder.double()(x.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_amortized_guide_takes_it(name):
+    encoder, x = ENCODERS[name]
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            loc = z.sum(-1).reshape(-1, *[1] * (x.dim() - 1))
+            pyro.sample("x", dist.Normal(loc, 1.0).expand(x.shape).to_event(x.dim() - 1), obs=x)
+
+    guide = avi.AmortizedGuide(model, encoder=copy.deepcopy(encoder)).setup(x)
+    with pyro.validation_enabled(False):
+        fit = avi.fit(model, guide, x, num_steps=2, lr=1e-2, compile=False, progress=False)
+
+    assert all(math.isfinite(loss) for loss in fit.losses)
+    assert guide.variational_parameters(x).shape == (len(x), 4)
 
 
 def test_the_formula_of_the_mlp():

