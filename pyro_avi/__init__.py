@@ -22,7 +22,8 @@ from pyro_avi.families import (
     MultivariateNormal,
     RowFlow,
 )
-from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, MeanFieldNormal
+from pyro_avi.guide_bases.mean_field import MeanFieldNormal
+from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
 from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.storage import load, save
 from pyro_avi.training.fit import fit

@@ -17,7 +17,7 @@ import torch
 from pyro_avi import families, guides
 from pyro_avi.encoders import MLP
 from pyro_avi.families import Family
-from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.guide_bases.local_guide import LocalGuide
 from pyro_avi.inspection.fingerprint import fingerprint
 from pyro_avi.tensor_files import read_tensors, write_tensors
 

@@ -4,7 +4,7 @@ import functools
 import inspect
 
 from pyro_avi import guides
-from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.guide_bases.local_guide import LocalGuide
 from tests.discovery import classes_in
 
 _CLASSES = classes_in(guides, LocalGuide)

@@ -14,8 +14,8 @@ from pyro_avi.estimators.gains import gains
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.enumerated import Enumerated, enumerating_elbo
 from pyro_avi.evidence.one_row import as_one_row, write_back
+from pyro_avi.guide_bases.local_guide import LocalGuide, check_local_guide
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.guides.local_guide import LocalGuide, check_local_guide
 from pyro_avi.lock import in_turn
 from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.seeds import as_seed

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_avi.closing.weight_source import by_row
 from pyro_avi.families import Family
+from pyro_avi.guide_bases.local_guide import LocalGuide
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.guides.local_guide import LocalGuide
 
 __all__ = ["Tables", "choose", "read_tables", "table_like", "write_tables"]
 

@@ -21,8 +21,8 @@ from pyro_avi.evidence.evidence import Evidence, exact_evidence, paired_mean, wi
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.evidence.mixture import mixture_weights
 from pyro_avi.families import Family
+from pyro_avi.guide_bases.local_guide import LocalGuide
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.lock import in_turn
 from pyro_avi.seeds import as_seed
 

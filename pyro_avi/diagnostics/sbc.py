@@ -15,8 +15,8 @@ from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
 from pyro_avi.estimators.ranks import rank_among
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
+from pyro_avi.guide_bases.local_guide import LocalGuide
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.guides.local_guide import LocalGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.lock import in_turn
 from pyro_avi.seeds import as_seed

@@ -18,7 +18,7 @@ from pyro_avi.estimators import Estimate, iwelbo
 from pyro_avi.estimators.ais import anneal, pilot, temperatures
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
-from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.guide_bases.local_guide import LocalGuide
 from pyro_avi.lock import in_turn
 from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import as_seed, seeded

@@ -8,7 +8,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_avi.evidence.one_row import as_one_row
-from pyro_avi.guides.local_guide import LocalGuide, check_local_guide
+from pyro_avi.guide_bases.local_guide import LocalGuide, check_local_guide
 from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["Conditional", "Theta", "hold_globals"]

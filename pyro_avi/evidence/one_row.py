@@ -10,8 +10,9 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
-from pyro_avi.guides import FactorizedGuide, MeanFieldNormal
-from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.guide_bases.local_guide import LocalGuide
+from pyro_avi.guide_bases.mean_field import MeanFieldNormal
+from pyro_avi.guides import FactorizedGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 
 __all__ = ["OneRow", "as_one_row", "write_back"]

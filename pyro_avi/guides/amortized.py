@@ -18,8 +18,8 @@ from pyro_avi.encoders import MLP
 from pyro_avi.encoders.network import Network
 from pyro_avi.encoders.standardize import Standardize, transform_of
 from pyro_avi.factors.row_factor import RowFactor
-from pyro_avi.guides.description import qualified_name
-from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.guide_bases.description import qualified_name
+from pyro_avi.guide_bases.local_guide import LocalGuide
 
 __all__ = ["AmortizedGuide"]
 
@@ -51,7 +51,7 @@ class AmortizedGuide(LocalGuide):
             their logarithm first. By default where the encoder is given by widths and the guide finds its inputs: a module
             of your own reads values as the model observes them, and what ``inputs=`` returns is read as it is.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
-            :class:`~pyro_avi.guides.local_guide.LocalGuide`.
+            :class:`~pyro_avi.guide_bases.local_guide.LocalGuide`.
 
     Raises:
         ValueError: if a width is not positive, the encoder's features are not ``[B, H]``, nothing is known to read, or

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.guide_bases.local_guide import LocalGuide
 
 __all__ = ["ConstantGuide"]
 
@@ -24,7 +24,7 @@ class ConstantGuide(LocalGuide):
 
     Args:
         model, plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
-            :class:`~pyro_avi.guides.local_guide.LocalGuide`.
+            :class:`~pyro_avi.guide_bases.local_guide.LocalGuide`.
 
     Example::
 

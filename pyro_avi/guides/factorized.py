@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.row_factor import RowFactor
-from pyro_avi.guides.table_guide import TableGuide
+from pyro_avi.guide_bases.table_guide import TableGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plates
 from pyro_avi.rows.data_recognizer import DataRecognizer
@@ -37,7 +37,7 @@ class FactorizedGuide(TableGuide):
             :func:`~pyro_avi.fit`'s optimizer: ``N (3 P + 1)`` numbers in all. Every call brings the rows of its batch to
             the device of the model. ``None``: the table is where the model is.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
-            :class:`~pyro_avi.guides.local_guide.LocalGuide`.
+            :class:`~pyro_avi.guide_bases.local_guide.LocalGuide`.
 
     Raises:
         ValueError: if ``rows_on`` is neither ``None`` nor ``"cpu"``.

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.row_factor import RowFactor, RowFactors
 from pyro_avi.families import DiagonalNormal, Family
-from pyro_avi.guides.description import check_description, describe_latents, qualified_name
-from pyro_avi.guides.mean_field import MeanFieldNormal, check_has_latents, check_init_scale
-from pyro_avi.guides.site_summaries import SiteSummaries
+from pyro_avi.guide_bases.description import check_description, describe_latents, qualified_name
+from pyro_avi.guide_bases.mean_field import MeanFieldNormal, check_has_latents, check_init_scale
+from pyro_avi.guide_bases.site_summaries import SiteSummaries
 from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plate

@@ -12,7 +12,7 @@ from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.errors import check_count
 from pyro_avi.factors.factor import Factor
 from pyro_avi.factors.site_posteriors import site_posteriors
-from pyro_avi.guides.base import BaseGuide
+from pyro_avi.guide_bases.base import BaseGuide
 from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.structure import Structure

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 
 from pyro_avi.calls.call_reader import CallData, CallReader
-from pyro_avi.guides.base import BaseGuide
+from pyro_avi.guide_bases.base import BaseGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.structure import Structure
 from pyro_avi.rows.subsample import Subsample, check_positions

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData
 from pyro_avi.factors.row_factor import RowFactor
-from pyro_avi.guides.local_guide import LocalGuide
+from pyro_avi.guide_bases.local_guide import LocalGuide
 from pyro_avi.rows.table import GatheredRows
 from pyro_avi.rows.uniform_subsample import UniformSubsample
 

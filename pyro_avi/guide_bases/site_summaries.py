@@ -13,8 +13,8 @@ from pyro_avi.errors import check_count
 from pyro_avi.factors.means import drawn_means
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.factors.site_posteriors import DrawnSite, site_posteriors
-from pyro_avi.guides.local_posteriors import LocalPosteriors
-from pyro_avi.guides.mean_field import MeanFieldNormal
+from pyro_avi.guide_bases.local_posteriors import LocalPosteriors
+from pyro_avi.guide_bases.mean_field import MeanFieldNormal
 
 __all__ = ["SiteSummaries"]
 
@@ -25,7 +25,7 @@ class SiteSummaries(LocalPosteriors):
     """A guide that gives draws, means, medians and quantiles of every latent, local and global, by site.
 
     Args:
-        model, create_plates: as for :class:`~pyro_avi.guides.plate_guide.PlateGuide`.
+        model, create_plates: as for :class:`~pyro_avi.guide_bases.plate_guide.PlateGuide`.
     """
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyro_avi.calls.call_reader import CallData
 from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.factors.row_factor import RowFactor, RowFactors
-from pyro_avi.guides.plate_guide import PlateGuide
+from pyro_avi.guide_bases.plate_guide import PlateGuide
 from pyro_avi.rows.merge import MergedBatches
 from pyro_avi.rows.subsample import Subsample
 from pyro_avi.seeds import draws_from
@@ -25,7 +25,7 @@ class LocalPosteriors(PlateGuide):
     """A guide that gives the variational parameters and posteriors of the rows of a call, and draws or means by batch.
 
     Args:
-        model, create_plates: as for :class:`~pyro_avi.guides.plate_guide.PlateGuide`.
+        model, create_plates: as for :class:`~pyro_avi.guide_bases.plate_guide.PlateGuide`.
     """
 
     def __init__(self, model: Callable, *, create_plates: Callable | None = None):
@@ -66,7 +66,8 @@ class LocalPosteriors(PlateGuide):
     def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.
 
-        :meth:`~pyro_avi.guides.site_summaries.SiteSummaries.posterior_by_site` gives them by site, in the model's coordinates.
+        By site and in the model's coordinates:
+        :meth:`~pyro_avi.guide_bases.site_summaries.SiteSummaries.posterior_by_site`.
 
         Discrete latents have factors of their own, which are not among them. Several row sets give a dictionary, and a guide
         whose latents are all global an empty one.
@@ -135,7 +136,7 @@ class LocalPosteriors(PlateGuide):
                 every row of the plate has been seen; others follow one another, until they end.
             sites: the latents asked for; by default all local ones.
             num_samples: the number of independent draws, leftmost in the answer; by default the means, those of
-                :meth:`~pyro_avi.guides.site_summaries.SiteSummaries.mean`.
+                :meth:`~pyro_avi.guide_bases.site_summaries.SiteSummaries.mean`.
             seed: the seed of the draws, with which the program's random state is left as it was; ``None`` to draw from that
                 state.
             device: of the result, by default main memory. The batches themselves are computed on the device of the guide.
