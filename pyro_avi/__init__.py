@@ -26,12 +26,15 @@ from pyro_avi.guide_bases.mean_field import MeanFieldNormal
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
 from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.storage import load, save
+from pyro_avi.sufficiency.amortizability import amortizability
+from pyro_avi.sufficiency.verdict import Amortizability
 from pyro_avi.training.fit import fit
 from pyro_avi.training.fit_many import fit_many
 from pyro_avi.training.loop import DivergedError, Fit
 from pyro_avi.training.minibatches import minibatches
 
 __all__ = [
+    "Amortizability",
     "AmortizedGuide",
     "Calibration",
     "Conditional",
@@ -55,6 +58,7 @@ __all__ = [
     "TailIndex",
     "Validation",
     "ais",
+    "amortizability",
     "elbo",
     "encoders",
     "ess",

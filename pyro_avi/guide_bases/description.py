@@ -1,13 +1,13 @@
 """A guide described by plain data, and compared with the description of the guide that was saved."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.inspection.structure import Structure
 
-__all__ = ["check_description", "describe_latents", "qualified_name"]
+__all__ = ["check_description", "describe_latents", "describe_option", "qualified_name"]
 
 
 def describe_latents(structure: Structure, row_factors: Iterable[RowFactor]) -> dict[str, Any]:
@@ -54,3 +54,10 @@ def qualified_name(value: Any) -> str:
     """The name of a function, or of the class of an object, with its module."""
     named = value if isinstance(value, FunctionType | type) else type(value)
     return f"{named.__module__}.{named.__qualname__}"
+
+
+def describe_option(given: Any) -> Any:
+    """Plain data for an option: widths as a list, a module or function by its qualified name, a dictionary as one text."""
+    if isinstance(given, dict):
+        return ", ".join(f"{' x '.join(plates)}: {describe_option(each)}" for plates, each in given.items())
+    return list(given) if isinstance(given, Sequence) else None if given is None else qualified_name(given)

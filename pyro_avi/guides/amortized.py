@@ -18,8 +18,9 @@ from pyro_avi.encoders import MLP
 from pyro_avi.encoders.network import Network
 from pyro_avi.encoders.standardize import Standardize, transform_of
 from pyro_avi.factors.row_factor import RowFactor
-from pyro_avi.guide_bases.description import qualified_name
+from pyro_avi.guide_bases.description import describe_option
 from pyro_avi.guide_bases.local_guide import LocalGuide
+from pyro_avi.sufficiency.amortizability import amortizability
 
 __all__ = ["AmortizedGuide"]
 
@@ -135,15 +136,24 @@ class AmortizedGuide(LocalGuide):
         # The rows are what it reads.
         return None
 
-    def describe(self):
-        """The kind of this guide as plain data, with modules and functions by their names."""
-        encoder = _qualified(self._given_encoder[0])
+    def describe(self, *args, **kwargs):
+        """The kind of this guide as plain data, with modules and functions by their names.
+
+        Args:
+            *args, **kwargs: the arguments of the model, to say also whether a row's own data suffice for its best factor
+                (``"amortizability"``, see :func:`~pyro_avi.amortizability`).
+        """
+        encoder = describe_option(self._given_encoder[0])
         reads = [
             [covariate.describe() for covariate in self._covariates[row_factor.row_set.plates]]
             for row_factor in self.row_factors
         ]
-        own = {"encoder": encoder, "inputs": _qualified(self._inputs), "standardize": self._standardize}
-        return {**super().describe(), **own, "covariates": reads}
+        own = {"encoder": encoder, "inputs": describe_option(self._inputs), "standardize": self._standardize}
+        found = {**super().describe(), **own, "covariates": reads}
+        if args or kwargs:
+            plates = tuple(self._structure.frames) or None
+            found["amortizability"] = amortizability(self.model, *args, plate=plates, **kwargs).reason
+        return found
 
     @staticmethod
     def _option_for(given: Any, plates: tuple[str, ...], option: str, count: int) -> Any:
@@ -288,10 +298,3 @@ def _by_plates(given: Any) -> Any:
     if not isinstance(given, Mapping):
         return given
     return {(key,) if isinstance(key, str) else tuple(key): value for key, value in given.items()}
-
-
-def _qualified(given: Any) -> Any:
-    """Plain data for an option: widths as a list, a module or function by its qualified name, a dictionary as one text."""
-    if isinstance(given, dict):
-        return ", ".join(f"{' x '.join(plates)}: {_qualified(each)}" for plates, each in given.items())
-    return list(given) if isinstance(given, Sequence) else None if given is None else qualified_name(given)

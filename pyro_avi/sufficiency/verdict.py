@@ -1,0 +1,140 @@
+"""The verdict on a model: whether an encoder of a row alone can close the amortization gap, and what it would have to read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pyro_avi.display.text_table import check_format, text_table
+from pyro_avi.inspection.isolated_run import isolated_run
+from pyro_avi.sufficiency.counterexample import gradient_difference
+from pyro_avi.sufficiency.inputs import Input
+from pyro_avi.sufficiency.joint import Joint
+
+__all__ = ["Amortizability", "LatentVerdict"]
+
+_WORDS = {True: "yes", False: "no", None: "undecided"}
+
+
+@dataclass(frozen=True)
+class LatentVerdict:
+    """The verdict on one local latent.
+
+    Attributes:
+        name: of its site.
+        plates: of its rows.
+        possible: whether a function of the row's own data gives the best factor of every row, for every data set: the
+            question of *transfer*. ``None`` where it is undecided.
+        interpolates: whether rows of one data set with equal data have equal best factors, so that a function of the row's
+            own data that is fitted anew to each data set can give them: the weaker question of *interpolation*.
+        inputs: what an inference function has to read.
+        reads_index: whether it also has to be told which row it is.
+        coupled: whether the latents of different rows are coupled.
+        reason: in a sentence.
+    """
+
+    name: str
+    plates: tuple[str, ...]
+    possible: bool | None
+    interpolates: bool | None
+    inputs: tuple[Input, ...]
+    reads_index: bool
+    coupled: bool
+    reason: str
+
+    @property
+    def inputs_needed(self) -> str:
+        """The inputs in words."""
+        parts = [str(each) for each in self.inputs] + ["the row's index"] * self.reads_index
+        return ", ".join(parts) or "nothing"
+
+
+@dataclass(frozen=True, repr=False)
+class Amortizability:
+    """The verdict on a model, by latent.
+
+    Attributes:
+        latents: the verdicts, in the order of the model.
+    """
+
+    latents: tuple[LatentVerdict, ...]
+
+    @property
+    def by_latent(self) -> Mapping[str, LatentVerdict]:
+        """The verdicts by the latents' names."""
+        return {each.name: each for each in self.latents}
+
+    @property
+    def possible(self) -> bool | None:
+        """Whether it is possible for every latent; ``None`` if one is undecided and none impossible."""
+        found = {each.possible for each in self.latents}
+        return False if False in found else None if None in found else True
+
+    @property
+    def inputs_needed(self) -> str:
+        """What inference functions have to read, in words."""
+        return "; ".join(dict.fromkeys(each.inputs_needed for each in self.latents))
+
+    @property
+    def reason(self) -> str:
+        """Why; of the latents that decide."""
+        deciding = [each for each in self.latents if each.possible is self.possible]
+        return " ".join(dict.fromkeys(each.reason for each in deciding))
+
+    def table(self, *, format: str = "text") -> str:
+        """The verdict on each latent.
+
+        Args:
+            format: ``"text"`` or ``"markdown"``.
+        """
+        check_format(format)
+        cells = [["latent", "plates", "possible", "interpolates", "inputs needed"]]
+        for each in self.latents:
+            words = [_WORDS[each.possible], _WORDS[each.interpolates]]
+            cells.append([each.name, " x ".join(each.plates), *words, each.inputs_needed])
+        return text_table(cells, self.reason, format="text" if format == "frame" else format)
+
+    def check(
+        self,
+        model: Callable,
+        *args: Any,
+        inputs: str = "own row",
+        transfer: bool = True,
+        plate: str | Sequence[str] | None = None,
+        structure: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> dict[str, float]:
+        """Look for two rows that refute an encoder, by numbers and without any training.
+
+        One row's inputs are copied over another's, and with equal variational parameters on both and random ones elsewhere the
+        gradients of the ELBO by these parameters are compared. If they differ, no encoder of these inputs can be optimal for
+        both. Equal ones prove nothing.
+
+        Args:
+            model, *args, plate, structure, **kwargs: as for the verdict.
+            inputs: what the encoder reads: ``"own row"``, or ``"needed"`` for the window that the verdict asks for. Latents
+                whose rows are coupled, so that they need more than a window, are left out then.
+            transfer: whether the rows are in different data sets with the same global latents; otherwise in one.
+
+        Returns:
+            By latent the relative difference: about 1e-16 where nothing is refuted; ``nan`` where a row's data cannot be given
+            to another row, and no other data set is looked at.
+        """
+        if inputs not in ("own row", "needed"):
+            raise ValueError(f'Expected inputs= to be "own row" or "needed", got {inputs!r}.')
+        plates = None if plate is None else (plate,) if isinstance(plate, str) else tuple(plate)
+        found = {}
+        with isolated_run(0):
+            joint = Joint(model, args, kwargs, plates=plates, fixed=tuple(structure))
+            for at, rows in enumerate(joint.row_sets):
+                verdict, window = self.by_latent[rows.latents[0].name], {}
+                if inputs == "needed":
+                    if verdict.coupled or any(not (each.is_own or each.kind == "window") for each in verdict.inputs):
+                        continue
+                    window["before"] = max((each.before for each in verdict.inputs), default=0)
+                    window["after"] = max((each.after for each in verdict.inputs), default=0)
+                difference = gradient_difference(joint, at, transfer=transfer, **window)
+                found.update(dict.fromkeys((latent.name for latent in rows.latents), difference))
+        return found
+
+    def __repr__(self) -> str:
+        return f"Amortizability(possible={self.possible}, inputs_needed={self.inputs_needed!r}, reason={self.reason!r})"
