@@ -11,6 +11,7 @@ from pyro_avi.inspection.data_errors import explain_data_errors
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import is_latent
 from pyro_avi.inspection.structure import RowSet
+from pyro_avi.lock import in_turn
 from pyro_avi.sufficiency.components import Reach, reach_of
 from pyro_avi.sufficiency.couplings import find_couplings
 from pyro_avi.sufficiency.doubts import find_doubts
@@ -25,6 +26,7 @@ __all__ = ["amortizability"]
 _POINTS, _RUNS = 6, 8
 
 
+@in_turn
 def amortizability(
     model: Callable,
     *args: Any,
@@ -89,7 +91,7 @@ def amortizability(
             found = [_verdict(joint, points, reach_of(joint, couplings, at), at) for at in range(len(joint.row_sets))]
         except (TooIrregularError, FloatingPointError) as error:
             found = [_open(f"Undecided: {error}.") for _ in joint.row_sets]
-    verdicts = {}
+    verdicts: dict[str, LatentVerdict] = {}
     for rows, each in zip(joint.row_sets, found, strict=True):
         verdicts |= {latent.name: LatentVerdict(latent.name, rows.plates, **each) for latent in rows.latents}
     return Amortizability(tuple(verdicts[latent.name] for latent in joint.latents))

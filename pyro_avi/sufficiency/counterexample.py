@@ -58,7 +58,8 @@ def gradient_difference(joint: Joint, at: int, *, transfer: bool, before: int = 
 def _gradients(joint: Joint, point: Point, row: int, draw: int) -> Tensor:
     """The gradients of the ELBO by the location and the logarithm of the scale of a row's latents, and its differences."""
     # The values of the other rows are draws already; the noise of this row is what matters.
-    latents, moves = dict(point.latents), []
+    latents = dict(point.latents)
+    moves: list[Tensor] = []
     for latent in joint.continuous:
         mine = joint.rows[latent.name] == row
         torch.default_generator.manual_seed(draw)

@@ -50,7 +50,7 @@ def gains(joint: Joint, point: Point, *, graph: bool = False) -> tuple[list[Tens
     values = {latent.name: leaf for latent, leaf in zip(joint.continuous, leaves, strict=True)}
     point = Point({**point.latents, **values}, point.data, point.seed)
     total = joint(point)
-    found = [None] * len(leaves)
+    found: Sequence[Tensor | None] = [None] * len(leaves)
     if leaves and total.requires_grad:
         found = torch.autograd.grad(total, leaves, create_graph=graph, retain_graph=True, allow_unused=True)
     parts = [torch.zeros_like(v) if g is None else g for v, g in zip(leaves, found, strict=True)]
@@ -132,7 +132,8 @@ def find_couplings(joint: Joint, points: Sequence[Point]) -> Couplings:
     # Differences see more than derivatives at a point, and take longer.
     points = points[:_POINTS_OF_DISCRETE] if joint.discrete else points
     derivatives = _Derivatives(joint, points)
-    pairs, data = [], [[] for _ in joint.leaves]
+    pairs: list[Tensor] = []
+    data: list[list[Tensor | None]] = [[] for _ in joint.leaves]
     for rows in joint.row_sets:
         own = joint.rows_of(rows)
         count = own.stop - own.start
@@ -153,7 +154,10 @@ def find_couplings(joint: Joint, points: Sequence[Point]) -> Couplings:
             if not leaf.is_float:
                 each = _by_exchange(joint, points[:2], at, rows.plates, own)
             data[at].append(None if each is None else each + torch.tensor([[own.start], [0]]))
-    by_leaf = [None if any(part is None for part in each) else torch.cat(each, 1) for each in data]
+    by_leaf = []
+    for each in data:
+        known = [part for part in each if part is not None]
+        by_leaf.append(torch.cat(known, 1) if len(known) == len(each) else None)
     return Couplings(torch.cat(pairs, 1), by_leaf)
 
 

@@ -119,7 +119,8 @@ def find_leaves(
     chosen = [frames[name] for name in plates]
     others = [frame for name, frame in frames.items() if name not in plates]
     observed = {name: site for name, site in trace.nodes.items() if is_observation(site)}
-    found, named = [], set()
+    found: list[Leaf] = []
+    named: set[str] = set()
     for position, (name, (_, leaf)) in enumerate(zip(names, paths, strict=True)):
         if not isinstance(leaf, Tensor) or name in fixed:
             continue

@@ -76,16 +76,13 @@ def _is_tied(joint: Joint, one: Point, two: Point, reach: Reach, at: int) -> boo
             for latent in joint.latents:
                 here, there = one.latents[latent.name], two.latents[latent.name]
                 latents[latent.name] = torch.where(moved[joint.rows[latent.name]].to(here.device), there, here)
-            data = one.data
-            if moves_others:
-                data = []
-                for leaf, pairs, value in zip(joint.leaves, reach.data, one.data, strict=True):
+            data = list(one.data)
+            for place, (leaf, pairs) in enumerate(zip(joint.leaves, reach.data or [], strict=True)):
+                if moves_others and leaf.is_float:
                     free = torch.ones(leaf.count, dtype=torch.bool)
                     free[pairs[1][chosen[pairs[0]]]] = False
-                    others = leaf.exchanged(free).to(value.dtype)
-                    data.append(
-                        torch.where(free[leaf.cells].to(value.device), others, value) if leaf.is_float else value
-                    )
+                    others, value = leaf.exchanged(free), one.data[place]
+                    data[place] = torch.where(free[leaf.cells].to(value.device), others.to(value.dtype), value)
             totals.append(joint(Point(latents, data, one.seed)))
     size = max(float(total.abs()) for total in totals)
     mixed = float(totals[3] - totals[2] - totals[1] + totals[0])

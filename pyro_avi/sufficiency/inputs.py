@@ -61,7 +61,8 @@ def describe_inputs(
         plates: of the rows.
         count: ``N``.
     """
-    inputs, needed = [], 0
+    inputs: list[Input] = []
+    needed = 0
     for leaf, pairs in zip(leaves, data, strict=True):
         if not pairs.shape[1]:
             continue

@@ -95,7 +95,8 @@ class Joint:
             raise no_rows()
         self.row_sets = structure.row_sets
         self.latents, self._globals = structure.local_latents, structure.global_latents
-        self.offsets, self.rows = [0], {}
+        self.offsets = [0]
+        self.rows: dict[str, Tensor] = {}
         for rows in self.row_sets:
             for latent in rows.latents:
                 dims = [latent.initial.dim() + f.dim - latent.unconstrained_event_dim for f in rows.frames]
@@ -176,7 +177,8 @@ class Joint:
 
     def __call__(self, point: Point) -> Tensor:
         """The log joint at a point, without the determinants of transforms: they are sums over rows."""
-        leaves, observed = list(self._leaves), {}
+        leaves = list(self._leaves)
+        observed: dict[str, Tensor] = {}
         for at, leaf in enumerate(leaves):
             if isinstance(leaf, Tensor) and leaf.is_floating_point():
                 leaves[at] = leaf.double()

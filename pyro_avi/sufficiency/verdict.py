@@ -6,6 +6,7 @@ from typing import Any
 
 from pyro_avi.display.text_table import check_format, text_table
 from pyro_avi.inspection.isolated_run import isolated_run
+from pyro_avi.lock import in_turn
 from pyro_avi.sufficiency.counterexample import gradient_difference
 from pyro_avi.sufficiency.inputs import Input
 from pyro_avi.sufficiency.joint import Joint
@@ -93,6 +94,7 @@ class Amortizability:
             cells.append([each.name, " x ".join(each.plates), *words, each.inputs_needed])
         return text_table(cells, self.reason, format="text" if format == "frame" else format)
 
+    @in_turn
     def check(
         self,
         model: Callable,
@@ -122,11 +124,12 @@ class Amortizability:
         if inputs not in ("own row", "needed"):
             raise ValueError(f'Expected inputs= to be "own row" or "needed", got {inputs!r}.')
         plates = None if plate is None else (plate,) if isinstance(plate, str) else tuple(plate)
-        found = {}
+        found: dict[str, float] = {}
         with isolated_run(0):
             joint = Joint(model, args, kwargs, plates=plates, fixed=tuple(structure))
             for at, rows in enumerate(joint.row_sets):
-                verdict, window = self.by_latent[rows.latents[0].name], {}
+                verdict = self.by_latent[rows.latents[0].name]
+                window: dict[str, int] = {}
                 if inputs == "needed":
                     if verdict.coupled or any(not (each.is_own or each.kind == "window") for each in verdict.inputs):
                         continue
