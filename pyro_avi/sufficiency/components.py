@@ -64,9 +64,11 @@ def reach_of(joint: Joint, couplings: Couplings, at: int) -> Reach:
     one_component = coupled and len(components.unique()) == 1
     data = None
     if not one_component:
-        if any(pairs is None for pairs in couplings.data):
-            raise TooIrregularError
-        data = [_followed(pairs[:, inside[sets[pairs[0]]]], labels, own) for pairs in couplings.data]
+        data = []
+        for pairs in couplings.data:
+            if pairs is None:
+                raise TooIrregularError
+            data.append(_followed(pairs[:, inside[sets[pairs[0]]]], labels, own))
     crossed = [other for other in range(len(joint.row_sets)) if not bool(inside[other])]
     crossed = [o for o in crossed if bool(((sets[one] == at) & (sets[two] == o)).any())]
     return Reach(components, coupled, data, labels, tuple(crossed))

@@ -155,9 +155,9 @@ def find_couplings(joint: Joint, points: Sequence[Point]) -> Couplings:
                 each = _by_exchange(joint, points[:2], at, rows.plates, own)
             data[at].append(None if each is None else each + torch.tensor([[own.start], [0]]))
     by_leaf = []
-    for each in data:
-        known = [part for part in each if part is not None]
-        by_leaf.append(torch.cat(known, 1) if len(known) == len(each) else None)
+    for parts in data:
+        known = [part for part in parts if part is not None]
+        by_leaf.append(torch.cat(known, 1) if len(known) == len(parts) else None)
     return Couplings(torch.cat(pairs, 1), by_leaf)
 
 
@@ -203,7 +203,10 @@ def _by_moves(joint: Joint, points: Sequence[Point], own: slice) -> Tensor:
         return joint.moved(point, torch.zeros(joint.num_rows, dtype=torch.bool).index_fill(0, rows[chosen], True))
 
     block = Block(0, own.stop - own.start, None)
-    sources, targets = find_pairs(_responses(joint, points, moved, own), len(rows), [block])[0]
+    found = find_pairs(_responses(joint, points, moved, own), len(rows), [block])[0]
+    if found is None:
+        raise TooIrregularError
+    sources, targets = found
     return torch.stack([targets + own.start, rows[sources]])
 
 

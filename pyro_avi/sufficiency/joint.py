@@ -156,7 +156,7 @@ class Joint:
         latents = dict(point.latents)
         for latent in self.discrete:
             value = latents[latent.name]
-            other = value.roll(1, -1) if latent.is_one_hot else (value + 1) % latent.num_values
+            other = value.roll(1, -1) if latent.is_one_hot else (value + 1) % (latent.num_values or 1)
             latents[latent.name] = torch.where(rows[self.rows[latent.name]].to(value.device), other, value)
         return Point(latents, point.data, point.seed)
 

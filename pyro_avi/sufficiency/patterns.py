@@ -74,7 +74,7 @@ def find_pairs(respond: Callable[[Tensor], Tensor], count: int, blocks: Sequence
     return found
 
 
-def _one_at_a_time(respond, count: int, blocks: Sequence[Block]) -> list[Tensor]:
+def _one_at_a_time(respond, count: int, blocks: Sequence[Block]) -> list[Tensor | None]:
     responses = respond(torch.eye(count, dtype=torch.bool))
     return [responses[:, block.start : block.stop].nonzero().T for block in blocks]
 
