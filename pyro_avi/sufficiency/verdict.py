@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pyro_avi.display.text_table import check_format, text_table
+from pyro_avi.display.text_table import text_table
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.lock import in_turn
 from pyro_avi.sufficiency.counterexample import gradient_difference
@@ -86,13 +86,17 @@ class Amortizability:
 
         Args:
             format: ``"text"`` or ``"markdown"``.
+
+        Raises:
+            ValueError: if it is neither.
         """
-        check_format(format)
+        if format not in ("text", "markdown"):
+            raise ValueError(f'Expected format to be "text" or "markdown", got {format!r}.')
         cells = [["latent", "plates", "possible", "interpolates", "inputs needed"]]
         for each in self.latents:
             words = [_WORDS[each.possible], _WORDS[each.interpolates]]
             cells.append([each.name, " x ".join(each.plates), *words, each.inputs_needed])
-        return text_table(cells, self.reason, format="text" if format == "frame" else format)
+        return text_table(cells, self.reason, format=format)
 
     @in_turn
     def check(

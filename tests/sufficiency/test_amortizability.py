@@ -176,7 +176,10 @@ def no_rows(x):
             lambda: avi.amortizability(saw, torch.randn(9)).check(saw, torch.randn(9), inputs="all"),
             'Expected inputs= to be "own row" or "needed"',
         ),
-        (lambda: avi.amortizability(saw, torch.randn(9)).table(format="html"), "Expected format to be"),
+        (
+            lambda: avi.amortizability(saw, torch.randn(9)).table(format="frame"),
+            'Expected format to be "text" or "markdown", got \'frame\'',
+        ),
     ],
 )
 def test_errors_say_what_to_do(call, message):
