@@ -58,12 +58,14 @@ class DrawnSite(dist.TorchDistribution):
 
 
 def site_posteriors(factor: Factor, parameters: Tensor) -> dict[str, dist.TorchDistribution]:
-    """The marginal distribution of each site, with its density if that has a formula.
+    """The marginal distribution of each site, with its density if that has a formula; without a gradient to the parameters.
 
     Args:
         factor: of the sites.
         parameters: ``[*B, P]``, one row for each row of the plates.
     """
+    # Parts of a parameter count as parts of a leaf even under no_grad, so that locations alone would have a gradient.
+    parameters = parameters.detach()
     layouts = {latent.name: Layout(latent, factor.frames) for latent in factor.latents}
     discrete = [
         DiscreteFactor(latent, layouts[latent.name]) for latent in factor.latents if latent.num_values is not None
