@@ -13,7 +13,7 @@ from types import FrameType
 
 from experiments.runner import engines, registry, upkeep
 from experiments.runner.cell import Cell
-from experiments.runner.engines import Engine
+from experiments.runner.engines import Engine, EngineError
 from experiments.runner.progress import Display
 from experiments.runner.run_cell import Context, one_thread, usable_cores
 from experiments.runner.scheduler import Scheduler
@@ -53,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 cells = scheduler.planned()
                 if (kept := _upkeep(scheduler, options)) is not None:
                     return kept
-                device = _device(options.device)
+                device = _device(options.device, on_cluster=bool(options.address))
                 jobs = options.jobs or (1 if device == "cuda" else usable_cores())
                 context = Context(device, options.data_dir, options.download, command=_command(argv))
+                # A cluster knows best how much it can do at a time.
                 engine = engines.create(
-                    options.engine or ("serial" if jobs == 1 else "processes"), jobs=jobs, context=context
+                    options.engine or _usual_engine(options, jobs),
+                    jobs=options.jobs if options.address else jobs,
+                    context=context,
+                    address=options.address,
                 )
             except ValueError as error:
                 print(f"error: {error}", file=sys.stderr)
@@ -65,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.dry_run:
                 return _dry_run(scheduler, cells, device=device, jobs=jobs)
             return _run(scheduler, engine)
-    except StoreError as error:
+    except (StoreError, EngineError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except _Stopped as stop:
@@ -95,7 +99,12 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--jobs", type=_job_count, help="cells that run at a time (default: the usable cores; 1 on CUDA)"
     )
     common.add_argument(
-        "--engine", choices=engines.names(), help="what runs the cells (default: serial for one job, else processes)"
+        "--engine",
+        choices=engines.names(),
+        help="what runs the cells (default: ray with --address, serial for one job, else processes)",
+    )
+    common.add_argument(
+        "--address", help="of a Ray cluster to run on; --jobs is then all it can do, --device auto its CPUs"
     )
     common.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto, CUDA where there is one"
@@ -124,9 +133,16 @@ def _job_count(text: str) -> int:
     return int(text)
 
 
-def _device(asked: str) -> str:
-    if asked == "cpu":
-        return "cpu"
+def _usual_engine(options: argparse.Namespace, jobs: int) -> str:
+    if options.address:
+        return "ray"
+    return "serial" if jobs == 1 else "processes"
+
+
+def _device(asked: str, *, on_cluster: bool) -> str:
+    # The machine that starts a sweep on a cluster may have no GPU when those of the cluster do.
+    if asked == "cpu" or on_cluster:
+        return "cuda" if asked == "cuda" else "cpu"
     # Seconds to import, and not needed where the device is given.
     import torch
 
@@ -141,10 +157,11 @@ def _device(asked: str) -> str:
 
 
 def _command(argv: list[str]) -> str:
-    """The command without the options that hold paths of this machine: it is kept in every record."""
+    """The command without the options that hold paths or addresses of this place: it is kept in every record."""
     paths = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     paths.add_argument("--out")
     paths.add_argument("--data-dir")
+    paths.add_argument("--address")
     return shlex.join([*_PROG.split(), *paths.parse_known_args(argv)[1]])
 
 

@@ -225,7 +225,9 @@ def dependency_violations(root: Path) -> Iterator[str]:
     config = configparser.ConfigParser()
     config.read(root / "setup.cfg", encoding="utf-8")
     extras = config["options.extras_require"]
-    required = config["options"]["install_requires"] + extras["vision"] + extras.get("bench", "")
+    required = (
+        config["options"]["install_requires"] + extras["vision"] + extras.get("bench", "") + extras.get("cluster", "")
+    )
     names = {"pillow": "PIL", "pyro-ppl": "pyro", "scikit-learn": "sklearn"}
     declared = {names.get(name, name) for name in re.findall(r"^[\w-]+", required, re.MULTILINE)}
     known = declared | sys.stdlib_module_names | {"pyro_avi", "experiments", "gallery"}

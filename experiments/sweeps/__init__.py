@@ -12,6 +12,8 @@ own needs no change of the checkout. Names that begin with an underscore are hel
     estimate(cell, *, device) -> float              seconds, roughly
     run(settings, context) -> dict                  the result, as JSON: None in place of a number that is not finite
     document(records) -> Document                   the report of these records, by key; a sweep without it has none
+    demands(cell, *, device) -> dict                what the cell takes of a cluster: `num_cpus`, `num_gpus`, `memory` in bytes;
+                                                    without it a core, and on "cuda" a GPU
 
 `plan` is asked again whenever the cells it named are finished (cells that tune a learning rate come first, then those
 that use it) and while other processes run some of them, so it is quick. A sweep is finished when `plan` names no cell

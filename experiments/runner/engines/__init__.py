@@ -6,7 +6,9 @@ store of parameters and stack of handlers are the process's.
 """
 
 import importlib
+import math
 import pkgutil
+import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -16,11 +18,15 @@ from types import TracebackType
 
 from experiments.runner.cell import Cell
 from experiments.runner.record import Record
-from experiments.runner.run_cell import Context, run_cell
+from experiments.runner.run_cell import Context, Progress, run_cell
 
-__all__ = ["Engine", "Outcome", "Watch", "attempt", "create", "names"]
+__all__ = ["Engine", "EngineError", "Outcome", "Watch", "attempt", "create", "names", "now_and_then"]
 
 Watch = Callable[[Cell, int, int, str], None]
+
+
+class EngineError(Exception):
+    """What the engine runs on cannot be used. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +44,23 @@ class Engine(ABC):
     Args:
         jobs: cells that run at a time, at least 1.
         context: what every cell is run with; the engine sets its `progress`.
+        address: of the cluster, for engines that run `on_clusters`.
+
+    Raises:
+        ValueError: an address is given to an engine of one machine.
     """
 
-    def __init__(self, *, jobs: int, context: Context) -> None:
+    on_clusters = False
+
+    def __init__(self, *, jobs: int | None, context: Context, address: str | None = None) -> None:
+        if address is not None and not self.on_clusters:
+            raise ValueError(
+                f"The engine {type(self).__name__.lower()} runs on this machine, got the address {address!r} of a cluster. "
+                "Use --engine ray, or leave --address out."
+            )
         self.jobs = jobs
         self.context = context
+        self.address = address
 
     @abstractmethod
     def run(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Outcome]:
@@ -72,16 +90,30 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def create(name: str, *, jobs: int, context: Context) -> Engine:
+def create(name: str, *, jobs: int | None, context: Context, address: str | None = None) -> Engine:
     """The engine of that name.
 
     Raises:
-        ValueError: the engine is unknown or cannot run that many jobs.
+        ValueError: the engine is unknown, lacks a package, cannot run that many jobs, or runs on no cluster.
     """
     if name not in names():
         raise ValueError(f'Unknown engine "{name}". Expected one of: {", ".join(names())}.')
     module = importlib.import_module(f"{__name__}.{name}")
-    return getattr(module, name.capitalize())(jobs=jobs, context=context)
+    return getattr(module, name.capitalize())(jobs=jobs, context=context, address=address)
+
+
+def now_and_then(tell: Progress) -> Progress:
+    """Passes the progress of a cell on, five times a second at most."""
+    last = -math.inf
+
+    def progress(done: int, total: int, note: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 0.2:
+            last = now
+            tell(done, total, note)
+
+    return progress
 
 
 def attempt(cell: Cell, context: Context) -> Outcome:

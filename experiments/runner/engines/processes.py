@@ -1,12 +1,11 @@
 """Several cells at a time on one machine: worker processes that live as long as the engine."""
 
-import math
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
@@ -16,8 +15,8 @@ from multiprocessing.process import BaseProcess
 from tqdm import tqdm
 
 from experiments.runner.cell import Cell
-from experiments.runner.engines import Engine, Outcome, Watch, attempt
-from experiments.runner.run_cell import Context, Progress, one_thread
+from experiments.runner.engines import Engine, Outcome, Watch, attempt, now_and_then
+from experiments.runner.run_cell import Context, one_thread
 
 __all__ = ["Processes"]
 
@@ -40,8 +39,8 @@ class Processes(Engine):
     engine is killed ends.
     """
 
-    def __init__(self, *, jobs: int, context: Context) -> None:
-        super().__init__(jobs=jobs, context=context)
+    def __init__(self, *, jobs: int, context: Context, address: str | None = None) -> None:
+        super().__init__(jobs=jobs, context=context, address=address)
         self._workers: list[_Worker] = []
 
     def run(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Outcome]:
@@ -145,24 +144,11 @@ def _serve(connection: Connection, context: Context) -> None:
     with one_thread(), suppress(EOFError, ConnectionError):
         while True:
             cell = connection.recv()
-            connection.send(attempt(cell, replace(context, progress=_sender(connection.send))))
+            progress = now_and_then(lambda *step: connection.send(step))
+            connection.send(attempt(cell, replace(context, progress=progress)))
 
 
 def _end_with_parent() -> None:
     # The claim of the running cell ended with the parent: another process may already run it.
     multiprocessing.parent_process().join()
     os._exit(1)
-
-
-def _sender(send: Callable[[tuple[int, int, str]], None]) -> Progress:
-    """Passes the progress of a cell on, five times a second at most."""
-    last = -math.inf
-
-    def progress(done: int, total: int, note: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 0.2:
-            last = now
-            send((done, total, note))
-
-    return progress

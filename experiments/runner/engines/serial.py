@@ -18,10 +18,10 @@ class Serial(Engine):
         ValueError: `jobs` is not 1.
     """
 
-    def __init__(self, *, jobs: int, context: Context) -> None:
+    def __init__(self, *, jobs: int, context: Context, address: str | None = None) -> None:
+        super().__init__(jobs=jobs, context=context, address=address)
         if jobs != 1:
             raise ValueError(f"The engine serial runs one cell at a time, got {jobs} jobs. Use the engine processes.")
-        super().__init__(jobs=jobs, context=context)
 
     def run(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Outcome]:
         for cell in cells:

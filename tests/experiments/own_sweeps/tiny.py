@@ -16,7 +16,7 @@ from experiments.runner.cell import Cell
 summary = "numbers, for tests"
 
 KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan", "eager", "pyro")
-KINDS += ("memory", "huge", "diverge", "exit")
+KINDS += ("memory", "huge", "diverge", "exit", "short", "once", "demand")
 
 
 def add_arguments(parser):
@@ -49,6 +49,10 @@ def estimate(cell, *, device):
     return 10.0
 
 
+def demands(cell, *, device):
+    return {"num_cpus": 2} if cell.settings["kind"] == "demand" else {}
+
+
 def run(settings, context):
     folder = Path(context.data_dir)
     log(folder, "start", settings)
@@ -68,6 +72,15 @@ def run(settings, context):
             wait_for(go)
         case "write" if not go.exists():
             hold_writes(folder, settings)
+        case "short":
+            time.sleep(0.2)
+        case "once" if not go.exists():
+            go.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "demand":
+            import ray
+
+            return {"value": ray.get_runtime_context().get_assigned_resources()}
         case "memory":
             raise MemoryError("no memory for this cell")
         case "huge":

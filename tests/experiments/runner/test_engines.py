@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -14,7 +15,19 @@ from experiments.runner import engines
 from experiments.runner.cell import Cell
 from experiments.runner.run_cell import Context
 
-JOBS = {"serial": 1, "processes": 2}
+JOBS = {name: 1 if name == "serial" else 2 for name in engines.names()}
+
+
+def case(name):
+    """The engine as a parameter of tests: skipped where it lacks a package, slow where it starts a cluster."""
+    try:
+        engine = engines.create(name, jobs=JOBS[name], context=Context("cpu", None, False))
+    except ValueError as error:
+        return pytest.param(name, marks=pytest.mark.skip(reason=str(error)))
+    return pytest.param(name, marks=[pytest.mark.slow] if engine.on_clusters else [])
+
+
+ENGINES = [case(name) for name in engines.names()]
 
 
 @pytest.fixture
@@ -34,10 +47,10 @@ def unwatched(cell, done, total, note):
 
 
 def test_every_engine_is_tested_here():
-    assert engines.names() == sorted(JOBS)
+    assert {case.values[0] for case in ENGINES} == set(engines.names()) >= {"processes", "ray", "serial"}
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ENGINES)
 def test_every_cell_has_an_outcome_and_is_watched(start, name):
     wanted = cells("plain", "fail", "plain", "nan", "plain")
     steps = []
@@ -55,11 +68,12 @@ def test_every_cell_has_an_outcome_and_is_watched(start, name):
     assert "RuntimeError: this cell always fails" in outcomes[wanted[1]].failure
 
 
-def test_results_do_not_depend_on_the_engine(start):
+@pytest.mark.parametrize("name", ENGINES)
+def test_results_do_not_depend_on_the_engine(start, name):
     wanted = cells("plain", "plain", "plain")
     results = []
-    for name in JOBS:
-        with start(name) as engine:
+    for each in ("serial", name):
+        with start(each) as engine:
             outcomes = {outcome.cell: outcome.record["result"] for outcome in engine.run(wanted, unwatched)}
             results.append([outcomes[cell] for cell in wanted])
     assert results[0] == results[1]
@@ -77,7 +91,7 @@ def run_pyro_programs(engine, bench):
     assert len(bench.processes()) == engine.jobs
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ENGINES)
 def test_cells_that_run_at_once_do_not_share_torch_and_pyro(start, bench, name):
     if JOBS[name] == 1:
         bench.go()
@@ -104,7 +118,7 @@ def test_threads_that_share_torch_and_pyro_are_found_out(tiny, bench, monkeypatc
     pyro.clear_param_store()
 
 
-@pytest.mark.parametrize("name", JOBS)
+@pytest.mark.parametrize("name", ENGINES)
 def test_a_cell_is_taken_only_when_it_can_start(start, bench, name):
     taken = []
 
@@ -120,10 +134,22 @@ def test_a_cell_is_taken_only_when_it_can_start(start, bench, name):
 
 
 def test_unknown_engines_and_impossible_jobs_are_refused(start):
-    with pytest.raises(ValueError, match='Unknown engine "ray2". Expected one of: processes, serial'):
+    with pytest.raises(ValueError, match='Unknown engine "ray2". Expected one of: processes, ray, serial'):
         start("ray2", 1)
     with pytest.raises(ValueError, match="one cell at a time, got 2 jobs"):
         start("serial", 2)
+
+
+@pytest.mark.parametrize("name", ["processes", "serial"])
+def test_an_engine_of_one_machine_refuses_an_address(name):
+    with pytest.raises(ValueError, match=f"The engine {name} runs on this machine, .*'10.0.0.1:6379'.*--engine ray"):
+        engines.create(name, jobs=1, context=Context("cpu", None, False), address="10.0.0.1:6379")
+
+
+def test_an_engine_that_lacks_its_package_says_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ValueError, match=r'pip install -c constraints.txt -e "\.\[cluster\]"'):
+        engines.create("ray", jobs=2, context=Context("cpu", None, False))
 
 
 def test_workers_are_kept_and_end_with_the_engine(start, bench):
