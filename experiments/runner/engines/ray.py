@@ -23,6 +23,28 @@ _POLL = 0.2  # seconds between looks at the progress of the cells
 _PASSED_ON = ("PYRO_AVI_SWEEPS", "PYRO_AVI_DATA", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
 
 
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Within the block signals that stop a sweep wait for its end, and Ray takes none of them for itself.
+
+    What a handler raises while Ray looks at its signals, Ray turns into a SystemError.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda number, frame: held.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if held:
+            signal.raise_signal(held[0])
+
+
 @dataclass
 class _Task:
     cell: Cell
@@ -65,14 +87,12 @@ class Ray(Engine):
                 watch(cell, 0, 0, "")
             if not self._running:
                 return
-            ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_POLL)
-            # A task ends after all that it has told is on the board.
-            self._show_progress(watch)
-            for reference in ended:
+            for reference in self._wait(watch):
                 outcome = self._outcome(reference, watch)
                 if outcome is not None:
                     yield outcome
 
+    @_signals_later()
     def close(self) -> None:
         if self._board is None:
             return
@@ -87,13 +107,14 @@ class Ray(Engine):
             self._owns_cluster = False
             self._ray.shutdown()
 
+    @_signals_later()
     def _connect(self) -> None:
         if self._board is not None:
             return
         ray = self._ray
         if not ray.is_initialized():
             here = {"address": "local", "num_cpus": self.jobs, "include_dashboard": False}
-            with _handlers_kept(), _without_statistics():
+            with _without_statistics():
                 try:
                     ray.init(
                         **(here if self.address is None else {"address": self.address}),
@@ -115,12 +136,14 @@ class Ray(Engine):
         )
         self._board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
 
+    @_signals_later()
     def _room(self) -> int:
         if self.jobs is not None:
             return self.jobs
         resource = "GPU" if self.context.device == "cuda" else "CPU"
         return max(1, int(self._ray.cluster_resources().get(resource, 0)))
 
+    @_signals_later()
     def _submit(self, task: _Task) -> None:
         # Ray itself would start a cell again without end where its worker runs out of memory.
         options = {
@@ -131,12 +154,18 @@ class Ray(Engine):
         reference = self._ray.remote(**options)(_serve).remote(task.cell, self.context, self._board, os.getcwd())
         self._running[reference] = task
 
-    def _show_progress(self, watch: Watch) -> None:
+    @_signals_later()
+    def _wait(self, watch: Watch) -> list[Any]:
+        """Wait a moment, pass on what the cells have told, and return the tasks that have ended."""
+        ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_POLL)
+        # A task ends after all that it has told is on the board.
         cells = {task.cell.key: task.cell for task in self._running.values()}
         for key, step in self._ray.get(self._board.take.remote()).items():
             if key in cells:
                 watch(cells[key], *step)
+        return ended
 
+    @_signals_later()
     def _outcome(self, reference: Any, watch: Watch) -> Outcome | None:
         """What became of the cell; None where its worker was lost and it was started again."""
         task = self._running.pop(reference)
@@ -162,7 +191,7 @@ _START = (
 
 
 def _import_ray() -> ModuleType:
-    with _handlers_kept():
+    with _signals_later():
         try:
             import ray
             import ray.util.scheduling_strategies
@@ -187,20 +216,6 @@ def _variables() -> dict[str, str]:
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {"PYTHONPATH": path} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-
-
-@contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Ray takes signals for itself when it is imported or started. Those that stop a sweep stay the sweep's."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

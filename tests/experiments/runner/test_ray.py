@@ -51,9 +51,14 @@ def test_a_cell_whose_worker_is_lost_is_started_again(start, bench):
     bench.until(lambda: not bench.living())
 
 
-def test_an_address_where_nothing_is(tiny, bench):
+def test_an_address_where_nothing_is(tiny, monkeypatch):
+    # Ray itself takes minutes to give up.
+    def refuse(**options):
+        raise ConnectionError(f"nothing at {options['address']}")
+
+    monkeypatch.setattr(ray, "init", refuse)
     engine = engines.create("ray", jobs=None, context=Context("cpu", None, False), address="127.0.0.1:9")
-    with pytest.raises(EngineError, match="Cannot use a Ray cluster at 127.0.0.1:9"), engine:
+    with pytest.raises(EngineError, match="Cannot use a Ray cluster at 127.0.0.1:9: nothing"), engine:
         list(engine.run(cells("plain"), lambda *step: None))
 
 
