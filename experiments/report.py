@@ -10,12 +10,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.reporting.document import Document, Finding, ReportError, not_compiled
+from experiments.reporting.document import Document, Note, ReportError
 from experiments.reporting.pages import save, terminal
+from experiments.reporting.provenance import cells_csv, made_by, warnings
 from experiments.runner import registry
 from experiments.runner.store import Contents, Store, StoreError
 
-__all__ = ["document", "has_report", "main", "names", "table_text", "write"]
+__all__ = ["document", "draw", "has_report", "main", "names"]
 
 
 def names() -> list[str]:
@@ -29,12 +30,16 @@ def has_report(name: str) -> bool:
 
 
 def document(name: str, out: Path) -> Document:
-    """The report of sweep `name` from its records under `out`.
+    """The report of sweep `name` from its records under `out`, with what every report says of its records.
 
     Raises:
         ReportError: if no such report exists, or the store holds no record of the sweep.
         StoreError: if a record cannot be read, or a later version of this code wrote it.
     """
+    return _document(name, out)[0]
+
+
+def _document(name: str, out: Path) -> tuple[Document, Contents]:
     if name not in registry.names() or not has_report(name):
         raise ReportError(f"Expected a sweep with a report, one of {', '.join(names())}; got {name!r}.")
     contents = Store(out).read(name)
@@ -47,33 +52,27 @@ def document(name: str, out: Path) -> Document:
             f"- name the folder that holds its records: python -m experiments.report {name} --out FOLDER"
         )
     drawn = registry.find(name).document(records)
-    return replace(drawn, findings=[*drawn.findings, *not_compiled(records), *_left_out(contents)])
+    notes = [*drawn.notes, *warnings(records), *_left_out(contents)]
+    return replace(drawn, notes=notes, parts=[*drawn.parts, made_by(records)]), contents
 
 
-def _left_out(contents: Contents) -> list[Finding]:
+def _left_out(contents: Contents) -> list[Note]:
     files = [f"{path.name} ({reason})" for path, reason in contents.damaged.items()]
     text = f"{len(files)} files are damaged or foreign, and no numbers are taken from them: {'; '.join(files)}."
-    return [Finding("warning", "Left out", text)] if files else []
+    return [Note("warning", text, "Left out")] if files else []
 
 
-def write(name: str, out: Path) -> Path:
-    """Write the report of sweep `name` under ``out/name/report`` and return the path of its ``report.html``.
+def draw(name: str, out: Path) -> tuple[Path, str]:
+    """Write the report of sweep `name` under ``out/name/report``.
 
-    Beside it lie ``summary.md``, the CSV files and ``figures/*.png``.
-
-    Raises:
-        ReportError, StoreError: as `document`.
-    """
-    return save(document(name, out), Path(out) / name / "report")
-
-
-def table_text(name: str, out: Path) -> str:
-    """The report of sweep `name` as plain text for a terminal, as `terminal`.
+    Returns the path of its ``report.html``, beside which lie ``summary.md``, CSV files and ``figures/*.png``, and what it says
+    as plain text for a terminal.
 
     Raises:
         ReportError, StoreError: as `document`.
     """
-    return terminal(document(name, out))
+    drawn, contents = _document(name, out)
+    return save(drawn, Path(out) / name / "report", cells=cells_csv(contents.records)), terminal(drawn)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -85,12 +84,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("results"), help="the store (default: results)")
     chosen = parser.parse_args(argv)
     try:
-        drawn = document(chosen.name, chosen.out)
-        page = save(drawn, chosen.out / chosen.name / "report")
+        page, text = draw(chosen.name, chosen.out)
     except (ReportError, StoreError) as error:
         print(error, file=sys.stderr)
         return 2
-    print(f"{terminal(drawn)}\n\nReport: {page}")
+    print(f"{text}\n\nReport: {page}")
     return 0
 
 

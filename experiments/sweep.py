@@ -241,12 +241,11 @@ def _report(scheduler: Scheduler) -> int:
         print(f"The sweep {scheduler.name} has no report. Its records: {scheduler.store.folder(scheduler.name)}")
         return 0
     try:
-        page = report.write(scheduler.name, scheduler.store.out)
-        print(report.table_text(scheduler.name, scheduler.store.out))
+        page, text = report.draw(scheduler.name, scheduler.store.out)
     except report.ReportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"Report: {page}")
+    print(f"{text}\n\nReport: {page}")
     return 0
 
 

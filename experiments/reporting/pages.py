@@ -1,40 +1,43 @@
-"""A document as files: one HTML page, a Markdown summary, CSV files and figures; and as text for a terminal."""
+"""A report as files: one HTML page, a Markdown summary, CSV files and figures; and as text for a terminal."""
 
 from __future__ import annotations
 
 import base64
-import re
 import textwrap
 from pathlib import Path
 
 import jinja2
-from markupsafe import Markup, escape
 
-from experiments.reporting.document import Document, ReportError, csv_text
+from experiments.files import LEFTOVERS, write_whole
+from experiments.reporting.document import Document, ReportError
+from experiments.reporting.tables import csv_text
 
 __all__ = ["render", "save", "terminal"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def save(drawn: Document, folder: Path) -> Path:
-    """Write every file of a document into `folder`; returns the path of its ``report.html``.
+def save(drawn: Document, folder: Path, **texts: str) -> Path:
+    """Write every file of a report into `folder`, each whole or not at all; returns the path of its ``report.html``.
+
+    `texts` are further CSV files by their names.
 
     Raises:
         ReportError: if a file cannot be written.
     """
     figures, page = folder / "figures", folder / "report.html"
-    files = {folder / file: csv_text(lines).encode() for file, lines in drawn.data.items()}
+    files = {figures / f"{drawn.names[figure]}.png": figure.png for part in drawn.walk() for figure in part.drawings}
+    texts |= {name: csv_text(lines) for name, lines in data(drawn).items()}
+    files |= {folder / f"{name}.csv": text.encode() for name, text in texts.items()}
     files[folder / "summary.md"] = render("summary.md", drawn).encode()
-    files |= {figures / name: figure.png for name, figure in drawn.drawings.items()}
     files[page] = render("report.html", drawn).encode()
     try:
         figures.mkdir(parents=True, exist_ok=True)
-        # Figures of a section that left the store would otherwise stay beside those that belong to it.
-        for stale in set(figures.glob("*.png")) - files.keys():
+        # Figures of a part that left the store would otherwise stay beside those that belong to it; so would a killed write's.
+        for stale in {*figures.glob("*.png"), *folder.rglob(LEFTOVERS)} - files.keys():
             stale.unlink()
         for path, content in files.items():
-            path.write_bytes(content)
+            write_whole(path, content)
     except OSError as error:
         raise ReportError(
             f"Cannot write the report to {folder}: {error.strerror}. The records are untouched.\n"
@@ -43,8 +46,16 @@ def save(drawn: Document, folder: Path) -> Path:
     return page
 
 
+def data(drawn: Document) -> dict[str, list[dict]]:
+    """The lines of every CSV file by its name, gathered from the tables."""
+    found: dict[str, list[dict]] = {}
+    for table in (table for part in drawn.walk() for table in part.tables if table.file):
+        found.setdefault(table.file, []).extend(table.numbers())
+    return found
+
+
 def render(template: str, drawn: Document) -> str:
-    """The document through one of the templates; HTML is escaped, Markdown is not."""
+    """The report through one of the templates; HTML is escaped, Markdown is not."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=jinja2.select_autoescape(["html"]),
@@ -53,25 +64,18 @@ def render(template: str, drawn: Document) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
-    environment.filters["unbroken"] = unbroken
-    return environment.get_template(template).render(document=drawn)
-
-
-def unbroken(text: str) -> Markup:
-    """HTML in which names of guides, and numbers with their errors, stay on one line.
-
-    >>> print(unbroken("A-VI k=64 < F-VI"))
-    <span class="nb">A-VI k=64</span> &lt; <span class="nb">F-VI</span>
-    """
-    return Markup(
-        re.sub(
-            r"[AF]-VI(?:(?: from)? k=\d+)?|-?[\d.,]+ ± [\d.,]*\d", r'<span class="nb">\g<0></span>', str(escape(text))
-        )
-    )
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
+    return environment.get_template(template).render(document=drawn, names=drawn.names)
 
 
 def terminal(drawn: Document) -> str:
-    """What opens a document, in lines of 100 characters at most, and its tables, as plain text."""
-    said = [textwrap.fill(f"{finding.title}: {finding.text}", 100) for finding in drawn.findings]
-    return "\n\n".join(said + [table.text() for part in drawn.sections for table in part.tables])
+    """Answers and warnings in lines of 100 characters at most, and the tables, as plain text."""
+    parts = list(drawn.walk())
+    notes = [(note, part) for part in parts for note in part.notes if note.kind != "reading"]
+    said = [
+        ": ".join(filter(None, ["" if part is drawn else part.title, note.title, note.text])) for note, part in notes
+    ]
+    tables = [
+        table.text() for part in parts for table in part.tables if any(c.show == "everywhere" for c in table.columns)
+    ]
+    return "\n\n".join([textwrap.fill(text, 100) for text in said] + tables)

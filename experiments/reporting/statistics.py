@@ -1,9 +1,9 @@
-"""Statistics over seeds: means, paired differences, and times to a level that some seeds never reach."""
+"""Statistics over seeds: means, paired differences, times to a level that some seeds never reach; and how they are written."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,9 +27,9 @@ class Mean:
     With one seed `se` holds the Monte Carlo error alone, or nan if that is zero: the spread over seeds is unknown.
     """
 
-    value: float
-    se: float
-    seeds: int
+    value: float = math.nan
+    se: float = math.nan
+    seeds: int = 0
 
     @property
     def known(self) -> bool:
@@ -43,6 +43,24 @@ class Mean:
         (1, 0, 0)
         """
         return int(np.sign(self.value)) if abs(self.value) > SEEN * self.se else 0
+
+    def __abs__(self) -> Mean:
+        return Mean(abs(self.value), self.se, self.seeds)
+
+    def __str__(self) -> str:
+        """ "value ± se", the error with two significant digits, two decimals at most while they show it.
+
+        >>> print(Mean(241.3456, 0.1234, 3), Mean(0.04321, math.nan, 1), Mean(5120.4, 33.3, 3), sep="; ")
+        241.35 ± 0.12; 0.0432; 5,120 ± 33
+        >>> print(Mean(-24.3891, 0.0301, 2), Mean(0.0004321, 0.0000211, 2), Mean(), sep="; ")
+        -24.39 ± 0.03; 0.00043 ± 0.00002; -
+        """
+        # An error below rounding of the value, as of numbers that agree over seeds, is no error to print.
+        if not self.known or not math.isfinite(self.se) or self.se <= 1e-9 * abs(self.value):
+            return significant(self.value)
+        first = -math.floor(math.log10(self.se))
+        places = max(min(first + 1, max(first, 2)), 0)
+        return f"{self.value:,.{places}f} ± {self.se:,.{places}f}"
 
 
 def mean_over_seeds(values: Iterable[Measured]) -> Mean:
@@ -62,7 +80,7 @@ def mean_over_seeds(values: Iterable[Measured]) -> Mean:
     """
     finite = [measured for measured in values if math.isfinite(measured.value)]
     if not finite:
-        return Mean(math.nan, math.nan, 0)
+        return Mean()
     value = float(np.mean([measured.value for measured in finite]))
     monte_carlo = float(np.mean([measured.se**2 for measured in finite]))
     if len(finite) == 1:
@@ -84,68 +102,51 @@ def paired_difference(minuend: Mapping[int, Measured], subtrahend: Mapping[int, 
 
 
 @dataclass(frozen=True)
-class Passage:
-    """When a run first met a level on its evaluation grid, or, if it never did, how far it was followed."""
-
-    step: float
-    seconds: float
-    reached: bool
-
-
-def first_passage(steps: np.ndarray, seconds: np.ndarray, met: np.ndarray) -> Passage | None:
-    """The first evaluation at which `met` [points] holds; None for a curve without points.
-
-    >>> first_passage(np.array([0, 10, 20]), np.array([0.0, 1.0, 2.0]), np.array([False, False, True]))
-    Passage(step=20.0, seconds=2.0, reached=True)
-    """
-    if len(steps) == 0:
-        return None
-    reached = bool(met.any())
-    at = int(met.argmax()) if reached else len(steps) - 1
-    return Passage(float(steps[at]), float(seconds[at]), reached)
-
-
-@dataclass(frozen=True)
 class Duration:
-    """A median over seeds, in `unit`; a lower bound where `censored`, because too many seeds did not get there."""
+    """Steps or seconds to an event, or how long it was waited for in vain where `censored`: then a lower bound.
+
+    >>> print(Duration(20), Duration(1234.5, censored=True))
+    20 > 1,234
+    """
 
     value: float
-    censored: bool
+    censored: bool = False
 
     def __str__(self) -> str:
         return ("> " if self.censored else "") + significant(self.value)
 
 
-def median_duration(passages: Sequence[Passage], unit: str) -> Duration | None:
-    """The median over seeds of `unit` ("step" or "seconds"), each seed that never got there counted as later than seen.
+def median_duration(durations: Iterable[Duration]) -> Duration | None:
+    """The median over seeds, each that never got there counted as later than seen; None of none.
 
-    >>> print(median_duration([Passage(10, 1, True), Passage(90, 9, False), Passage(20, 2, True)], "step"))
+    >>> print(median_duration([Duration(10), Duration(90, True), Duration(20)]))
     20
-    >>> print(median_duration([Passage(10, 1, True), Passage(90, 9, False), Passage(90, 9, False)], "step"))
+    >>> print(median_duration([Duration(10), Duration(90, True), Duration(90, True)]))
     > 90
     """
-    if not passages:
+    durations = list(durations)
+    if not durations:
         return None
-    followed = [getattr(passage, unit) for passage in passages]
-    times = [time if passage.reached else math.inf for time, passage in zip(followed, passages, strict=True)]
-    median = float(np.median(times))
-    return Duration(median, False) if math.isfinite(median) else Duration(float(np.median(followed)), True)
+    median = float(np.median([math.inf if each.censored else each.value for each in durations]))
+    if math.isfinite(median):
+        return Duration(median)
+    return Duration(float(np.median([each.value for each in durations])), censored=True)
 
 
 def ratio_text(numerator: Duration | None, denominator: Duration | None) -> str:
     """The ratio of two medians, as a bound where one is a bound; "unknown" where neither was reached.
 
-    >>> ratio_text(Duration(300, False), Duration(100, False)), ratio_text(Duration(300, True), Duration(100, False))
+    >>> ratio_text(Duration(300), Duration(100)), ratio_text(Duration(300, True), Duration(100))
     ('3.0', '> 3.0')
-    >>> ratio_text(Duration(300, False), Duration(900, True)), ratio_text(Duration(3, True), Duration(9, True))
+    >>> ratio_text(Duration(300), Duration(900, True)), ratio_text(Duration(3, True), Duration(9, True))
     ('< 0.33', 'unknown')
     """
     if numerator is None or denominator is None or (numerator.censored and denominator.censored):
         return "unknown"
     if denominator.value == 0:
         return "unknown"
-    bound = "> " if numerator.censored else "< " if denominator.censored else ""
     ratio = numerator.value / denominator.value
+    bound = "> " if numerator.censored else "< " if denominator.censored else ""
     return bound + (f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}")
 
 
@@ -162,21 +163,3 @@ def significant(value: float, digits: int = 3) -> str:
     places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
     text = f"{value:,.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def with_error(mean: Mean) -> str:
-    """ "value ± se", the error with two significant digits, two decimals at most while they show it.
-
-    >>> with_error(Mean(241.3456, 0.1234, 3)), with_error(Mean(0.04321, math.nan, 1)), with_error(Mean(5120.4, 33.3, 3))
-    ('241.35 ± 0.12', '0.0432', '5,120 ± 33')
-    >>> with_error(Mean(-24.3891, 0.0301, 2)), with_error(Mean(0.0004321, 0.0000211, 2))
-    ('-24.39 ± 0.03', '0.00043 ± 0.00002')
-    """
-    if not mean.known:
-        return "-"
-    # An error below rounding of the value, as of numbers that agree over seeds, is no error to print.
-    if not math.isfinite(mean.se) or mean.se <= 1e-9 * abs(mean.value):
-        return significant(mean.value)
-    first = -math.floor(math.log10(mean.se))
-    places = max(min(first + 1, max(first, 2)), 0)
-    return f"{mean.value:,.{places}f} ± {mean.se:,.{places}f}"

@@ -65,8 +65,10 @@ def test_records_keep_the_command_without_paths(here, bench):
 def test_the_report_is_drawn_at_the_end(here, bench, monkeypatch):
     drawn = types.SimpleNamespace(
         has_report=lambda name: name == "tiny",
-        write=lambda name, out: out / name / "report.html",
-        table_text=lambda name, out: f"table of {name}: {len(list((out / name / 'cells').glob('*.json')))}",
+        draw=lambda name, out: (
+            out / name / "report.html",
+            f"table of {name}: {len(list((out / name / 'cells').glob('*.json')))}",
+        ),
     )
     drawn.ReportError = type("ReportError", (ValueError,), {})
     monkeypatch.setitem(sys.modules, REPORT, drawn)
@@ -76,7 +78,7 @@ def test_the_report_is_drawn_at_the_end(here, bench, monkeypatch):
     def broken(name, out):
         raise drawn.ReportError("a field is missing")
 
-    drawn.write = broken
+    drawn.draw = broken
     code, out, err = here("--kinds", "plain,plain")
     assert code == 1 and "a field is missing" in err and "2 reused" in out
 
@@ -498,12 +500,12 @@ def run(settings, context):
 """
 REPORT_OF_SQUARES = """
 def document(records):
-    from experiments.reporting.document import Document, Section, Table, made_by
+    from experiments.reporting.document import Document
+    from experiments.reporting.tables import Column, Table
 
-    rows = sorted([str(r["settings"]["n"]), str(r["result"]["value"])] for r in records.values())
-    table = Table("Squares", ["n", "square"], rows)
-    section = Section("all", "All", "", tables=[table])
-    return Document("Squares", "", [], table, [section], [], made_by(records), {})
+    found = sorted(records.values(), key=lambda record: record["settings"]["n"])
+    columns = [Column("n", lambda record: record["settings"]["n"]), Column("square", lambda record: record["result"]["value"])]
+    return Document("Squares", tables=[Table("Squares", columns, found, file="summary")])
 """
 IMPORTED = "from experiments.sweeps.squares.report import document\n"
 
@@ -536,7 +538,8 @@ def test_a_sweep_of_ones_own_brings_its_own_report(tmp_path, files):
     assert done.returncode == 0, done.stderr
     assert "Squares\nn  square\n0  0\n1  1\n2  4\n" in done.stdout and "3 cells: 3 run" in done.stdout
     page = tmp_path / "results" / "squares" / "report" / "report.html"
-    assert f"Report: {page}" in done.stdout and "Squares" in page.read_text()
+    assert f"Report: {page}" in done.stdout and "Squares" in page.read_text() and "Made by" in page.read_text()
+    assert (page.parent / "summary.csv").read_text() == "n,square\n0,0\n1,1\n2,4\n"
     page.unlink()
     again = run("experiments.report", "squares")
     assert again.returncode == 0 and page.exists(), again.stderr

@@ -6,7 +6,7 @@ import pyro
 import pytest
 
 from experiments.reporting.document import ReportError
-from experiments.reporting.pages import terminal
+from experiments.reporting.pages import data, terminal
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import overhead
 from experiments.sweeps.overhead import report
@@ -64,9 +64,11 @@ def test_the_report_says_what_lies_above_the_limit():
 
     document = report.document(records)
 
-    assert [finding.kind for finding in document.findings] == ["check", "warning"]
-    assert "Above 1.02: constant (rows given) 1.05" in document.findings[1].text
-    assert len(document.sections[0].tables[0].rows) == len(document.data["overhead.csv"]) == 2
+    (note,) = document.notes
+    assert note.kind == "warning" and "1 of 2 ratios: image model, constant, rows given, 1.05 (1.02)." in note.text
+    assert [line["ratio"] for line in data(document)["summary"]] == [1.05, 1.05]
+    (note,) = report.document({"a": record("tiny", "constant", 1.05)}).notes
+    assert note.kind == "answer"
 
 
 def test_a_terminal_shows_the_whole_table():
@@ -76,7 +78,7 @@ def test_a_terminal_shows_the_whole_table():
 
 
 def test_records_of_another_sweep_are_refused():
-    with pytest.raises(ReportError, match="Expected records of the sweep overhead"):
+    with pytest.raises(ReportError, match="Expected settings.workload in the record"):
         report.document({"a": {"settings": {}, "result": {}, "provenance": {}}})
 
 

@@ -13,12 +13,12 @@ from pyro.infer import TraceMeanField_ELBO
 
 import pyro_avi as avi
 from experiments.reporting.document import ReportError
+from experiments.reporting.pages import data
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import suboptimality
 from experiments.sweeps.suboptimality import report, training
 from experiments.sweeps.suboptimality.cells import _FAMILIES, _RICHER
-from experiments.sweeps.suboptimality.report.sections import generalization, mean_of_rows, sections, share
-from experiments.sweeps.suboptimality.report.tables import measured
+from experiments.sweeps.suboptimality.report.arms import generalization, mean_of_rows, read, share
 from experiments.sweeps.suboptimality.training import binary_images, build, learning_rate
 
 TINY = (
@@ -283,35 +283,41 @@ def known_records(ais=0.0, **changes):
 
 
 def texts(document):
-    return {finding.title: (finding.kind, finding.text) for finding in document.sections[0].findings}
+    return {note.title: note.text for note in document.parts[0].notes}
 
 
-def test_the_findings_are_those_of_the_records():
+def test_the_numbers_are_those_of_the_records():
     document = report.document(known_records(not_converged=[3, 7]))
-    said = texts(document)
+    results, differences, refinement = (table.values for table in document.parts[0].tables)
 
-    assert "is larger than the approximation gap, 1" in said["Which gap is larger: small, diagonal"][1]
-    assert "is not told apart from" in said["Which gap is larger: wide, diagonal"][1]
-    assert "smaller (-0.5 nats) on training rows" in said["The wide encoder"][1]
-    assert said["Test rows"][1].count("larger (0.500 ±") == 2
-    assert "20 steps from the small encoder's output (diagonal) close 60% ± 0%" in said["Refinement"][1]
-    kind, text = said["Rows that have not converged"]
-    assert kind == "warning" and "small, diagonal, train: 2 of 400" in text
-    assert said["Rows whose evidence is unreliable"] == ("check", "None.")
-    assert "20 steps" in document.findings[0].text and "60%" in document.findings[0].text
+    small, _, wide, _ = (line["amortization - approximation"] for line in results)
+    assert small.value == pytest.approx(0.5, abs=1e-3) and small.sign == 1 and wide.sign == 0
+    assert "is larger than the approximation gap, 1" in document.notes[0].text
+    (other,) = [line for line in differences if line["guide"] == "wide, diagonal"]
+    assert str(other["amortization - small encoder's, train"]) == "-0.5"
+    assert all(line["amortization, test - train"].sign == 1 for line in differences)
+    assert differences[0]["amortization - small encoder's, train"] is None
+    assert "20 steps of refinement close 60% ± 0%" in document.notes[0].text
+    assert [line["20 steps"].value for line in refinement] == pytest.approx([0.6] * 4)
+    assert [line["s of 20"] for line in refinement] == [2.0] * 4
+    said = texts(document)
+    assert said["Rows that have not converged"].startswith("8 of 1,600, by guide")
+    assert [line["not converged"] for line in results] == [2] * 4 and "Rows whose evidence is unreliable" not in said
 
 
 @pytest.mark.parametrize("ais, added", [(0.3, 0.3), (-0.3, 0.0)])
 def test_annealing_raises_the_evidence_where_it_is_the_better_bound(ais, added):
     records = known_records(ais=ais)
-    arm = sections(records)[0].arms[0]
+    arm = read(records)[0].arms[0]
 
-    of = measured(arm, "train")
+    of = arm.means("train")
 
     assert of["approximation"].value == pytest.approx(1.0 + added)
     assert of["inference"].value == pytest.approx(of["approximation"].value + of["amortization"].value)
     assert of["evidence"].value - of["elbo"].value == pytest.approx(of["inference"].value)
-    assert texts(report.document(records))["Annealing"][0] == ("warning" if added else "check")
+    document = report.document(records)
+    assert ("Annealing" in texts(document)) == bool(added)
+    assert document.parts[0].tables[0].values[0]["annealing adds"].value == pytest.approx(ais)
 
 
 def test_latents_that_are_not_used_are_told():
@@ -328,7 +334,7 @@ def test_a_share_of_no_gap_is_none():
 
 
 def test_generalization_is_between_other_rows():
-    arm = sections(known_records())[0].arms[0]
+    arm = read(known_records())[0].arms[0]
 
     gap = generalization(arm)
 
@@ -341,21 +347,22 @@ def test_the_published_numbers_stand_beside_and_apart(records):
 
     for of, quoted in ((records, 0), (mnist, 1)):
         document = report.document(of)
-        table = document.sections[0].tables[0]
-        assert sum(line[0].startswith("Cremer et al.") for line in table.rows) == quoted
-        assert len(table.rows) == 2 * 3 + quoted
-    assert table.rows[-1][2:8] == ["-89.80", "-90.80", "-91.23", "-92.57", "1.43", "1.34"]
+        table = document.parts[0].tables[0]
+        assert sum(line["guide"].startswith("Cremer et al.") for line in table.values) == quoted
+        assert len(table.values) == 2 * 3 + quoted
+    last = [cell for cell, _ in table.groups[-1][-1]]
+    assert last[2:8] == ["-89.80", "-90.80", "-91.23", "-92.57", "1.43", "1.34"]
     assert "quoted, not measured here" in table.note
 
 
 def test_the_report_of_a_real_cell_is_drawn(records):
     document = report.document(records)
 
-    (section,) = document.sections
+    section, _ = document.parts
     assert [figure.png[:4] for figure in section.figures] == [b"\x89PNG"] * 2
-    assert len(document.data["gaps.csv"]) == 6 and len(document.overview.rows) == 3
-    assert {"The wide encoder", "The full family", "Test rows", "Refinement", "Annealing"} <= texts(document).keys()
-    assert all(math.isfinite(line["amortization"]) for line in document.data["gaps.csv"])
+    found = data(document)
+    assert len(found["summary"]) == len(found["refinement"]) == 6 and len(found["differences"]) == 3
+    assert all(math.isfinite(line["amortization_gap"]) for line in found["summary"])
 
 
 def test_what_diverged_is_left_out_and_told(records):
@@ -365,15 +372,15 @@ def test_what_diverged_is_left_out_and_told(records):
 
     said = texts(report.document(broken))
 
-    assert any(title.startswith("Diverged") and "Seeds 1" in text for title, (_, text) in said.items())
+    assert any(title.startswith("Diverged") and "Seeds 1" in text for title, text in said.items())
     for record in broken.values():
         record["result"] = {**record["result"], "status": "diverged", "parts": None}
     document = report.document(broken)
-    assert document.findings[0].title == "Nothing to show" and not document.sections[0].figures
+    assert document.notes[0].title == "Nothing to show" and not document.parts[0].figures
 
 
 def test_records_of_another_sweep_are_refused():
-    with pytest.raises(ReportError, match="records of the sweep suboptimality"):
+    with pytest.raises(ReportError, match="Expected settings.seed in the record"):
         report.document({"a": {"settings": {}, "result": {}, "provenance": {}}})
 
 

@@ -1,121 +1,61 @@
-"""The sentence that opens the report: the order of the guides, what amortization costs, and what it saves."""
+"""What opens the report: the order of the guides, what amortization costs, what it saves; or what is missing for that."""
 
 from __future__ import annotations
 
-from experiments.reporting.document import Finding
-from experiments.reporting.statistics import (
-    Duration,
-    Mean,
-    mean_over_seeds,
-    paired_difference,
-    ratio_text,
-    significant,
-    with_error,
-)
-from experiments.sweeps.images.report.comparisons import Comparison, best_amortized
-from experiments.sweeps.images.report.sections import Arm, Section
-from experiments.sweeps.images.report.texts import counted, listed
+from experiments.reporting.document import Note, counted, listed
+from experiments.reporting.statistics import mean_over_seeds, paired_difference, ratio_text, significant
+from experiments.sweeps.images.report.claims import Claim, compare
+from experiments.sweeps.images.report.sections import BOUND, Arm, Section
 
 
-def answered(section: Section) -> str:
-    """The protocol that answers: fair where the store has it."""
-    return section.protocols[-1]
-
-
-def answer(section: Section) -> Finding:
-    """The answer of one section, or what the store lacks for one."""
-    protocol = answered(section)
-    best = best_amortized(section, protocol)
+def answer(section: Section) -> Note:
+    """The answer of one section, from the fair protocol where the store has it."""
+    protocol = section.protocols[-1]
+    best, constant = section.best_amortized(protocol), section.arm(protocol, "constant")
     if best is None or not section.factorized(protocol):
         text = f"No seed of both F-VI and an amortized guide has finished under the {protocol} protocol."
-        return Finding("warning", section.title, text)
-    compared = Comparison(section, best)
-    seeds = compared.final.gap.seeds
-    chain = order(compared)
-    parts = [f"{chain} nats a row; {protocol} protocol, {counted(seeds, 'seed')}."]
-    still = unfinished(compared)
-    parts += [still] if still else [cost(compared), saving(compared)]
-    return Finding("warning" if still or " < " in chain else "result", section.title, " ".join(parts))
-
-
-def order(compared: Comparison) -> str:
-    """F-VI >= A-VI >= constant with their bounds, and < where the numbers turn it round."""
-    section, best = compared.section, compared.amortized
-    chain = f"F-VI ({with_error(compared.final.factorized)}) {'<' if compared.final.gap.sign < 0 else '≥'} "
-    chain += f"{best.label} ({with_error(compared.final.amortized)})"
-    constant = section.arm(compared.protocol, "constant")
+        return Note("warning", text, section.title)
+    _, race, final = compare(section, best)
+    chain = f"F-VI ({final.factorized}) {'<' if final.gap.sign < 0 else '≥'} {best.label} ({final.amortized})"
     if constant is not None and constant.done:
-        name = ("final", "train", "elbo")
-        lead = paired_difference(best.each(*name), constant.each(*name))
-        chain += f" {'<' if lead.sign < 0 else '≥'} constant ({with_error(constant.mean(*name))})"
-    return chain
+        lead = paired_difference(best.each(*BOUND), constant.each(*BOUND))
+        chain += f" {'<' if lead.sign < 0 else '≥'} constant ({constant.mean(*BOUND)})"
+    still = _unfinished(section, [best, *([constant] if constant else [])])
+    found = f"{chain} nats a row; {protocol} protocol, {counted(final.gap.seeds, 'seed')}."
+    kind = "warning" if still or " < " in chain else "answer"
+    return Note(kind, f"{found} {still or _cost(race, final)}", section.title)
 
 
-def unfinished(compared: Comparison) -> str:
-    """What the bounds of the chain still gained and at what cost, empty where all of them had converged."""
-    section, protocol = compared.section, compared.protocol
-    runs = {"F-VI": [arm.cells[seed] for seed, arm in section.runs(protocol).items()]}
-    arms = [compared.amortized, section.arm(protocol, "constant")]
-    runs |= {arm.label: list(arm.done.values()) for arm in arms if arm}
-    if any(cell.converged is None for cells in runs.values() for cell in cells):
+def _unfinished(section: Section, arms: list[Arm]) -> str:
+    """What the bounds of F-VI and of these still gained and at what cost, empty where all of them had converged."""
+    protocol = arms[0].protocol
+    runs = {"F-VI": [arm.runs[seed] for seed, arm in section.trained(protocol).items()]}
+    runs |= {arm.label: list(arm.done.values()) for arm in arms}
+    if any(run.converged is None for each in runs.values() for run in each):
         return "Whether these have converged is not recorded."
     said = []
-    for label, cells in runs.items():
-        cells = [cell for cell in cells if cell.converged is False]
-        gained, seconds = (mean_over_seeds(cell.measured("convergence", name) for cell in cells)
-                           for name in ("late_gain", "late_seconds"))  # fmt: skip
-        if gained.known:
-            verb, amount = "gained" if gained.value >= 0 else "lost", significant(abs(gained.value), 2)
-            said.append(f"{label} {verb} {amount} nats a row in {significant(seconds.value, 2)} s")
-        elif cells:
-            said.append(f"{label} gained an unknown amount")
-    return f"Not converged: in the last half of its steps {listed(said)}." if said else ""
+    for label, each in runs.items():
+        late = [run for run in each if run.converged is False]
+        gain, seconds = (
+            mean_over_seeds(run.measured("convergence", name) for run in late).value
+            for name in ("late_gain", "late_seconds")
+        )
+        if late:
+            said.append(f"{label} {'+' * (gain > 0)}{significant(gain, 2)} nats a row in {significant(seconds, 2)} s")
+    return f"Not converged; the last half of the steps changed {listed(said)}." if said else ""
 
 
-def cost(compared: Comparison) -> str:
-    """What amortization costs in nats a row."""
-    gap = compared.final.gap
-    amount = f"{with_error(Mean(abs(gap.value), gap.se, gap.seeds))} nats a row"
-    if gap.sign < 0:
-        return f"F-VI ends {amount} below A-VI, which it contains: that measures its training, not amortization."
-    if all(arm.guide == "amortized" for arm in compared.section.starts(compared.protocol).values()):
-        return "No training of F-VI found a bound above A-VI's, which it contains."
-    if gap.sign == 0:
-        return f"What amortization costs cannot be told from nothing: {with_error(gap)} nats a row."
-    return f"Amortization costs {amount}."
-
-
-def saving(compared: Comparison) -> str:
-    """What amortization saves in seconds, and where F-VI had got to when A-VI's training ended."""
-    slow, fast = compared.times("seconds")
+def _cost(race: Claim, final: Claim) -> str:
+    """What amortization costs in nats a row, and what it saves in seconds."""
+    cost = {
+        1: f"Amortization costs {final.gap} nats a row",
+        0: f"What amortization costs cannot be told from nothing, {final.gap} nats a row",
+        -1: f"F-VI ends {abs(final.gap)} nats a row below A-VI, which it contains: it lacks training",
+    }[final.gap.sign]
+    slow, fast = race.slow, race.fast
     if slow is None or fast is None:
-        return "What it saves is unknown: F-VI from its own start is not in the store."
-    if slow.censored:
-        told = f"To A-VI's level A-VI takes {lasting(fast)}; F-VI does not get there in {significant(slow.value)} s."
-    else:
-        verdict = "saves time" if slow.value > fast.value else "saves no time"
-        told = f"It {verdict}: to A-VI's level A-VI takes {lasting(fast)} and F-VI {lasting(slow)} "
-        told += f"(ratio {ratio_text(slow, fast)})."
-    equal = compared.equal("seconds")
-    if not equal.gap.known:
-        return told
-    side = "below" if equal.gap.value < 0 else "above"
-    amount = with_error(Mean(abs(equal.gap.value), equal.gap.se, equal.gap.seeds))
-    ended = compared.amortized.trained.value
-    return f"{told} In the {significant(ended)} s that A-VI took, F-VI got to {amount} nats a row {side} it."
-
-
-def lasting(duration: Duration) -> str:
-    return f"{'more than ' if duration.censored else ''}{significant(duration.value)} s"
-
-
-def starts_used(section: Section, protocol: str) -> str:
-    """Which start F-VI's bound comes from, in how many seeds each."""
-    labels = [_start(arm) for arm in section.starts(protocol).values()]
-    return listed([f"{label} in {counted(labels.count(label), 'seed')}" for label in dict.fromkeys(labels)])
-
-
-def _start(arm: Arm) -> str:
-    if arm.guide == "factorized":
-        return "its own start"
-    return f"A-VI k={arm.width} itself" if arm.guide == "amortized" else f"the outputs of A-VI k={arm.width}"
+        return f"{cost}; what it saves is unknown, as F-VI from its own start is not in the store."
+    verdict = "saves time" if slow.value > fast.value else "leaves the time open" if slow.censored else "saves no time"
+    return (
+        f"{cost}. It {verdict}: to A-VI's level A-VI takes {fast} s and F-VI {slow} s (ratio {ratio_text(slow, fast)})."
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,85 +11,79 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 
-from experiments.reporting.figures import FACTORIZED, INK, RAMP, drawn, label_ends, panels
+from experiments.reporting.figures import FACTORIZED, INK, RAMP, drawn, legend, panels, ramp
 from experiments.reporting.statistics import Mean
-from experiments.sweeps.suboptimality.report.sections import PARTS, Section, share
-from experiments.sweeps.suboptimality.report.tables import PUBLISHED, STEPS, measured, published_gaps
+from experiments.sweeps.suboptimality.report.arms import PARTS, Section
+from experiments.sweeps.suboptimality.report.tables import STEPS, lines, published
 
-_COLOURS = {"amortization": FACTORIZED, "closed": RAMP[1], "rest": RAMP[3]}
-_NAMES = {
-    "amortization": "amortization gap",
-    "closed": "approximation gap, closed by the richer family",
-    "rest": "approximation gap, the rest",
+_COLOURS = {
+    "amortization gap": FACTORIZED,
+    "approximation gap, closed by the richer family": RAMP[1],
+    "approximation gap, the rest": RAMP[3],
 }
 
 
 @drawn
 def gaps(section: Section) -> Figure:
     """Stacked gaps of every guide, training rows beside test rows, the published bar at the right."""
-    arms, published = section.measured, published_gaps(section.settings["dataset"])
-    places = len(arms) + (published is not None)
-    figure, grid = panels(1, 1, width=max(5.2, 1.1 + 0.95 * places), height=3.6)
-    axes = grid[0, 0]
-    for place, arm in enumerate(arms):
-        for shift, part in zip((-0.2, 0.2), PARTS, strict=True):
-            bar(axes, place + shift, measured(arm, part), faint=part == "test")
-    labels = [f"{arm.encoder}\n{arm.family}" for arm in arms]
-    if published is not None:
-        of = {name: Mean(value, math.nan, 0) for name, value in published.items()}
-        inference = Mean(sum(published.values()), math.nan, 0)
-        bar(axes, len(arms), of | {"closed": Mean(math.nan, math.nan, 0), "inference": inference}, faint=False)
-        labels.append(f"{PUBLISHED}\nsmall, diag.")
-        axes.axvline(len(arms) - 0.5, color=INK, lw=0.7, ls=(0, (2, 2)))
-    axes.set_xticks(range(places), labels)
-    axes.set_xlim(-0.6, places - 0.4)
+    measured, quoted = lines(section), published(section.settings["dataset"])
+    labels = [f"{arm.encoder}\n{arm.family}" for arm in section.measured] + ["Cremer et al.\nsmall, diag."] * len(
+        quoted
+    )
+    figure, ((axes,),) = panels(1, 1, width=max(5.2, 1.1 + 0.95 * len(labels)), height=3.2)
+    for number, line in enumerate(measured):
+        _bar(axes, number // 2 + 0.4 * (number % 2) - 0.2, line.means, faint=line.part == "test")
+    for line in quoted:
+        _bar(axes, len(labels) - 1, line.means, faint=False)
+        axes.axvline(len(labels) - 1.5, color=INK, lw=0.7, ls=(0, (2, 2)))
+    axes.set_xticks(range(len(labels)), labels)
+    axes.set_xlim(-0.6, len(labels) - 0.4)
     axes.set_ylim(bottom=0)
     axes.grid(False, axis="x")
     axes.set_ylabel("nats a row")
-    used = [name for name in _NAMES if name != "closed" or any(arm.richer for arm in arms)]
-    handles = [Patch(color=_COLOURS[name], label=_NAMES[name]) for name in reversed(used)]
-    handles.append(Patch(facecolor="#9aa0a8", hatch="////", edgecolor="white", label="the same on test rows"))
-    figure.legend(handles=handles, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    handles = [Patch(color=colour, label=name) for name, colour in _COLOURS.items()]
+    legend(
+        figure,
+        [*handles, Patch(facecolor="#9aa0a8", hatch="////", edgecolor="white", label="the same on test rows")],
+        2,
+    )
     return figure
 
 
-def bar(axes: Axes, place: float, of: dict[str, Mean], *, faint: bool) -> None:
+def _bar(axes: Axes, place: float, means: Mapping[str, Mean], *, faint: bool) -> None:
     """One stack: amortization below, approximation above; errors of the amortization gap and of the whole."""
-    closed = of["closed"].value if of["closed"].known else 0.0
-    heights = {"amortization": of["amortization"].value, "closed": closed, "rest": of["approximation"].value - closed}
-    bottom = 0.0
-    for name, height in heights.items():
-        style = {"hatch": "////", "edgecolor": "white", "alpha": 0.75} if faint else {"edgecolor": "white"}
-        axes.bar(place, height, 0.36, bottom=bottom, color=_COLOURS[name], linewidth=0.5, **style)
-        bottom += height
+    closed = means["closed"].value if "closed" in means and means["closed"].known else 0.0
+    heights = (means["amortization"].value, closed, means["approximation"].value - closed)
+    style = {"hatch": "////", "alpha": 0.75} if faint else {}
+    for height, bottom, colour in zip(heights, np.cumsum([0.0, *heights]), _COLOURS.values(), strict=False):
+        axes.bar(place, height, 0.36, bottom=bottom, color=colour, linewidth=0.5, edgecolor="white", **style)
     for name, shift in (("amortization", -0.05), ("inference", 0.05)):
-        if math.isfinite(of[name].se):
-            axes.errorbar(place + shift, of[name].value, of[name].se, color=INK, lw=1.1, capsize=2.2, capthick=1.1)
+        if math.isfinite(means[name].se):
+            axes.errorbar(
+                place + shift, means[name].value, means[name].se, color=INK, lw=1.1, capsize=2.2, capthick=1.1
+            )
 
 
 @drawn
 def refinement(section: Section) -> Figure:
     """The share of the amortization gap closed by steps from the encoder's output, training rows left, test rows right."""
-    figure, grid = panels(1, 2, width=4.3, sharey=True)
-    ramp = np.linspace(0, len(RAMP) - 1, len(section.measured)).round().astype(int)
+    figure, (row,) = panels(1, 2, sharey=True)
     lowest = 0.0
-    for axes, part in zip(grid[0], PARTS, strict=True):
-        ends = []
-        for colour, arm in zip((RAMP[i] for i in ramp), section.measured, strict=True):
-            shares = [share(arm.gain(part, steps), arm.amortization(part)) for steps in STEPS]
-            values, errors = [of.value for of in shares], [of.se for of in shares]
-            axes.errorbar(STEPS, values, errors, color=colour, marker="o", ms=3.6, capsize=2, lw=1.5)
-            ends.append((values[-1], arm.label, colour))
-            lowest = min([lowest, *(value for value in values if math.isfinite(value))])
+    for axes, part in zip(row, PARTS, strict=True):
+        for arm, colour in zip(section.measured, ramp(len(section.measured)), strict=True):
+            shares = [arm.closed(part, steps) for steps in STEPS]
+            values, errors = ([getattr(each, name) for each in shares] for name in ("value", "se"))
+            axes.errorbar(STEPS, values, errors, color=colour, marker="o", ms=3.6, capsize=2, lw=1.5, label=arm.label)
+            lowest = min([lowest, *filter(math.isfinite, values)])
         axes.set_xscale("log")
         axes.set_xticks(STEPS, [str(steps) for steps in STEPS])
         axes.minorticks_off()
         axes.axhline(1.0, color=INK, lw=0.9, ls=(0, (4, 2)), zorder=1)
         axes.set_title(f"{part} rows")
         axes.set_xlabel("steps of refinement")
-        # What few steps lose of a gap near zero is cut.
-        axes.set_ylim(bottom=max(1.1 * lowest, -0.3))
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        label_ends(axes, ends)
-    grid[0, 0].set_ylabel("amortization gap closed")
+    # What few steps lose of a gap near zero is cut.
+    row[0].set_ylim(bottom=max(1.1 * lowest, -0.3))
+    row[0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    row[0].set_ylabel("amortization gap closed")
+    legend(figure, row[0].get_legend_handles_labels()[0], 3)
     return figure

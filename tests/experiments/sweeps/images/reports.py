@@ -2,16 +2,15 @@
 
 from experiments.sweeps.images.report import document
 from experiments.sweeps.images.report.answer import answer
-from experiments.sweeps.images.report.records import read
-from experiments.sweeps.images.report.sections import sections
-from experiments.sweeps.images.report.tables import claims
+from experiments.sweeps.images.report.claims import table
+from experiments.sweeps.images.report.sections import read
 from tests.experiments.sweeps.images.records import SEEDS, replaced, results_of
 
 F_VI = {"guide": "factorized", "protocol": "fair"}
 
 
 def section_of(records):
-    (section,) = sections(read(records))
+    (section,) = read(records)
     return section
 
 
@@ -20,16 +19,15 @@ def answered(records):
 
 
 def texts(records):
-    """Title and text of every finding of the only section."""
-    (found,) = document(records).sections
-    return {finding.title: finding.text for finding in found.findings}
+    """Title and text of every warning of the only section."""
+    return {note.title: note.text for note in document(records).parts[0].notes}
 
 
 def claim(records, protocol, compared):
     """One line of the table of claims, by column."""
-    table = claims(sections(read(records)))
-    (line,) = [row for row in table.rows if row[1:3] == [protocol, compared]]
-    return dict(zip(table.header, line, strict=True))
+    lines = table(read(records)).values
+    (line,) = [line for line in lines if (line["protocol"], line["compared at"]) == (protocol, compared)]
+    return line
 
 
 def with_a_diverged_cell(records):

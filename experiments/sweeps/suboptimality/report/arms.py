@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from experiments.reporting.document import ReportError
+from experiments.reporting.document import pick
 from experiments.reporting.statistics import Mean
 
 PARTS = ("train", "test")
@@ -19,7 +19,7 @@ TITLES = {"digits": "digits", "mnist": "MNIST", "fashionmnist": "FashionMNIST"}
 VARIED = ("encoder", "encoder_dim", "family", "richer", "seed")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Arm:
     """The cells of one guide, by seed; numbers are in nats a row.
 
@@ -29,7 +29,7 @@ class Arm:
     encoder: str
     family: str
     richer: str | None
-    cells: Mapping[int, Mapping]
+    records: Mapping[int, Mapping]
 
     @property
     def label(self) -> str:
@@ -38,52 +38,67 @@ class Arm:
 
     @cached_property
     def done(self) -> dict[int, Mapping]:
-        return {seed: cell["result"] for seed, cell in sorted(self.cells.items()) if cell["result"]["status"] == "done"}
+        return {seed: record for seed, record in self.records.items() if pick(record, "result", "status") == "done"}
 
-    def part(self, part: str) -> list[Mapping]:
-        return [result["parts"][part] for result in self.done.values()]
+    def each(self, part: str, *path: str) -> list:
+        """What stands at `path` of a part of every seed's result."""
+        return [pick(record, "result", "parts", part, *path) for record in self.done.values()]
 
     def bound(self, part: str, name: str) -> np.ndarray:
         """``[S, R]`` of a bound by its name in the records, ``[S, A]`` of "ais"; all nan where it was not measured."""
-        return np.array([of["bounds"][name] or [None] * of["rows"] for of in self.part(part)], dtype=float)
+        pairs = zip(self.each(part, "bounds", name), self.each(part, "rows"), strict=True)
+        return np.array([values or [None] * rows for values, rows in pairs], dtype=float)
 
-    def amortization(self, part: str) -> np.ndarray:
+    def amortization(self, part: str = "train") -> np.ndarray:
         return self.bound(part, "best") - self.bound(part, "elbo")
 
-    def approximation(self, part: str) -> np.ndarray:
+    def approximation(self, part: str = "train") -> np.ndarray:
         """By the importance-weighted bound: what annealing adds to the evidence is known for all rows together only."""
         return self.bound(part, "iwae") - self.bound(part, "best")
 
-    def gain(self, part: str, steps: int) -> np.ndarray:
-        """What a number of steps of refinement gains."""
-        return np.array(
-            [at["gain"] for of in self.part(part) for at in of["refinement"] if at["steps"] == steps], float
+    def closed(self, part: str, steps: int) -> Mean:
+        """The share of the amortization gap that a number of steps of refinement closes."""
+        refined = self.each(part, "refinement")
+        return share(
+            np.array([at["gain"] for each in refined for at in each if at["steps"] == steps]), self.amortization(part)
         )
 
     def seconds(self, part: str, steps: int) -> float:
-        taken = [at["seconds"] for of in self.part(part) for at in of["refinement"] if at["steps"] == steps]
+        taken = [at["seconds"] for each in self.each(part, "refinement") for at in each if at["steps"] == steps]
         return float(np.mean(taken)) if taken else math.nan
 
-    def raised(self, part: str) -> Mean:
-        """What annealing adds to the mean evidence of the rows that were annealed, where it is the better bound there."""
-        if any(of["bounds"]["ais"] is None for of in self.part(part)):
-            return Mean(0.0, 0.0, len(self.done))
+    def annealing(self, part: str) -> Mean | None:
+        """What annealing adds to the mean evidence of the rows that were annealed; None where it was not run."""
+        if any(rows is None for rows in self.each(part, "bounds", "ais")):
+            return None
         annealed = self.bound(part, "ais")
-        change = mean_of_rows(annealed - self.bound(part, "iwae")[:, : annealed.shape[1]])
-        return change if change.value > 0 else Mean(0.0, 0.0, change.seeds)
+        return mean_of_rows(annealed - self.bound(part, "iwae")[:, : annealed.shape[1]])
 
     def with_evidence(self, part: str, rows: np.ndarray, sign: int = 1) -> Mean:
-        """The mean of values by row that hold the evidence with this sign, with what annealing adds to it."""
-        mean, raised = mean_of_rows(rows), self.raised(part)
+        """The mean of values by row that hold the evidence with this sign; annealing counts where it is the better bound."""
+        mean, raised = mean_of_rows(rows), self.annealing(part)
+        if raised is None or not raised.value > 0:
+            return mean
         return Mean(mean.value + sign * raised.value, math.hypot(mean.se, raised.se), mean.seeds)
+
+    def means(self, part: str) -> dict[str, Mean]:
+        """All bounds and gaps, by name."""
+        best, approximation, amortization = self.bound(part, "best"), self.approximation(part), self.amortization(part)
+        return {
+            "evidence": self.with_evidence(part, self.bound(part, "iwae")),
+            "richer": mean_of_rows(self.bound(part, "richer")),
+            "best": mean_of_rows(best),
+            "elbo": mean_of_rows(self.bound(part, "elbo")),
+            "approximation": self.with_evidence(part, approximation),
+            "closed": mean_of_rows(self.bound(part, "richer") - best),
+            "amortization": mean_of_rows(amortization),
+            "inference": self.with_evidence(part, approximation + amortization),
+            "difference": self.with_evidence(part, amortization - approximation, sign=-1),
+        }
 
     def flagged(self, part: str, name: str) -> int:
         """In how many rows, of all seeds, "not_converged" or "unreliable" was found."""
-        return sum(len(of[name]) for of in self.part(part))
-
-    def rows(self, part: str) -> int:
-        """The rows of all seeds."""
-        return sum(of["rows"] for of in self.part(part))
+        return sum(map(len, self.each(part, name)))
 
 
 @dataclass(frozen=True)
@@ -92,10 +107,6 @@ class Section:
 
     settings: Mapping
     arms: Sequence[Arm]
-
-    @property
-    def name(self) -> str:
-        return f"{self.settings['dataset']}-{self.settings['steps']}"
 
     @property
     def title(self) -> str:
@@ -110,41 +121,24 @@ class Section:
         return next((arm for arm in self.measured if (arm.encoder, arm.family) == (encoder, family)), None)
 
 
-def sections(records: Mapping[str, Mapping]) -> list[Section]:
+def read(records: Mapping[str, Mapping]) -> list[Section]:
     """The records by what their cells have in common.
 
     Raises:
         ReportError: if a record lacks a field of this sweep.
     """
     found: dict[tuple, dict[tuple, dict[int, Mapping]]] = {}
-    for key, record in sorted(records.items()):
-        try:
-            s = record["settings"]
-            fixed = tuple(sorted((name, value) for name, value in s.items() if name not in VARIED))
-            arm = (ENCODERS.index(s["encoder"]), FAMILIES.index(s["family"]), s["richer"] or "", s["encoder_dim"])
-            found.setdefault(fixed, {}).setdefault(arm, {})[s["seed"]] = record
-            _check(record["result"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise ReportError(
-                f"Expected records of the sweep suboptimality, got {key!r}, in which this is missing: {error}.\n"
-                "It was written by another version of the sweep: move its file away and run the sweep again."
-            ) from error
-    order = sorted(found, key=lambda fixed: [(name, str(value)) for name, value in fixed])
+    for record in sorted(records.values(), key=lambda record: pick(record, "settings", "seed")):
+        encoder, width, family, richer, seed = (pick(record, "settings", name) for name in (
+            "encoder", "encoder_dim", "family", "richer", "seed"))  # fmt: skip
+        fixed = tuple(sorted((name, value) for name, value in record["settings"].items() if name not in VARIED))
+        arm = (ENCODERS.index(encoder), FAMILIES.index(family), richer or "", width)
+        found.setdefault(fixed, {}).setdefault(arm, {})[seed] = record
     return [
-        Section(dict(fixed), [Arm(ENCODERS[e], FAMILIES[f], r or None, found[fixed][e, f, r, w])
-                              for e, f, r, w in sorted(found[fixed])])
-        for fixed in order
+        Section(dict(fixed), [Arm(ENCODERS[e], FAMILIES[f], richer or None, by_seed)
+                              for (e, f, richer, _), by_seed in sorted(found[fixed].items(), key=lambda arm: arm[0])])
+        for fixed in sorted(found, key=str)
     ]  # fmt: skip
-
-
-def _check(result: Mapping) -> None:
-    if result["status"] == "done":
-        for part in PARTS:
-            of = result["parts"][part]
-            for name in ("not_converged", "unreliable", "refinement", "rows"):
-                of[name]
-            for name in ("elbo", "best", "richer", "iwae", "ais", "mean_image"):
-                of["bounds"][name]
 
 
 def mean_of_rows(rows: np.ndarray) -> Mean:
@@ -160,7 +154,7 @@ def mean_of_rows(rows: np.ndarray) -> Mean:
     Mean(value=2.0, se=1.0, seeds=2)
     """
     if rows.size == 0:
-        return Mean(math.nan, math.nan, 0)
+        return Mean()
     seeds, count = rows.shape
     variance = rows.mean(0).var(ddof=1) / count if count > 1 else math.nan
     if seeds > 1:
@@ -169,25 +163,25 @@ def mean_of_rows(rows: np.ndarray) -> Mean:
 
 
 def share(part_of: np.ndarray, whole: np.ndarray) -> Mean:
-    """The ratio of two means over rows ``[S, R]``, by the delta method; nan where the whole is not told apart from 0.
+    """The ratio of two means over rows ``[S, R]``, by the delta method; unknown where the whole is not told apart from 0.
 
     >>> share(np.array([[1.0, 2.0]]), np.array([[2.0, 4.0]]))
     Mean(value=0.5, se=0.0, seeds=1)
     """
     if part_of.size == 0 or mean_of_rows(whole).sign < 1:
-        return Mean(math.nan, math.nan, 0)
+        return Mean()
     ratio = part_of.mean() / whole.mean()
     error = mean_of_rows(part_of - ratio * whole)
     return Mean(float(ratio), error.se / float(whole.mean()), error.seeds)
 
 
-def paired(one: Arm, other: Arm, rows_of: Callable[[Arm], np.ndarray]) -> Mean:
-    """The mean of one guide's rows minus the other's, over the seeds that both have, row by row."""
+def paired(one: Arm | None, other: Arm | None, gap: str, part: str) -> Mean | None:
+    """The mean of a gap of one guide minus the other's, over the seeds that both have, row by row; None where one is none."""
+    if one is None or other is None or one is other:
+        return None
     common = sorted(one.done.keys() & other.done.keys())
-    if not common:
-        return Mean(math.nan, math.nan, 0)
-    of = [rows_of(arm)[[sorted(arm.done).index(seed) for seed in common]] for arm in (one, other)]
-    return mean_of_rows(of[0] - of[1])
+    rows = [getattr(arm, gap)(part)[[list(arm.done).index(seed) for seed in common]] for arm in (one, other)]
+    return mean_of_rows(rows[0] - rows[1])
 
 
 def generalization(arm: Arm) -> Mean:
