@@ -24,6 +24,8 @@ CASES = [
     ("pyro_avi/encoders/waves.py", ["tests/encoders/test_encoders.py", "pyro_avi/encoders"], "Waves"),
     ("pyro_avi/estimators/renyi.py", ["tests/estimators/test_estimators.py"], "renyi"),
     ("experiments/datasets/stripes.py", ["tests/experiments/test_datasets.py"], "stripes"),
+    ("experiments/runner/engines/tidy.py", ["tests/experiments/runner/test_engines.py"], "tidy"),
+    ("experiments/sweeps/powers.py", ["tests/experiments/test_sweeps.py"], "powers"),
 ]
 RULES = ["tests/test_architecture.py", "tests/experiments/test_rooms.py"]
 
@@ -71,3 +73,17 @@ def test_the_tests_of_its_kind_take_it_in(checkout, file, tests, word):
 @pytest.mark.slow
 def test_the_rules_of_the_rooms_hold(checkout):
     assert passed(run(checkout, "pytest", "-q", "--numprocesses=0", "-p", "no:cacheprovider", *RULES)) >= 1
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_newcomers_has_a_page_with_a_figure(checkout, tmp_path):
+    out = tmp_path / "results"
+    done = run(
+        checkout, "experiments.sweep", "powers", "--device", "cpu", "--engine", "tidy", "--jobs", "1", "--out", str(out)
+    )
+    assert done.returncode == 0, done.stderr
+    report = out / "powers" / "report"
+    assert "The largest is 64." in (report / "report.html").read_text()
+    assert "data:image/png;base64," in (report / "report.html").read_text()
+    assert len(list((report / "figures").glob("*.png"))) == 1
+    assert len((report / "summary.csv").read_text().splitlines()) == 9

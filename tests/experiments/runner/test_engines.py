@@ -15,16 +15,21 @@ from experiments.runner import engines
 from experiments.runner.cell import Cell
 from experiments.runner.run_cell import Context
 
-JOBS = {name: 1 if name == "serial" else 2 for name in engines.names()}
+# The cells at once that each engine is tested with: two, where it runs more than one.
+JOBS = {}
 
 
 def case(name):
     """The engine as a parameter of tests: skipped where it lacks a package, slow where it starts a cluster."""
-    try:
-        engine = engines.create(name, jobs=JOBS[name], context=Context("cpu", None, False))
-    except ValueError as error:
-        return pytest.param(name, marks=pytest.mark.skip(reason=str(error)))
-    return pytest.param(name, marks=[pytest.mark.slow] if engine.on_clusters else [])
+    reasons = []
+    for JOBS[name] in (2, 1):
+        try:
+            engine = engines.create(name, jobs=JOBS[name], context=Context("cpu", None, False))
+        except ValueError as error:
+            reasons.append(str(error))
+        else:
+            return pytest.param(name, marks=[pytest.mark.slow] if engine.on_clusters else [])
+    return pytest.param(name, marks=pytest.mark.skip(reason=reasons[-1]))
 
 
 ENGINES = [case(name) for name in engines.names()]
