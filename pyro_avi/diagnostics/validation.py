@@ -176,7 +176,7 @@ class Validation:
     def _check(self, training: Fit) -> None:
         if not isinstance(training, Fit):
             raise TypeError(
-                f"Expected the course of one training, got a {type(training).__name__} of {len(training)}.\n"
+                f"Expected the Fit of one training, got a {type(training).__name__} of {len(training)}.\n"
                 "With avi.fit_many give each replica one of its own, without patience: "
                 "callbacks=[lambda fits: [validation(fit) for validation, fit in zip(validations, fits)]]."
             )

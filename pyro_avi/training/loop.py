@@ -106,7 +106,7 @@ class Fit:
         """
         if self._save is None:
             raise ValueError(
-                "Expected the course that avi.fit returned, to be saved, got one of avi.fit_many or a copy.\n"
+                "Expected the Fit that avi.fit returned, to be saved, got one of avi.fit_many or a copy.\n"
                 "Save guides by avi.save and models by their state_dict."
             )
         self._save(path, self)

@@ -120,9 +120,9 @@ def test_the_result_is_the_mean_of_the_second_half_and_the_path_alone_counts_aft
     with torch.no_grad():
         refined.table.copy_(guide.variational_parameters(X))
 
-    def keep(course):
+    def keep(fit):
         tables.append(refined.table.detach().clone())
-        weight.fill_(float(course.steps >= 2))
+        weight.fill_(float(fit.steps >= 2))
 
     elbo = avi.StickingTheLandingELBO(weight=weight)
     avi.fit(model, refined, X, num_steps=9, lr={"local": 0.05}, elbo=elbo, progress=False, callbacks=[keep])
@@ -151,7 +151,7 @@ def test_the_mean_has_less_noise_than_its_last_step():
     take_steps(factors, moved, (x,), {}, num_steps=200, lr=0.05, seed=0)
     mean = loss(moved.table)
     options = {"num_steps": 200, "lr": {"local": 0.05}, "elbo": TraceMeanField_ELBO(), "progress": False}
-    avi.fit(factors, guide, x, callbacks=[lambda course: last.append(loss(guide.table))], **options)
+    avi.fit(factors, guide, x, callbacks=[lambda fit: last.append(loss(guide.table))], **options)
     assert 0 < mean < 0.3 * torch.stack(last[-20:]).mean()
 
 

@@ -168,9 +168,9 @@ def test_replicas_on_a_device_are_what_each_is_alone():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         together = avi.fit_many([make(seed) for seed in range(3)], x, seed=[5, 6, 7], **options)
-    for seed, course in enumerate(together):
+    for seed, fit in enumerate(together):
         alone = avi.fit(*make(seed), x, seed=5 + seed, compile=False, **options)
-        torch.testing.assert_close(course.losses, alone.losses, rtol=1e-4, atol=0.0)
+        torch.testing.assert_close(fit.losses, alone.losses, rtol=1e-4, atol=0.0)
 
 
 @needs_cuda
@@ -178,5 +178,5 @@ def test_callbacks_do_not_wait_for_the_device(monkeypatch):
     waits = []
     synchronize = torch.cuda.synchronize
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *args: (waits.append(args), synchronize(*args)))
-    course = train(False, steps=5)
-    assert not waits and course.seconds > 0
+    fit = train(False, steps=5)
+    assert not waits and fit.seconds > 0

@@ -70,10 +70,10 @@ def test_the_training_comes_to_the_same_with_and_without(model, guide):
     without, beside = build(guide, model), build(guide, model)
     expected = train(without)
     held = validation(beside)
-    course = train(beside, held)
-    assert torch.equal(course.losses, expected.losses) and same(state(beside), state(without))
+    trained = train(beside, held)
+    assert torch.equal(trained.losses, expected.losses) and same(state(beside), state(without))
     assert held.steps == [1, 4, 8, 9] and held.values.isfinite().all() and (held.errors > 0).all()
-    assert (held.seconds.diff() > 0).all() and held.seconds[-1] == course.seconds
+    assert (held.seconds.diff() > 0).all() and held.seconds[-1] == trained.seconds
 
 
 @needs_compiler
@@ -106,7 +106,7 @@ def test_with_the_posterior_for_a_guide_it_is_the_evidence_of_the_rows():
     x, held = torch.linspace(1.0, 3.0, 5), torch.linspace(0.0, 2.0, 7)
     seen = []
 
-    def callback(course):
+    def callback(trained):
         seen.append(dist.Normal(pyro.param("loc").item(), 1.25**0.5).log_prob(held).mean().item())
 
     beside = avi.Validation(model_of_parameters, posterior, held, num_samples=3, every=1, patience=99)
@@ -183,8 +183,8 @@ def test_what_is_an_improvement(case):
     bounds, options, best, end = RULES[case]
     pair = build()
     held = Scripted(pair, bounds, **options)
-    course = train(pair, held, num_steps=20)
-    assert (held.best_step, course.steps, held.stopped) == (best, end, True)
+    trained = train(pair, held, num_steps=20)
+    assert (held.best_step, trained.steps, held.stopped) == (best, end, True)
 
 
 @pytest.mark.parametrize("guide", GUIDES)
@@ -240,18 +240,18 @@ def overfitted(patience, num_steps):
     guide = avi.AmortizedGuide(model)
     found = avi.Validation(model, guide, held, num_samples=5, every=25, patience=patience)
     options = {"num_steps": num_steps, "lr": 0.02, "progress": False, "compile": False}
-    course = avi.fit(model, guide, rows, callbacks=[found], **options)
+    trained = avi.fit(model, guide, rows, callbacks=[found], **options)
     bound = avi.elbo(avi.log_weights(model, guide, held, num_samples=50)).rows.mean().item()
-    return found, course, bound
+    return found, trained, bound
 
 
 def test_a_model_that_learns_its_noise_by_heart_is_stopped_near_its_best():
-    found, course, bound = overfitted(3, 300)
-    assert found.stopped and course.steps < 250
+    found, trained, bound = overfitted(3, 300)
+    assert found.stopped and trained.steps < 250
     assert abs(bound - found.values.max().item()) < 0.2
     # The twin is not stopped: it is two nats a row worse, on its way down.
-    looked_on, course, worse = overfitted(None, 300)
-    assert course.steps == 300 and worse < bound - 2
+    looked_on, trained, worse = overfitted(None, 300)
+    assert trained.steps == 300 and worse < bound - 2
     assert torch.equal(looked_on.values[: len(found.values)], found.values)
 
 

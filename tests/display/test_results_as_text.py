@@ -45,16 +45,16 @@ def test_numbers_have_two_digits_of_their_error(value, error):
 
 
 def test_a_training_of_few_steps_shows_its_last_loss():
-    course = avi.fit(model, avi.ConstantGuide(model), X, num_steps=3, progress=False)
-    assert repr(course) == f"Fit(3 steps, last loss {course.losses[-1].item():.6g} nats, {course.seconds:.3g} s)"
+    fit = avi.fit(model, avi.ConstantGuide(model), X, num_steps=3, progress=False)
+    assert repr(fit) == f"Fit(3 steps, last loss {fit.losses[-1].item():.6g} nats, {fit.seconds:.3g} s)"
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, -7e-5, 123.456, -98765.4321, 3e8])
 @pytest.mark.parametrize("error", [3e-6, 0.0123, 1.0, 9.96, 451.0])
 def test_what_is_shown_is_near(value, error):
-    shown, of = (float(number.replace(",", "")) for number in with_error(value, error).split(" ± "))
+    shown, shown_error = (float(number.replace(",", "")) for number in with_error(value, error).split(" ± "))
     assert abs(shown - value) <= 0.051 * error
-    assert of == pytest.approx(error, rel=0.05)
+    assert shown_error == pytest.approx(error, rel=0.05)
 
 
 def gaps(exact, slack):
@@ -131,10 +131,10 @@ def test_a_calibration_names_the_least_of_its_p_values():
 
 
 def test_a_training_says_its_loss_with_its_error():
-    course = avi.fit(model, avi.AmortizedGuide(model, (4,)), X, num_steps=40, progress=False)
-    last = course.losses[36:]
+    fit = avi.fit(model, avi.AmortizedGuide(model, (4,)), X, num_steps=40, progress=False)
+    last = fit.losses[36:]
     shown = with_error(last.mean().item(), last.std().item() / 2)
-    assert repr(course) == f"Fit(40 steps, mean loss {shown} nats in the last 4, {course.seconds:.3g} s)"
+    assert repr(fit) == f"Fit(40 steps, mean loss {shown} nats in the last 4, {fit.seconds:.3g} s)"
 
 
 class Read(torch.Tensor):
@@ -150,11 +150,11 @@ class Read(torch.Tensor):
 def test_what_a_callback_shows_reads_the_device_once():
     lines = []
 
-    def show(course):
-        if course.steps == 30:
-            course._buffer = course._buffer.as_subclass(Read)
+    def show(fit):
+        if fit.steps == 30:
+            fit._buffer = fit._buffer.as_subclass(Read)
             Read.count = Read.numbers = 0
-            lines.append(repr(course))
+            lines.append(repr(fit))
             assert (Read.count, Read.numbers) == (1, 3)
 
     avi.fit(model, avi.ConstantGuide(model), X, num_steps=31, progress=False, callbacks=[show])
@@ -162,48 +162,48 @@ def test_what_a_callback_shows_reads_the_device_once():
 
 
 def test_a_training_that_diverged_says_where():
-    course = avi.fit(model, avi.ConstantGuide(model), X, num_steps=3, progress=False)
-    course._buffer[1:] = torch.nan
-    assert repr(course) == f"Fit(3 steps, diverged at step 1, {course.seconds:.3g} s)"
+    fit = avi.fit(model, avi.ConstantGuide(model), X, num_steps=3, progress=False)
+    fit._buffer[1:] = torch.nan
+    assert repr(fit) == f"Fit(3 steps, diverged at step 1, {fit.seconds:.3g} s)"
 
 
 def test_times_of_steps_rise_to_the_seconds():
-    course = avi.fit(model, avi.ConstantGuide(model), X, num_steps=250, progress=False)
-    assert course.times.shape == (250,)
-    assert (course.times.diff() > 0).all() and course.times[0] > 0
-    assert course.times[-1] == pytest.approx(course.seconds)
-    assert {1, 2, 4, 8, 16, 32, 64, 100, 200, 250} <= {steps for steps, _ in course._clock.laps}
+    fit = avi.fit(model, avi.ConstantGuide(model), X, num_steps=250, progress=False)
+    assert fit.times.shape == (250,)
+    assert (fit.times.diff() > 0).all() and fit.times[0] > 0
+    assert fit.times[-1] == pytest.approx(fit.seconds)
+    assert {1, 2, 4, 8, 16, 32, 64, 100, 200, 250} <= {steps for steps, _ in fit._clock.laps}
 
 
 def test_times_leave_out_callbacks():
     taken = []
 
-    def wait(course):
-        if course.steps == 5:
+    def wait(fit):
+        if fit.steps == 5:
             torch.linalg.svd(torch.randn(400, 400))
-        taken.append(course.times)
+        taken.append(fit.times)
 
-    course = avi.fit(model, avi.ConstantGuide(model), X, num_steps=10, progress=False, callbacks=[wait])
+    fit = avi.fit(model, avi.ConstantGuide(model), X, num_steps=10, progress=False, callbacks=[wait])
     assert [len(times) for times in taken] == list(range(1, 11))
-    assert course.times[-1] == pytest.approx(course.seconds) and (course.times.diff() > 0).all()
+    assert fit.times[-1] == pytest.approx(fit.seconds) and (fit.times.diff() > 0).all()
 
 
 def test_times_of_a_training_that_went_on_are_those_of_its_own_steps(tmp_path):
     guide = avi.ConstantGuide(model)
     avi.fit(model, guide, X, num_steps=3, progress=False).save(tmp_path / "training")
-    course = avi.fit(model, guide, X, num_steps=5, progress=False, resume=tmp_path / "training")
-    assert course.times[:3].isnan().all() and course.times[3] > 0
-    assert course.times[4] == pytest.approx(course.seconds)
-    course.plot()
+    fit = avi.fit(model, guide, X, num_steps=5, progress=False, resume=tmp_path / "training")
+    assert fit.times[:3].isnan().all() and fit.times[3] > 0
+    assert fit.times[4] == pytest.approx(fit.seconds)
+    fit.plot()
 
 
 # --- its figure
 
 
 def course_of(losses, count=None):
-    course = avi.fit(model, avi.ConstantGuide(model), X, num_steps=len(losses), progress=False)
-    course._buffer[:] = torch.as_tensor(losses)
-    return course
+    fit = avi.fit(model, avi.ConstantGuide(model), X, num_steps=len(losses), progress=False)
+    fit._buffer[:] = torch.as_tensor(losses)
+    return fit
 
 
 def test_the_axis_leaves_out_enormous_first_losses():
@@ -249,11 +249,11 @@ def test_few_losses_and_losses_that_are_no_numbers_are_drawn(losses):
 
 
 def test_a_training_without_steps_has_no_figure():
-    course = course_of([1.0])
-    course.steps = 0
-    assert repr(course) == "Fit(no step yet)"
+    fit = course_of([1.0])
+    fit.steps = 0
+    assert repr(fit) == "Fit(no step yet)"
     with pytest.raises(ValueError, match="at least one step, got none of 'training'"):
-        course.plot()
+        fit.plot()
 
 
 # --- the version

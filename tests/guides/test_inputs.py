@@ -527,9 +527,9 @@ def test_replicas_keep_their_own_statistics():
     together = avi.fit_many(
         [replica(seed) for seed in range(2)], batches=[batches(seed) for seed in range(2)], seed=[0, 1], **options
     )
-    for seed, course in enumerate(together):
+    for seed, fit in enumerate(together):
         alone = avi.fit(*replica(seed), batches=batches(seed), seed=seed, compile=True, **options)
-        assert torch.allclose(course.losses, alone.losses, rtol=1e-4)
+        assert torch.allclose(fit.losses, alone.losses, rtol=1e-4)
 
 
 # --- training

@@ -42,7 +42,7 @@ def shared(x, index=None):
         pyro.sample("x", dist.Normal(rate, 1.0), obs=x)
 
 
-def of(distribution):
+def model_of(distribution):
     """A model whose rows have one latent of this distribution."""
 
     def model(x):
@@ -162,7 +162,7 @@ OF_NORMALS = ["DiagonalNormal", "MultivariateNormal", "LowRankNormal", "MarkovNo
 @pytest.mark.parametrize("support", SUPPORTS)
 def test_means_are_expectations(family, support):
     distribution, tolerance = SUPPORTS[support]
-    model = of(distribution)
+    model = model_of(distribution)
     guide = avi.ConstantGuide(model, family=FAMILIES[family](), init_loc_fn=init_to_value(values={"z": start(support)}))
     guide.setup(X)
     stir(guide, 0.7)
@@ -184,7 +184,7 @@ def start(support):
 @pytest.mark.parametrize("scale", [0.01, 1.0, 5.0, 30.0])
 def test_quadrature_is_exact_for_any_width(scale):
     """For a probability: E[1 / (1 + exp(-u))] of a normal u, against adaptive quadrature over u."""
-    guide = avi.ConstantGuide(of(dist.Beta(1.0, 1.0))).double().setup(X.double())
+    guide = avi.ConstantGuide(model_of(dist.Beta(1.0, 1.0))).double().setup(X.double())
     with torch.no_grad():
         guide.vector[:] = torch.tensor([1.5, scale]).double()
         guide.vector[1].log_()
@@ -201,14 +201,14 @@ def test_quadrature_is_exact_for_any_width(scale):
 
 def test_the_mean_of_a_wide_log_normal_is_exact():
     # Of 1,000 draws the average would be a fraction of it.
-    guide = avi.ConstantGuide(of(dist.LogNormal(0.0, 1.0))).double().setup(X.double())
+    guide = avi.ConstantGuide(model_of(dist.LogNormal(0.0, 1.0))).double().setup(X.double())
     with torch.no_grad():
         guide.vector[:] = torch.tensor([1.0, 6.0]).double().log()
     assert guide.mean(X.double())["z"][0].item() == pytest.approx(torch.tensor(18.0).double().exp().item())
 
 
 def test_other_means_are_those_of_draws(kind):
-    simplex = of(dist.Dirichlet(torch.ones(3)))
+    simplex = model_of(dist.Dirichlet(torch.ones(3)))
     guide = stirred(kind, simplex, X)
     mean, draws = guide.mean(X)["z"], guide.sample(X, num_samples=20_000)["z"]
     error = draws.std(0) / 1000**0.5

@@ -122,8 +122,8 @@ def test_a_model_may_convert_its_arrays_itself(kind):
     def converting(x):
         return model(torch.as_tensor(x))
 
-    course = avi.fit(converting, GUIDES[kind](converting), X.numpy(), num_steps=2, progress=False)
-    assert course.steps == 2
+    fit = avi.fit(converting, GUIDES[kind](converting), X.numpy(), num_steps=2, progress=False)
+    assert fit.steps == 2
 
 
 @pytest.mark.parametrize("kind", GUIDES)

@@ -147,11 +147,11 @@ def check_evidence(weights, counted):
     torch.testing.assert_close(weights.local, expected.expand_as(weights.local), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("of", MASKS)
+@pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("kind", GUIDES)
-def test_at_the_posterior_every_draw_weighs_the_evidence_of_what_counts(kind, model, of):
-    counted, args = MASKS[of].expand(B, K), (X, MASKS[of])
+def test_at_the_posterior_every_draw_weighs_the_evidence_of_what_counts(kind, model, mask):
+    counted, args = MASKS[mask].expand(B, K), (X, MASKS[mask])
     if model == "around and inside":
         counted, args = counted & ROWS.flip(0)[:, None], (*args, ROWS.flip(0))
     guide = at_posterior(GUIDES[kind](MODELS[model]), *args)

@@ -21,8 +21,8 @@ def laplace(structure: Measured) -> tuple[dict[str, torch.Tensor], dict[str, tor
     mode = _mode(log_joint, torch.cat([value.flatten() for value in initial.values()]))
     precision = -torch.autograd.functional.hessian(log_joint, mode).double()
     return tuple(
-        {name: transforms[name].inv(value) if name in transforms else value for name, value in of.items()}
-        for of in (_by_site(mode, initial), _by_site(mode + precision.diagonal().rsqrt().float(), initial))
+        {name: transforms[name].inv(value) if name in transforms else value for name, value in start.items()}
+        for start in (_by_site(mode, initial), _by_site(mode + precision.diagonal().rsqrt().float(), initial))
     )
 
 

@@ -85,19 +85,28 @@ def given(structure):
 
 
 CALLS = {
-    "log_weights": lambda model, guide, args, of: avi.log_weights(model, guide, *args, num_samples=2),
-    "ais": lambda model, guide, args, of: avi.ais(
-        model, guide, *args, num_chains=4, num_temperatures=3, num_leapfrog=1, **given(of)
+    "log_weights": lambda model, guide, args, structure: avi.log_weights(model, guide, *args, num_samples=2),
+    "ais": lambda model, guide, args, structure: avi.ais(
+        model, guide, *args, num_chains=4, num_temperatures=3, num_leapfrog=1, **given(structure)
     ),
-    "measure_gaps": lambda model, guide, args, of: avi.measure_gaps(
-        model, guide, *args, num_samples=26, num_steps=2, max_rounds=1, **given(of)
+    "measure_gaps": lambda model, guide, args, structure: avi.measure_gaps(
+        model, guide, *args, num_samples=26, num_steps=2, max_rounds=1, **given(structure)
     ),
-    "refine": lambda model, guide, args, of: avi.refine(model, guide, *args, num_steps=2),
-    "sbc": lambda model, guide, args, of: avi.sbc(
-        model, guide, *args, num_simulations=2, num_samples=20, num_steps=2, rebuild=of.rebuild, **given(of)
+    "refine": lambda model, guide, args, structure: avi.refine(model, guide, *args, num_steps=2),
+    "sbc": lambda model, guide, args, structure: avi.sbc(
+        model,
+        guide,
+        *args,
+        num_simulations=2,
+        num_samples=20,
+        num_steps=2,
+        rebuild=structure.rebuild,
+        **given(structure),
     ),
-    "posterior_predictive": lambda model, guide, args, of: avi.posterior_predictive(model, guide, *args, num_samples=2),
-    "to_arviz": lambda model, guide, args, of: avi.to_arviz(model, guide, *args, num_samples=2),
+    "posterior_predictive": lambda model, guide, args, structure: avi.posterior_predictive(
+        model, guide, *args, num_samples=2
+    ),
+    "to_arviz": lambda model, guide, args, structure: avi.to_arviz(model, guide, *args, num_samples=2),
 }
 
 

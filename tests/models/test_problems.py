@@ -336,18 +336,18 @@ def test_a_linear_encoder_attains_the_rank_bound():
         fitted = torch.linalg.lstsq(torch.cat([x, ones], 1), (loc - center) @ directions, driver="gelsd").solution
         encoder = nn.Linear(6, rank).double()
         guide = avi.AmortizedGuide(model, encoder).setup(x)
-        of = guide.row_factors[0].function
+        function = guide.row_factors[0].function
         with torch.no_grad():
             encoder.weight.copy_(fitted[:-1].T)
             encoder.bias.copy_(fitted[-1])
-            features = of.encoder(x)
+            features = function.encoder(x)
             output = torch.cat([loc, best.stddev.log()], -1)
             # What head gives these parameters, however it scales its input.
             probe = torch.linalg.lstsq(torch.cat([features, ones], 1), output).solution
-            of.head.bias.copy_(probe[-1])
-            of.head.weight.copy_(probe[:-1].T)
+            function.head.bias.copy_(probe[-1])
+            function.head.weight.copy_(probe[:-1].T)
             scaling = (guide.variational_parameters(x) - probe[-1]).norm() / (features @ probe[:-1]).norm()
-            of.head.weight.div_(scaling)
+            function.head.weight.div_(scaling)
         gap = (model.inference_gap(x, guide.posterior(x)) - model.approximation_gap(x)).sum()
         close(gap, model.rank_gaps(x)[rank], atol=1e-8)
 

@@ -25,7 +25,7 @@ def train(guide_class, *, compile, elbo=TraceMeanField_ELBO, model_class=avi.mod
     given = {"family": options.pop("family", None), **({"encoder": (6,)} if guide_class is avi.AmortizedGuide else {})}
     guide = guide_class(model, **given)
     batches = options.pop("batches", None) or avi.minibatches(rows(), batch_size=5)
-    course = avi.fit(
+    fit = avi.fit(
         model,
         guide,
         batches=batches,
@@ -33,7 +33,7 @@ def train(guide_class, *, compile, elbo=TraceMeanField_ELBO, model_class=avi.mod
         elbo=elbo(),
         compile=compile,
     )
-    return course.losses, torch.cat([p.detach().flatten() for m in (model, guide) for p in m.parameters()])
+    return fit.losses, torch.cat([p.detach().flatten() for m in (model, guide) for p in m.parameters()])
 
 
 def assert_same_training(*args, **kwargs):
@@ -91,8 +91,8 @@ def test_buffers_of_the_model_are_read_at_every_step():
     def losses(compile):
         model = Annealed()
 
-        def anneal(course):
-            model.weight.fill_(course.steps)
+        def anneal(fit):
+            model.weight.fill_(fit.steps)
 
         guide = avi.ConstantGuide(model).setup(torch.ones(3))
         options = {"num_steps": 4, "compile": compile, "progress": False, "callbacks": [anneal]}
@@ -107,9 +107,9 @@ def test_the_weight_of_the_elbo_is_read_at_every_step():
     def trained(compile, rising=True):
         weight = torch.zeros(1, dtype=torch.double)
 
-        def rise(course):
+        def rise(fit):
             if rising:
-                weight.fill_(course.steps / 9)
+                weight.fill_(fit.steps / 9)
 
         return train(
             avi.FactorizedGuide,
@@ -128,17 +128,17 @@ def test_the_weight_of_the_elbo_is_read_at_every_step():
 def test_compiling_is_timed_apart():
     x = rows().float()
     model = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 4, 4)), size=12)
-    course = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, compile=True, progress=False)
-    assert 0 < course.compile_seconds < course.seconds
-    course = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, compile=False, progress=False)
-    assert course.compile_seconds == 0
+    fit = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, compile=True, progress=False)
+    assert 0 < fit.compile_seconds < fit.seconds
+    fit = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, compile=False, progress=False)
+    assert fit.compile_seconds == 0
 
 
 def test_short_trainings_are_not_compiled_unasked():
     x = rows().float()
     model = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 4, 4)), size=12)
-    course = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, progress=False)
-    assert course.compile_seconds == 0
+    fit = avi.fit(model, avi.AmortizedGuide(model), x, num_steps=3, progress=False)
+    assert fit.compile_seconds == 0
 
 
 @needs_compiler
@@ -146,7 +146,7 @@ def test_short_trainings_are_not_compiled_unasked():
 def test_long_trainings_are_compiled_unasked():
     x = rows().float()
     model = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (1, 4, 4)), size=12)
-    options = {"num_steps": 20_000, "progress": False, "callbacks": [lambda course: course.steps == 3]}
+    options = {"num_steps": 20_000, "progress": False, "callbacks": [lambda fit: fit.steps == 3]}
     assert avi.fit(model, avi.AmortizedGuide(model), x, **options).compile_seconds > 0
     # Nothing was asked for, so nothing is warned of.
     assert avi.fit(model, avi.AmortizedGuide(model), x, elbo=OtherELBO(), **options).compile_seconds == 0

@@ -54,9 +54,9 @@ class Recorder:
     def __init__(self, after, make, *modules):
         self.after, self.make, self.modules, self.states = after, make, modules, {0: state(*modules)}
 
-    def __call__(self, course):
-        self.states[course.steps] = state(*self.modules)
-        if course.steps == self.after:
+    def __call__(self, fit):
+        self.states[fit.steps] = state(*self.modules)
+        if fit.steps == self.after:
             self.make()
 
 

@@ -75,9 +75,9 @@ def trained(precision, compile):
     x = torch.rand(40, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     model = avi.models.VAE(avi.models.DenseDecoder(2, (16,), (1, 6, 6)), size=40)
     guide = avi.AmortizedGuide(model, encoder=(16,)).setup(x)
-    course = avi.fit(model, guide, x, num_steps=60, lr=0.01, precision=precision, compile=compile, progress=False)
+    fit = avi.fit(model, guide, x, num_steps=60, lr=0.01, precision=precision, compile=compile, progress=False)
     assert all(parameter.dtype == torch.float32 for part in (model, guide) for parameter in part.parameters())
-    return course.losses
+    return fit.losses
 
 
 def test_a_training_in_bfloat16_products_ends_where_it_would():

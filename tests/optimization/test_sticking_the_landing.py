@@ -23,30 +23,30 @@ def positive(x):
         pyro.sample("x", dist.LogNormal(z.log(), 0.5), obs=x.exp())
 
 
-def at_the_posterior(of):
+def at_the_posterior(program):
     """The posterior of either is N(4 x / 5, 1 / 5), the second one's on the log scale."""
-    guide = avi.FactorizedGuide(of).setup(X)
+    guide = avi.FactorizedGuide(program).setup(X)
     with torch.no_grad():
         guide.table.copy_(torch.stack([0.8 * X, torch.full_like(X, 0.2**0.5).log()], 1))
     return guide
 
 
-def gradient(elbo, of, guide, seed=0):
+def gradient(elbo, program, guide, seed=0):
     with pyro.get_param_store().scope():
         torch.manual_seed(seed)
-        loss = elbo.differentiable_loss(of, guide, X)
+        loss = elbo.differentiable_loss(program, guide, X)
         (grad,) = torch.autograd.grad(loss, [guide.table])
     return loss.detach(), grad
 
 
-@pytest.mark.parametrize("of", [model, positive])
+@pytest.mark.parametrize("program", [model, positive])
 @pytest.mark.parametrize("particles", [{}, {"num_particles": 3}])
-def test_zero_in_every_draw_at_the_posterior(of, particles):
-    guide = at_the_posterior(of)
-    loss, grad = gradient(avi.StickingTheLandingELBO(**particles), of, guide)
+def test_zero_in_every_draw_at_the_posterior(program, particles):
+    guide = at_the_posterior(program)
+    loss, grad = gradient(avi.StickingTheLandingELBO(**particles), program, guide)
     assert grad.abs().max() < 1e-12
     # The twin: the usual gradient has the score, and the value is the same.
-    usual, with_score = gradient(Trace_ELBO(**particles), of, guide)
+    usual, with_score = gradient(Trace_ELBO(**particles), program, guide)
     assert with_score.abs().max() > 0.1
     torch.testing.assert_close(loss, usual, rtol=1e-12, atol=1e-12)
 

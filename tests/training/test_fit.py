@@ -68,7 +68,7 @@ def moved(before, after):
 def test_fit_and_svi_take_the_same_steps(model, guide, batch_size):
     x, steps = data(), 12
     start = build(model, guide)
-    course = train(
+    fit = train(
         *start,
         num_steps=steps,
         lr=0.02,
@@ -83,7 +83,7 @@ def test_fit_and_svi_take_the_same_steps(model, guide, batch_size):
     torch.manual_seed(3)
     batches = avi.minibatches(x, batch_size=batch_size, seed=1)
     losses = [svi.step(*next(batches)) for _ in range(steps)]
-    torch.testing.assert_close(course.losses, torch.tensor(losses, dtype=torch.float64), rtol=1e-10, atol=1e-8)
+    torch.testing.assert_close(fit.losses, torch.tensor(losses, dtype=torch.float64), rtol=1e-10, atol=1e-8)
     assert_close(state(*start), state(*again))
 
 
@@ -342,8 +342,8 @@ class Interrupt:
     def __init__(self, step):
         self.step = step
 
-    def __call__(self, course):
-        if course.steps == self.step:
+    def __call__(self, fit):
+        if fit.steps == self.step:
             raise KeyboardInterrupt
 
 
@@ -391,12 +391,12 @@ def test_callbacks_are_off_the_clock(monkeypatch):
     monkeypatch.setattr(type(model), "forward", lambda self, *args: (clock.pass_(1.0), forward(self, *args))[1])
     monkeypatch.setattr(time, "perf_counter", clock)
 
-    def callback(course):
+    def callback(fit):
         clock.pass_(1000.0)
-        seen.append((course.steps, course.seconds, len(course.losses)))
+        seen.append((fit.steps, fit.seconds, len(fit.losses)))
 
-    course = train(model, guide, data(), callbacks=[callback], num_steps=4)
-    assert course.seconds == 4.0 and course.steps == 4
+    fit = train(model, guide, data(), callbacks=[callback], num_steps=4)
+    assert fit.seconds == 4.0 and fit.steps == 4
     assert seen == [(1, 1.0, 1), (2, 2.0, 2), (3, 3.0, 3), (4, 4.0, 4)]
 
 
@@ -405,10 +405,10 @@ def test_a_callback_may_end_the_training():
     calls = []
 
     def callbacks(end):
-        return [lambda course: course.steps == end, lambda course: calls.append(course.steps) or "not True"]
+        return [lambda fit: fit.steps == end, lambda fit: calls.append(fit.steps) or "not True"]
 
-    course = train(*pair, data(), callbacks=callbacks(4), num_steps=9)
-    assert course.steps == len(course.losses) == 4 and calls == [1, 2, 3, 4]
+    fit = train(*pair, data(), callbacks=callbacks(4), num_steps=9)
+    assert fit.steps == len(fit.losses) == 4 and calls == [1, 2, 3, 4]
     train(*stopped, data(), num_steps=4)
     assert same(state(*pair), state(*stopped))
 
@@ -453,7 +453,7 @@ def test_validation_sees_the_first_step_and_is_left_as_it_was():
     on = []
     for enabled in (True, False):
         with pyro.validation_enabled(enabled):
-            train(*build(), data(), callbacks=[lambda course: on.append(pyro.infer.util.is_validation_enabled())])
+            train(*build(), data(), callbacks=[lambda fit: on.append(pyro.infer.util.is_validation_enabled())])
     assert on == 6 * [True] + 6 * [False]
 
 
@@ -462,7 +462,7 @@ def test_a_training_that_ends_early_has_finite_losses_too():
     x = data()
     batches = itertools.chain([(x,), (x,), (x * float("nan"),)], itertools.repeat((x,)))
     with pytest.raises(avi.DivergedError) as error:
-        train(model, guide, batches=batches, callbacks=[lambda course: course.steps == 5], num_steps=50)
+        train(model, guide, batches=batches, callbacks=[lambda fit: fit.steps == 5], num_steps=50)
     assert error.value.step == 2
 
 

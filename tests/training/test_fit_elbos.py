@@ -114,7 +114,7 @@ def test_losses_and_parameters_are_those_of_svi(case):
         torch.set_default_dtype(torch.float32)
     values = [sum(value) if isinstance(value, tuple) else value for value in values]
     torch.testing.assert_close(losses, torch.tensor(values, dtype=torch.double), rtol=1e-10, atol=1e-10)
-    ours, theirs = ([p for module in of for p in module.parameters()] for of in (pair, other))
+    ours, theirs = ([p for module in modules for p in module.parameters()] for modules in (pair, other))
     for one, two in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-9, atol=1e-10)
         assert one.grad is None
@@ -141,7 +141,7 @@ def test_compiled_it_is_taken_eagerly():
         avi.fit(model, guide, X, num_steps=2, elbo=TraceGraph_ELBO(), compile=True, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        course = avi.fit(
+        trained = avi.fit(
             model,
             guide,
             X,
@@ -150,7 +150,7 @@ def test_compiled_it_is_taken_eagerly():
             progress=False,
             callbacks=[lambda fit: fit.steps == 2],
         )
-    assert course.compile_seconds == 0
+    assert trained.compile_seconds == 0
 
 
 @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ def enumerated(x):
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO])
 @pytest.mark.parametrize(
-    ("model", "of", "message"),
+    ("model", "other", "message"),
     [
         (two, one, r"got none for \['a'\]\.\n"),
         (one, two, r"got one for \['a'\], which the model does not draw\.\n"),
@@ -205,9 +205,9 @@ def enumerated(x):
     ],
 )
 @pytest.mark.parametrize("validated", [True, False])
-def test_a_guide_of_another_model_is_refused_before_any_step(model, of, message, elbo, validated):
+def test_a_guide_of_another_model_is_refused_before_any_step(model, other, message, elbo, validated):
     x = X.float()
-    guide = AutoNormal(of)
+    guide = AutoNormal(other)
     guide(x)
     before = {name: value.clone() for name, value in guide.state_dict().items()}
     with (
@@ -236,7 +236,7 @@ def test_trainings_and_measurements_in_threads_are_those_of_one_after_another():
         losses = avi.fit(model, guide, X, num_steps=15, lr=0.05, seed=seed, progress=False, callbacks=[measure]).losses
         return losses, avi.refine(model, guide, X, num_steps=2, seed=seed).table.detach()
 
-    def measure(course):
+    def measure(trained):
         # Within a training, by its own thread.
         avi.log_weights(one, AutoNormal(one), X.float(), num_samples=1)
 

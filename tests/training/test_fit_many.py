@@ -28,9 +28,9 @@ def batches(seed):
     return avi.minibatches(X, batch_size=5, seed=seed)
 
 
-def assert_as_alone(lr=0.01, elbo=TraceMeanField_ELBO, steps=7, **of):
+def assert_as_alone(lr=0.01, elbo=TraceMeanField_ELBO, steps=7, **options):
     rates = list(lr) if isinstance(lr, tuple) else [lr] * 3
-    together, alone = ([make(seed, **of) for seed in SEEDS] for _ in range(2))
+    together, alone = ([make(seed, **options) for seed in SEEDS] for _ in range(2))
     options = {"num_steps": steps, "elbo": elbo(), "progress": False, "clip_norm": 50.0}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -38,9 +38,9 @@ def assert_as_alone(lr=0.01, elbo=TraceMeanField_ELBO, steps=7, **of):
         given = rates if isinstance(lr, tuple) else lr
         fits = avi.fit_many(together, batches=of_each, lr=given, seed=SEEDS, **options)
     assert fits[0].compile_seconds > 0
-    for seed, rate, course, one, other in zip(SEEDS, rates, fits, together, alone, strict=True):
+    for seed, rate, trained, one, other in zip(SEEDS, rates, fits, together, alone, strict=True):
         expected = avi.fit(*other, batches=batches(seed), lr=rate, seed=seed, compile=False, **options)
-        torch.testing.assert_close(course.losses, expected.losses, rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-9, atol=0.0)
         for mine, theirs in zip(one, other, strict=True):
             for a, b in zip(mine.parameters(), theirs.parameters(), strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-9)
@@ -115,9 +115,9 @@ def test_other_shapes_take_turns():
     alone = [make(0), make(1, hidden=4)]
     with pytest.warns(UserWarning, match="one after another: replica 1 has parameters of other shapes"):
         fits = avi.fit_many(replicas, X, num_steps=3, seed=[5, 6], progress=False)
-    for course, seed, pair in zip(fits, (5, 6), alone, strict=True):
+    for trained, seed, pair in zip(fits, (5, 6), alone, strict=True):
         expected = avi.fit(*pair, X, num_steps=3, seed=seed, compile=False, progress=False)
-        torch.testing.assert_close(course.losses, expected.losses, rtol=1e-9, atol=0.0)
+        torch.testing.assert_close(trained.losses, expected.losses, rtol=1e-9, atol=0.0)
 
 
 @needs_compiler
@@ -125,7 +125,7 @@ def test_other_shapes_take_turns():
 def test_models_that_differ_in_more_than_their_parameters_take_turns():
     """The twin of all above: a graph of the first one is not taken for one that has another prior."""
 
-    def of(scale):
+    def model_of(scale):
         def model(x):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(torch.zeros(len(x)), scale))
@@ -134,7 +134,7 @@ def test_models_that_differ_in_more_than_their_parameters_take_turns():
         return model, avi.FactorizedGuide(model)
 
     with pytest.warns(UserWarning, match="one after another: its graph gives another loss"):
-        avi.fit_many([of(1.0), of(2.0)], torch.ones(4), num_steps=2, progress=False)
+        avi.fit_many([model_of(1.0), model_of(2.0)], torch.ones(4), num_steps=2, progress=False)
 
 
 def test_what_is_refused():

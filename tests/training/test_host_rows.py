@@ -158,8 +158,8 @@ def test_the_table_stays_when_the_guide_is_moved():
     table = guides["cpu"].table
     assert table.device.type == "cpu" and table.dtype == torch.float32 and torch.equal(table, values.float())
     # What is read of it is where the model is.
-    (of,) = guides["cpu"].row_factors
-    assert of.function.read(index).device.type == of.function.device.type == "meta"
+    (row_factor,) = guides["cpu"].row_factors
+    assert row_factor.function.read(index).device.type == row_factor.function.device.type == "meta"
     assert guides["cpu"].gather_rows(X, index).indices["data"].device.type == "cpu"
 
 

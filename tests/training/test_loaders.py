@@ -60,7 +60,7 @@ def orders(batches, num_steps=7, **options):
     pair[1].setup(X)
     seen = []
 
-    def callback(course):
+    def callback(fit):
         seen.append(pair[0].seen[-1].tolist())
 
     train(pair, batches, num_steps, callbacks=[callback], **options)
@@ -130,8 +130,8 @@ def test_what_goes_on_is_what_never_stopped(guide, own, stop, tmp_path):
     expected = train(whole, batches(), 9)
     kept = batches()
     train(begun, kept, stop).save(tmp_path / "file")
-    course = train(again, kept, 9, resume=tmp_path / "file")
-    assert torch.equal(course.losses, expected.losses) and same(state(again), state(whole))
+    fit = train(again, kept, 9, resume=tmp_path / "file")
+    assert torch.equal(fit.losses, expected.losses) and same(state(again), state(whole))
     # The twin: other batches come to something else.
     twin = build(guide)
     assert not torch.equal(train(twin, batches(), 9, seed=4).losses, expected.losses)
@@ -326,8 +326,8 @@ def test_trainings_do_not_take_batches_from_each_other():
 def test_many_go_through_one_loader_each_by_its_seed(guide):
     pairs = [build(guide) for _ in range(2)]
     fits = avi.fit_many(pairs, batches=loader(), num_steps=7, lr=0.05, seed=[3, 4], progress=False)
-    for seed, course in zip([3, 4], fits, strict=True):
-        torch.testing.assert_close(course.losses, train(build(guide), loader(), seed=seed).losses, rtol=1e-8, atol=0.0)
+    for seed, fit in zip([3, 4], fits, strict=True):
+        torch.testing.assert_close(fit.losses, train(build(guide), loader(), seed=seed).losses, rtol=1e-8, atol=0.0)
 
 
 def test_many_are_told_what_tables_need_as_well():

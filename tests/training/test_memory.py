@@ -27,7 +27,7 @@ class Growth:
     def __init__(self):
         self.steps, self.first = 0, 0
 
-    def __call__(self, course=None):
+    def __call__(self, fit=None):
         self.steps += 1
         if self.steps == WARM_UP:
             self.first = self._resident()

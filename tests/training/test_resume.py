@@ -80,9 +80,9 @@ def test_what_goes_on_is_what_never_stopped(guide, optimizer, tmp_path):
     expected = train(whole, 9, **options)
     train(begun, 4, **options).save(tmp_path / "file")
 
-    course = train(again, 9, resume=tmp_path / "file", **options)
+    fit = train(again, 9, resume=tmp_path / "file", **options)
 
-    assert torch.equal(course.losses, expected.losses) and course.steps == 9
+    assert torch.equal(fit.losses, expected.losses) and fit.steps == 9
     assert same(state(again), state(whole))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     # The twin: with the moments left out it would come to something else.
@@ -93,9 +93,9 @@ def test_what_goes_on_is_what_never_stopped(guide, optimizer, tmp_path):
 
 
 def test_a_callback_may_save_and_a_stopped_training_goes_on(tmp_path):
-    def save(course):
-        if course.steps == 3:
-            course.save(tmp_path / "file")
+    def save(fit):
+        if fit.steps == 3:
+            fit.save(tmp_path / "file")
             raise KeyboardInterrupt
 
     whole, stopped, again = build(), build(), build(seed=1)
@@ -114,8 +114,8 @@ def test_compiled_and_eager_steps_go_on_from_each_other(guide, ways, tmp_path):
     whole, begun, again = (build(guide, seed) for seed in (0, 0, 1))
     expected = train(whole, 9)
     train(begun, 4, compile=ways[0]).save(tmp_path / "file")
-    course = train(again, 9, resume=tmp_path / "file", compile=ways[1])
-    torch.testing.assert_close(course.losses, expected.losses, rtol=1e-9, atol=0.0)
+    fit = train(again, 9, resume=tmp_path / "file", compile=ways[1])
+    torch.testing.assert_close(fit.losses, expected.losses, rtol=1e-9, atol=0.0)
     for name, value in state(whole).items():
         torch.testing.assert_close(state(again)[name], value, rtol=1e-7, atol=1e-9)
 
@@ -133,16 +133,16 @@ def test_rows_in_host_memory_and_parameters_of_statements(tmp_path):
 
         return model, avi.FactorizedGuide(model, rows_on="cpu")
 
-    def of(pair):
+    def tensors_of(pair):
         return pyro.param("scale").detach().clone(), pair[1].table.detach().clone()
 
     pair = make(0)
     losses = train(pair, 8).losses
-    expected = of(pair)
+    expected = tensors_of(pair)
     train(make(0), 4).save(tmp_path / "file")
     pair = make(5)
     assert torch.equal(train(pair, 8, resume=tmp_path / "file").losses, losses)
-    assert all(torch.equal(one, other) for one, other in zip(of(pair), expected, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(tensors_of(pair), expected, strict=True))
 
 
 @pytest.mark.parametrize("compile", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])])
@@ -228,16 +228,16 @@ class Odd(torch.optim.SGD):
 
 
 def test_what_cannot_be_saved_is_said(tmp_path):
-    course = train(build(), 2, optimizer=Odd)
+    fit = train(build(), 2, optimizer=Odd)
     with pytest.raises(
         TypeError, match="whose state is tensors and numbers, to be saved, got a set at state/state/0/seen"
     ):
-        course.save(tmp_path / "file")
+        fit.save(tmp_path / "file")
     assert not list(tmp_path.iterdir())
     again = pickle.loads(pickle.dumps(train(build(), 2)))
     assert again.steps == 2
     with pytest.raises(
-        ValueError, match="the course that avi.fit returned, to be saved, got one of avi.fit_many or a copy"
+        ValueError, match="the Fit that avi.fit returned, to be saved, got one of avi.fit_many or a copy"
     ):
         again.save(tmp_path / "file")
 

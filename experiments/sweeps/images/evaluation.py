@@ -73,11 +73,11 @@ class Watch:
             self.points = {round(point) for i in range(1, 16) for point in (steps ** (i / 15), steps * i / 15)}
             self.points.add(steps // 2)
 
-    def __call__(self, course: avi.Fit) -> bool:
+    def __call__(self, fit: avi.Fit) -> bool:
         """Whether the training is over: it has converged, or lost what it had gained."""
-        steps, most = course.steps, self.settings["steps"]
+        steps, most = fit.steps, self.settings["steps"]
         if steps in self.points:
-            self.measure(steps, course.seconds)
+            self.measure(steps, fit.seconds)
         over = False
         if self.rounds is not None and steps in self.rounds.ends[1:]:
             found = self.convergence()

@@ -80,11 +80,11 @@ def _train(watch: Watch) -> tuple[float, int | None]:
     settings = watch.settings
     watch.measure(0, 0.0)
     try:
-        course = fit_cell(watch.model, watch.guide, watch.train, settings, watch.rounds, watch)
+        fit = fit_cell(watch.model, watch.guide, watch.train, settings, watch.rounds, watch)
     except avi.DivergedError as error:
         return watch.curve["seconds"][-1], error.step
     well = all_finite(watch.model, watch.guide) and not watch.fell
-    return watch.began + course.seconds, None if well else course.steps
+    return watch.began + fit.seconds, None if well else fit.steps
 
 
 def _continue(watch: Watch, before: Mapping[str, Any]) -> dict[str, Any]:

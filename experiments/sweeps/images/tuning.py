@@ -92,8 +92,8 @@ def _train(model, guide, trial: Mapping[str, Any], train: Tensor, tell) -> int |
     return None
 
 
-def _tell(context: Context, before: int, total: int, course: avi.Fit) -> None:
-    done = before + course.steps
+def _tell(context: Context, before: int, total: int, fit: avi.Fit) -> None:
+    done = before + fit.steps
     if done % 20 == 0 or done == total:
         context.progress(done, total, "")
 

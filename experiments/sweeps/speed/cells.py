@@ -69,9 +69,9 @@ def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cel
 def _workloads() -> dict[str, tuple[tuple[str, ...], tuple]]:
     """By name the ways that apply, and what is trained."""
     return {
-        **{name: (_WAYS, of) for name, of in _IMAGES.items()},
-        **{name: (("compiled", "eager"), of) for name, of in _ROWS.items()},
-        **{name: (_SMALL_WAYS, of) for name, of in _SMALL.items()},
+        **{name: (_WAYS, workload) for name, workload in _IMAGES.items()},
+        **{name: (("compiled", "eager"), workload) for name, workload in _ROWS.items()},
+        **{name: (_SMALL_WAYS, workload) for name, workload in _SMALL.items()},
     }
 
 

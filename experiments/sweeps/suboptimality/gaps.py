@@ -39,7 +39,7 @@ def measure_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any
         "parts": None,
     }
     try:
-        course = train(model, guide, rows[0], settings, context)
+        fit = train(model, guide, rows[0], settings, context)
     except avi.DivergedError as error:
         return result | {"diverged_at": error.step}
     # The last step may be the one too many.
@@ -53,9 +53,9 @@ def measure_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any
         parts[name]["bounds"]["mean_image"] = _rounded(_mean_image(rows[0], x))
     return result | {
         "status": "done",
-        "loss": _thinned(course.losses / len(rows[0])),
-        "train_seconds": course.seconds,
-        "compile_seconds": course.compile_seconds,
+        "loss": _thinned(fit.losses / len(rows[0])),
+        "train_seconds": fit.seconds,
+        "compile_seconds": fit.compile_seconds,
         "parts": parts,
     }
 
@@ -123,7 +123,7 @@ def _anneal(model, guide, x: Tensor, settings: Mapping[str, Any], seed: int) -> 
 def _refine(model, guide, x: Tensor, seed: int) -> list[dict[str, Any]]:
     """What a number of steps from the encoder's output gains, in nats a row, and the seconds that they took."""
     before = _bounds(model, guide, x, seed)
-    course = []
+    fit = []
     for steps in _REFINEMENTS:
         started = time.perf_counter()
         options = {"num_steps": steps, "lr": _REFINEMENT_LR, "seed": seed + 10, "progress": False}
@@ -131,8 +131,8 @@ def _refine(model, guide, x: Tensor, seed: int) -> list[dict[str, Any]]:
         seconds = time.perf_counter() - started
         # By the same draws, moved and stretched: most of their noise cancels in the difference.
         gain = _bounds(model, refined, x, seed) - before
-        course.append({"steps": steps, "gain": _rounded(gain), "seconds": seconds})
-    return course
+        fit.append({"steps": steps, "gain": _rounded(gain), "seconds": seconds})
+    return fit
 
 
 def _bounds(model, guide, x: Tensor, seed: int) -> Tensor:

@@ -71,11 +71,11 @@ def train(model: nn.Module, guide: nn.Module, x: Tensor, settings: Mapping[str, 
     steps, warm_up = settings["steps"], settings["warm_up"]
     weight = torch.ones((), device=x.device)
 
-    def follow(course: avi.Fit) -> None:
+    def follow(fit: avi.Fit) -> None:
         # The next step's. The first one has it from below.
-        weight.fill_(min(1.0, (course.steps + 1) / max(1, warm_up)))
-        if course.steps % 20 == 0 or course.steps == steps:
-            context.progress(course.steps, steps, "training")
+        weight.fill_(min(1.0, (fit.steps + 1) / max(1, warm_up)))
+        if fit.steps % 20 == 0 or fit.steps == steps:
+            context.progress(fit.steps, steps, "training")
 
     weight.fill_(1 / max(1, warm_up))
     return avi.fit(

@@ -166,8 +166,8 @@ def test_the_weight_rises_while_training(compiled):
     settings["lr"] = 0.0
 
     def losses(warm_up):
-        of = {**settings, "warm_up": warm_up}
-        return training.train(model, guide, x, of, Context("cpu", None, False)).losses
+        chosen = {**settings, "warm_up": warm_up}
+        return training.train(model, guide, x, chosen, Context("cpu", None, False)).losses
 
     missing = losses(0) - losses(4)
 
@@ -187,12 +187,12 @@ def records():
     found = {}
     for changed in ({}, {"encoder": "wide", "encoder_dim": 16}, {"family": "full", "richer": None}):
         for seed in (0, 1):
-            of = copy.deepcopy(record)
-            of["settings"] |= {**changed, "seed": seed}
+            varied = copy.deepcopy(record)
+            varied["settings"] |= {**changed, "seed": seed}
             if "richer" in changed:
-                for part in of["result"]["parts"].values():
+                for part in varied["result"]["parts"].values():
                     part["bounds"]["richer"] = None
-            found[f"{len(found)}"] = of
+            found[f"{len(found)}"] = varied
     return found
 
 
@@ -310,11 +310,11 @@ def test_annealing_raises_the_evidence_where_it_is_the_better_bound(ais, added):
     records = known_records(ais=ais)
     arm = read(records)[0].arms[0]
 
-    of = arm.means("train")
+    means = arm.means("train")
 
-    assert of["approximation"].value == pytest.approx(1.0 + added)
-    assert of["inference"].value == pytest.approx(of["approximation"].value + of["amortization"].value)
-    assert of["evidence"].value - of["elbo"].value == pytest.approx(of["inference"].value)
+    assert means["approximation"].value == pytest.approx(1.0 + added)
+    assert means["inference"].value == pytest.approx(means["approximation"].value + means["amortization"].value)
+    assert means["evidence"].value - means["elbo"].value == pytest.approx(means["inference"].value)
     document = report.document(records)
     assert ("Annealing" in texts(document)) == bool(added)
     assert document.parts[0].tables[0].values[0]["annealing adds"].value == pytest.approx(ais)
@@ -345,8 +345,8 @@ def test_generalization_is_between_other_rows():
 def test_the_published_numbers_stand_beside_and_apart(records):
     mnist = {key: {**record, "settings": {**record["settings"], "dataset": "mnist"}} for key, record in records.items()}
 
-    for of, quoted in ((records, 0), (mnist, 1)):
-        document = report.document(of)
+    for chosen, quoted in ((records, 0), (mnist, 1)):
+        document = report.document(chosen)
         table = document.parts[0].tables[0]
         assert sum(line["guide"].startswith("Cremer et al.") for line in table.values) == quoted
         assert len(table.values) == 2 * 3 + quoted

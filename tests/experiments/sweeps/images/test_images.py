@@ -57,7 +57,7 @@ def records(tunings, elbo):
     }
 
 
-def of(cells, **settings):
+def chosen(cells, **settings):
     return [cell for cell in cells if settings.items() <= cell.settings.items()]
 
 
@@ -70,13 +70,13 @@ BOTH = "--protocol published fair"
 def test_tuning_comes_first_and_results_with_the_best_rates_after():
     command = options(f"{BOTH} --widths 1 16 64 --steps 160")
     first = images.plan(command, {})
-    tuning = of(first, purpose="tuning")
-    assert len(of(first, protocol="published", purpose="result")) == 5 * 2 and len(tuning) == 5
+    tuning = chosen(first, purpose="tuning")
+    assert len(chosen(first, protocol="published", purpose="result")) == 5 * 2 and len(tuning) == 5
     assert len(first) == 15 and images.count(command) == 25
     # Equal budgets: every guide and width is tried at the same rates, for the same steps, from one seed of its own.
     assert len({(cell.settings["guide"], cell.settings["width"]) for cell in tuning}) == 5
     grid = [[local, rest] for local in (1e-2, 1e-1) for rest in (1e-3, 1e-2)]
-    assert of(tuning, grid=grid, steps=10, seed=20_000) == tuning
+    assert chosen(tuning, grid=grid, steps=10, seed=20_000) == tuning
     assert {rate for pair in grid for rate in pair} < set(tuning[0].settings["ladder"])
 
     def elbo(s):
@@ -85,7 +85,7 @@ def test_tuning_comes_first_and_results_with_the_best_rates_after():
         return -abs(s["lr_local"] - best[0]) - abs(s["lr_global"] - best[1])
 
     finished = images.plan(command, records(tuning, elbo))
-    results = of(finished, protocol="fair", purpose="result")
+    results = chosen(finished, protocol="fair", purpose="result")
     assert len(finished) == images.count(command) and set(first) < set(finished)
     rates = {(s["width"], s["lr_local"], s["lr_global"]) for s in (cell.settings for cell in results)}
     assert rates == {(None, 1e-2, 1e-2), (1, 1e-2, 1e-3), (16, 1e-1, 1e-3), (64, 1e-1, 1e-2)}
@@ -97,30 +97,32 @@ def test_tuning_comes_first_and_results_with_the_best_rates_after():
     continued = {cell.settings["width"]: cell.settings["continued"] for cell in results}
     assert continued == {None: None, 1: None, 16: None, 64: {"lr_local": 1e-2, "lr_global": 1e-2}}
     # A published cell is what it was: its key is found in stores of before.
-    assert not {"share", "continued"} & {name for cell in of(finished, protocol="published") for name in cell.settings}
+    assert not {"share", "continued"} & {
+        name for cell in chosen(finished, protocol="published") for name in cell.settings
+    }
 
 
 def test_a_guide_goes_on_when_its_own_tuning_is_finished():
-    tuning = of(images.plan(options(), {}), purpose="tuning")
+    tuning = chosen(images.plan(options(), {}), purpose="tuning")
 
     def goes_on(*tuned):
         named = images.plan(options(), records(tuned, lambda s: 0.0))
-        return {(cell.settings["guide"], cell.settings["width"]) for cell in of(named, purpose="result")}
+        return {(cell.settings["guide"], cell.settings["width"]) for cell in chosen(named, purpose="result")}
 
-    (constant,), (factorized,) = of(tuning, guide="constant"), of(tuning, guide="factorized")
-    (narrow,), (wide,) = of(tuning, width=16), of(tuning, width=64)
+    (constant,), (factorized,) = chosen(tuning, guide="constant"), chosen(tuning, guide="factorized")
+    (narrow,), (wide,) = chosen(tuning, width=16), chosen(tuning, width=64)
     assert goes_on(constant) == {("constant", None)} and goes_on(narrow) == {("amortized", 16)}
     # The widest encoder's cell needs the rates of F-VI, too.
     assert goes_on(wide) == set() and goes_on(wide, factorized) == {("amortized", 64), ("factorized", None)}
-    alone = of(images.plan(options("--guides amortized"), {}), purpose="tuning", width=64)
-    (cell, _) = of(images.plan(options("--guides amortized"), records(alone, lambda s: 0.0)), purpose="result")
+    alone = chosen(images.plan(options("--guides amortized"), {}), purpose="tuning", width=64)
+    (cell, _) = chosen(images.plan(options("--guides amortized"), records(alone, lambda s: 0.0)), purpose="result")
     assert cell.settings["continued"] is None
 
 
 def test_a_trial_that_diverged_is_never_the_best():
-    tuning = of(images.plan(options("--guides constant"), {}), purpose="tuning")
+    tuning = chosen(images.plan(options("--guides constant"), {}), purpose="tuning")
     finished = records(tuning, lambda s: -1000.0 * s["lr_global"] if s["lr_local"] == 1e-2 else None)
-    (one, other) = of(images.plan(options("--guides constant"), finished), protocol="fair", purpose="result")
+    (one, other) = chosen(images.plan(options("--guides constant"), finished), protocol="fair", purpose="result")
     assert (one.settings["lr_local"], one.settings["lr_global"]) == (1e-2, 1e-3)
     assert other.settings["lr_local"] == 1e-2
 
@@ -229,10 +231,10 @@ def test_every_cell_is_named_and_costs_something():
         seconds = [images.estimate(cell, device=device) for cell in cells]
         assert min(seconds) > 0
         assert sum(images.estimate(cell, device=device) for cell in long) > sum(seconds)
-    tuning = of(cells, purpose="tuning", guide="factorized")[0]
+    tuning = chosen(cells, purpose="tuning", guide="factorized")[0]
     one = Cell("images", {**tuning.settings, "grid": tuning.settings["grid"][:1]})
     assert images.estimate(tuning, device="cpu") == pytest.approx(4 * images.estimate(one, device="cpu"))
-    result = of(cells, purpose="result", guide="factorized")[0]
+    result = chosen(cells, purpose="result", guide="factorized")[0]
     assert images.estimate(one, device="cpu") < images.estimate(result, device="cpu")
 
 
@@ -249,7 +251,7 @@ def test_options_decide_the_cells():
         ("factorized", None),
     ]
     common = {"dataset": "digits", "num_train": 100, "seed": 7, "steps": 30, "batch_size": 50, "noise": "fixed"}
-    assert of(cells, **common, architecture="conv", protocol="published", compile=True) == cells
+    assert chosen(cells, **common, architecture="conv", protocol="published", compile=True) == cells
     # All of the data set's images are one cell, however they are asked for.
     assert images.plan(options("--num-train 0"), {}) == images.plan(options("--num-train 1437"), {})
 
