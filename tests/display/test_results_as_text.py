@@ -14,6 +14,7 @@ import torch
 import pyro_avi as avi
 from pyro_avi.diagnostics.sbc_results import Calibration
 from pyro_avi.display.formatting import with_error
+from pyro_avi.sufficiency.verdict import Amortizability, LatentVerdict
 
 X = torch.linspace(-1.0, 1.0, 6)
 
@@ -100,6 +101,10 @@ RESULTS = {
         gaps(False, 1.0),
         "Gaps(amortization 2.000 ± 0.040, approximation 1.000 ± 0.040 up to 1.100, inference 3.000 ± 0.040 up to 3.100 nats "
         "a row, 4 rows)",
+    ),
+    "a verdict": (
+        Amortizability((LatentVerdict("z", ("data",), None, True, (), True, False, "It has no rule."),)),
+        "Amortizability(possible=None, inputs_needed=\"the row's index\", reason='It has no rule.')",
     ),
     "gaps whose slack is none to speak of": (
         gaps(False, 1e-4),
