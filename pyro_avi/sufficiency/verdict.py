@@ -116,7 +116,8 @@ class Amortizability:
         both. Equal ones prove nothing.
 
         Args:
-            model, *args, plate, structure, **kwargs: as for the verdict.
+            model, plate, structure: as for the verdict.
+            *args, **kwargs: the arguments of the model.
             inputs: what the encoder reads: ``"own row"``, or ``"needed"`` for the window that the verdict asks for. Latents
                 whose rows are coupled, so that they need more than a window, are left out then.
             transfer: whether the rows are in different data sets with the same global latents; otherwise in one.
