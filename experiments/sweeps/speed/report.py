@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from experiments.reporting.document import Document, pick, reading
 from experiments.reporting.limits import Limit, verdict
@@ -109,10 +110,14 @@ def _by_way(unit: str, found: Mapping[str, Mapping], text: Callable, file: str =
 def _end_to_end(times: Mapping[str, Mapping], starts: Mapping[str, Mapping]) -> Table:
     # A step of five is no step of one, and products are no training.
     pairs = [(name, way) for name, ms in times.items() for way in ms if way not in (_FIVE, "products")]
+
+    def seconds(count: int, pair: tuple[str, str]) -> float:
+        name, way = pair
+        return starts[name][way] + count * times[name][way] / 1e3
+
     columns = [Column("workload", lambda pair: pair[0]), Column("way", lambda pair: pair[1])]
     for count in _STEPS:
-        total = lambda pair, count=count: starts[pair[0]][pair[1]] + count * times[pair[0]][pair[1]] / 1e3  # noqa: E731
-        columns.append(Column(f"s to step {count:,}", total, best=min, text="{:.0f}".format))
+        columns.append(Column(f"s to step {count:,}", partial(seconds, count), best=min, text="{:.0f}".format))
     columns.append(Column("compiled sooner from", lambda pair: _pays(times[pair[0]], starts[pair[0]], pair[1])))
     return Table("Seconds from start", columns, pairs, group="workload")
 
