@@ -1,15 +1,22 @@
-"""Tensors in files as safetensors, all else as JSON in their header, so that reading runs no code of a file."""
+"""Tensors in files as safetensors, all else as JSON in their header, so that reading runs no code of a file.
 
+The header holds a SHA-256 of all of it, so that a file that was changed since it was written is told from a whole one.
+"""
+
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 __all__ = ["read_tensors", "write_tensors"]
+
+_CHECKSUM = "checksum"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any], *, key: str) -> None:
@@ -24,15 +31,18 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
     part = path.with_name(path.name + ".part")
     # Parameters may share memory or be views, which the format does not know.
     whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    save_file(whole, part, metadata={key: json.dumps(header)})
+    text = json.dumps(header)
+    save_file(whole, part, metadata={key: text, _CHECKSUM: _checksum(text, whole)})
     part.replace(path)
 
 
 def read_tensors(path: Path, *, key: str, writer: str) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
     """The header, ``None`` where there is none under the key, and the tensors by name.
 
+    Memory is taken as the tensors are read: what the file declares, its length must hold.
+
     Args:
-        path: the file.
+        path: the file. One that was written before there were checksums is read without.
         key: as for :func:`write_tensors`.
         writer: what writes such files, for messages.
 
@@ -44,8 +54,37 @@ def read_tensors(path: Path, *, key: str, writer: str) -> tuple[dict[str, Any] |
         raise FileNotFoundError(f"Expected a file written by {writer}, found none at {path}.")
     try:
         with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(key)
+            metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dictionary
-        return None if text is None else json.loads(text), tensors
-    except (SafetensorError, ValueError) as error:
+        return _header(metadata, tensors, key), tensors
+    # Brackets in brackets end in a RecursionError.
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"Expected a whole file written by {writer} at {path}, got a damaged one: {error}.") from error
+
+
+def _header(metadata: dict[str, str], tensors: Mapping[str, Tensor], key: str) -> dict[str, Any] | None:
+    """The header as it was written.
+
+    Raises:
+        ValueError: if header or tensors have changed since.
+    """
+    if key not in metadata:
+        return None
+    text = metadata[key]
+    # By all names that stand there: the checksum under a damaged name is not a file without one.
+    if set(metadata) != {key} and metadata.get(_CHECKSUM) != _checksum(text, tensors):
+        raise ValueError("its checksum is another, it was changed since it was written")
+    header = json.loads(text)
+    if not isinstance(header, dict):
+        raise ValueError(f"its header is no dictionary but a {type(header).__name__}")
+    return header
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of the header's text, and of every tensor's name, kind and bytes."""
+    found = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
