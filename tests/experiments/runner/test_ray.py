@@ -82,6 +82,35 @@ def test_a_machine_that_is_lost_in_the_middle(bench, cluster, tiny):
             assert records[outcome.cell.key]["result"] == outcome.record["result"]
 
 
+@pytest.mark.parametrize("meanwhile", ["they run", "they end"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_cells_go_on_without_their_sweep_and_are_taken_up(bench, cluster, number, meanwhile):
+    machines, _ = cluster
+    command = ("--kinds", "wait,wait,plain", "--engine", "ray", "--address", machines.address)
+    process = bench.start(*command, jobs=2)
+    bench.until(lambda: bench.seeds("start") == [0, 1])
+    os.killpg(process.pid, number)
+    _, _, err = bench.ends(process)
+    if number == signal.SIGINT:
+        assert "0 of 3 cells are finished and kept, what runs on the cluster goes on: the same command" in err
+    if meanwhile == "they end":
+        bench.go()
+        bench.until(lambda: bench.seeds("end") == [0, 1])
+    again = bench.start(*command, jobs=2)
+    if meanwhile == "they run":
+        bench.until(lambda: (bench.out / "tiny" / "claims").exists() and len(bench.living()) == 2)
+        bench.go()
+    code, out, err = bench.ends(again)
+    assert code == 0, err
+    assert "3 cells: 3 run, 0 reused, 0 failed" in out
+    assert bench.seeds("start") == [0, 1, 2] and len(bench.records()) == 3
+    ray.init(address=machines.address, namespace="pyro_avi", log_to_driver=False, logging_level="ERROR")
+    try:
+        assert ray.util.list_named_actors() == []
+    finally:
+        ray.shutdown()
+
+
 def test_ctrl_c(bench):
     process = bench.start("--kinds", "plain,wait,wait", "--engine", "ray", jobs=2)
     bench.until(lambda: len(bench.seeds("start")) == 3 and len(bench.records()) == 1)
