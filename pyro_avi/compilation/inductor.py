@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_avi.compilation.products import multiply_by_fastest
+
 __all__ = ["NO_COMPILER", "compile_graph", "has_compiler"]
 
 #: The reason to evaluate eagerly on a CPU without a compiler.
@@ -36,6 +38,8 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
 
     on_cpu = all(x.device.type == "cpu" for x in inputs)
     _simplify(traced, on_cpu)
+    if on_cpu:
+        multiply_by_fastest(traced)
     for node in traced.graph.nodes:
         # Fake tensors of the mode that it was traced in, which inductor does not accept in its own.
         node.meta.pop("val", None)
