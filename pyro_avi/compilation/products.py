@@ -30,7 +30,10 @@ class _Rule(NamedTuple):
 
 # By vendor and family of the processor, as measured: on AMD's family 25 (AVX-512 in two halves) it is faster by 10 to 50 % for
 # 1,000 rows and more, slower for gradients of weights (transposed); on family 26 faster by a factor of 2, whatever the layout.
-_RULES: dict[tuple[str, int] | None, _Rule] = {("AuthenticAMD", 25): _Rule(2**28, transposed=False), ("AuthenticAMD", 26): _Rule(2**24, transposed=True)}
+_RULES: dict[tuple[str, int] | None, _Rule] = {
+    ("AuthenticAMD", 25): _Rule(2**28, transposed=False),
+    ("AuthenticAMD", 26): _Rule(2**24, transposed=True),
+}
 
 _library = torch.library.Library("pyro_avi", "DEF")
 # An operator of our own, as inductor takes torch's for weights that never change alone.
