@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from pyro_avi import families, guides
+from pyro_avi.encoder_inputs.window import Window
 from pyro_avi.encoders import MLP
 from pyro_avi.families import Family
 from pyro_avi.guide_bases.local_guide import LocalGuide
@@ -114,10 +115,12 @@ def load(
     options |= {"init_scale": header["init_scale"], "create_plates": create_plates}
     if header["class"] == "AmortizedGuide":
         options["encoder"] = _given(path, "encoder", _widths(encoder, header["encoder"]), header["encoder"])
-        options["inputs"] = _given(path, "inputs", inputs, header["inputs"])
+        options["inputs"] = _inputs(path, inputs, header["inputs"])
         # Files of versions before these were made without.
-        header = {"standardize": False, "covariates": [[] for _ in header["row_sets"]], **header}
-        options["standardize"] = header["standardize"]
+        rows = header["row_sets"]
+        earlier = {"standardize": False, "covariates": [[] for _ in rows], "reads_globals": None}
+        header = {**earlier, "reads": ["own row" for _ in rows], **header}
+        options["standardize"], options["reads_globals"] = header["standardize"], header["reads_globals"]
     elif header["class"] == "FactorizedGuide":
         options |= {"same_rows": header["same_rows"], "rows_on": header["rows_on"]}
     options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])
@@ -189,6 +192,15 @@ def _given(path, option: str, given: Any, described: Any) -> Any:
             f"Expected {option}={described} for the guide at {path}, which was made {made}, got {given!r}."
         )
     return described
+
+
+def _inputs(path, given: Any, described: Any) -> Any:
+    """What the encoder reads, as it is passed on."""
+    if isinstance(described, list) and given is None:
+        return Window(*described)
+    if isinstance(described, dict) and given is None:
+        return "needed"
+    return given if isinstance(described, list | dict) else _given(path, "inputs", given, described)
 
 
 def _widths(encoder: Any, described: Any) -> Any:

@@ -32,6 +32,7 @@ class CallData:
         masks: the masks, by site; only sites that are masked.
         scales: the factor by which a site's log density counts beyond its plates' ``N / B``, by site; only those scaled.
         given: the values of latents that this call observes, by site.
+        draws: the values of global latents that the guide has drawn in this call, by site, for encoders that read them.
     """
 
     rows: dict[str, Subsample]
@@ -39,6 +40,7 @@ class CallData:
     masks: dict[str, Mask]
     scales: dict[str, Tensor | float]
     given: dict[str, Tensor] = field(default_factory=dict)
+    draws: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,24 @@ class CovariateSearch:
                 self.undecided[self._arguments[position].name] = str(error)
         return [covariate for covariate in found if covariate is not None]
 
+    def by_size(self, name: str, sizes: Mapping[str, Subsample]) -> Covariate | None:
+        """A tensor argument by its name, its rows in the dimensions of their number; ``None`` if it has not all of them.
+
+        Args:
+            name: of the argument.
+            sizes: the rows of the call by plate.
+        """
+        for argument, leaf in zip(self._arguments, self._leaves, strict=True):
+            if argument.name != name or not _is_tensor(leaf):
+                continue
+            dims: list[int | None] = []
+            for plate in self._rows.plates:
+                free = [dim for dim in range(leaf.dim()) if dim not in dims and leaf.shape[dim] == sizes[plate].size]
+                dims.append(free[0] if free else None)
+            if dims[-1] is not None:
+                return Covariate(argument, tuple(dims), True, transform_of(leaf))
+        return None
+
     def _covariate(
         self, position: int, subsamples: Sequence[Subsample], observed: Mapping[str, Tensor]
     ) -> Covariate | None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from pyro_avi.calls.call_reader import CallData
 from pyro_avi.inspection.structure import RowSet
 
-__all__ = ["Part", "check_finite", "join_parts", "read_observed"]
+__all__ = ["Part", "check_finite", "join_parts", "join_with_gaps", "read_observed"]
 
 # A value ``[*B, ...]`` and true where it is known; ``None`` for a value without a mask.
 Part = tuple[Tensor, Tensor | None]
@@ -83,6 +83,35 @@ def join_parts(parts: Sequence[Part], standardize: nn.ModuleList, depth: int) ->
     if len(inputs) == 1:
         return inputs[0]
     return torch.cat([part.flatten(depth) if part.dim() > depth else part[..., None] for part in inputs], -1)
+
+
+def join_with_gaps(parts: Sequence[Part], standardize: nn.ModuleList, depth: int, *, by_row: bool) -> Tensor:
+    """The inputs of an encoder that knows gaps, with ``nan`` for what is not known.
+
+    Args:
+        parts: ``[*B, ...]`` each.
+        standardize: what standardizes each of them; empty where nothing does.
+        depth: the number of plates of the rows.
+        by_row: whether all values of a row are one vector ``[*B, F]``; otherwise a row has observations ``[*B, M, F]``.
+
+    Raises:
+        ValueError: if several parts have other numbers of observations a row.
+    """
+    inputs = []
+    for position, (value, known) in enumerate(parts):
+        value = standardize[position](value, known) if standardize else value
+        value = value if known is None else torch.where(known, value, torch.nan)
+        if by_row:
+            value = value.flatten(depth) if value.dim() > depth else value.unsqueeze(-1)
+        else:
+            value = value.unsqueeze(-1) if value.dim() == depth + 1 else value
+        inputs.append(value)
+    if len({value.shape[:-1] for value in inputs}) > 1 or inputs[0].dim() == depth:
+        raise ValueError(
+            f"Expected parts with the same number of observations a row, [B, M] or [B, M, F], got shapes "
+            f"{[tuple(value.shape) for value in inputs]}.\nTell the guide what to read: inputs=lambda *args, **kwargs: ..."
+        )
+    return torch.cat(inputs, -1)
 
 
 def _rows_first(value: Tensor, dims: tuple[int, ...]) -> Tensor:

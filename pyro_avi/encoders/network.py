@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_avi.encoders.sequence import SequenceEncoder
+
 __all__ = ["Network"]
 
 
@@ -31,7 +33,7 @@ class Network(nn.Module):
             raise
         except Exception as error:
             raise self._failed(encoder, inputs, error) from error
-        _check_features(inputs, features)
+        _check_features(encoder, inputs, features)
         head = nn.Linear(features.shape[-1], initial.shape[-1]).to(features)
         nn.init.zeros_(head.weight)
         head.bias.copy_(initial[0])
@@ -47,7 +49,7 @@ class Network(nn.Module):
                 raise
             raise self._failed(self.encoder, inputs, error) from error
         if not torch.jit.is_tracing():
-            _check_features(inputs, features)
+            _check_features(self.encoder, inputs, features)
         return self.head(features)
 
     def _failed(self, encoder: nn.Module, inputs: Tensor, error: Exception) -> ValueError:
@@ -71,13 +73,16 @@ class Network(nn.Module):
 _OutOfMemory = (MemoryError, torch.OutOfMemoryError)
 
 
-def _check_features(inputs: Tensor, features: Any) -> None:
+def _check_features(encoder: nn.Module, inputs: Tensor, features: Any) -> None:
+    # Series keep their dimensions, of which rows are flattened into one.
+    rows = inputs.shape[:-1] if isinstance(encoder, SequenceEncoder) else inputs.shape[:1]
     if not isinstance(features, Tensor):
         found = f"a {type(features).__name__}"
-    elif features.dim() == 2 and features.shape[0] == inputs.shape[0]:
+    elif features.dim() >= 2 and features.shape[:-1] == rows:
         return
     else:
         found = str(tuple(features.shape))
+    expected = ", ".join(map(str, [*rows, "H"]))
     raise ValueError(
-        f"Expected the encoder to map {tuple(inputs.shape)} to features of shape ({inputs.shape[0]}, H), got {found}."
+        f"Expected the encoder to map {tuple(inputs.shape)} to features of shape ({expected}), got {found}."
     )

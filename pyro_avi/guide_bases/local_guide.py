@@ -5,6 +5,7 @@ import itertools
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -223,6 +224,10 @@ class LocalGuide(SiteSummaries):
             samplers.update(self.global_guide.samplers(self.plates, data))
         elif self.global_guide is not None:
             result.update(self.global_guide(*args, **kwargs))
+        if self._draws_globals_first:
+            first = [name for name in self._structure.order if name in samplers]
+            result.update((name, samplers.pop(name)()) for name in first)
+            data = replace(data, draws=result)
         for row_factor in self.row_factors:
             parameters = self._infer(row_factor, data, args, kwargs)
             samplers.update(row_factor.factor.samplers(parameters, self.plates, data.masks, data.scales, data.given))

@@ -42,6 +42,11 @@ class LocalPosteriors(PlateGuide):
     def _infer(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call."""
 
+    @property
+    def _draws_globals_first(self) -> bool:
+        """Whether inference functions read the values of the global latents in the same draw."""
+        return False
+
     def _by_row_set(self, get: Callable[[RowFactor], Any]) -> Any:
         """A value for the only row set, or a dictionary of values by plates for several row sets."""
         self._require_setup()

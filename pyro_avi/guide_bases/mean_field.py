@@ -135,6 +135,10 @@ class MeanFieldNormal(BaseGuide):
         self.setup(*args, **kwargs)
         return self._factor.mean(self.vector)
 
+    def medians(self) -> dict[str, Tensor]:
+        """The posterior median of each latent as a function of the parameters, with a gradient to them."""
+        return self._factor.quantile(self.vector, self.vector.new_tensor(0.5))
+
     @torch.no_grad()
     def median(self, *args, **kwargs) -> dict[str, Tensor]:
         """The posterior median of each latent."""

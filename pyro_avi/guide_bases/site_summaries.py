@@ -1,6 +1,7 @@
 """Draws, means and quantiles of each latent of a call."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -59,14 +60,25 @@ class SiteSummaries(LocalPosteriors):
         check_count("num_samples", num_samples)
         self.setup(*args, **kwargs)
 
-        def of_globals(guide: nn.Module, names: Sequence[str]) -> Mapping[str, Tensor]:
-            if isinstance(guide, MeanFieldNormal):
-                return guide.sample(*args, num_samples=num_samples, **kwargs)
-            return _drawn(guide, args, kwargs, names, num_samples)
+        def draw(count: int) -> dict[str, Tensor]:
+            def of_globals(guide: nn.Module, names: Sequence[str]) -> Mapping[str, Tensor]:
+                if isinstance(guide, MeanFieldNormal):
+                    return guide.sample(*args, num_samples=count, **kwargs)
+                return _drawn(guide, args, kwargs, names, count)
 
-        return self._answer(
-            args, kwargs, of_globals, lambda row_factor, parameters: row_factor.factor.draw(parameters, num_samples)
-        )
+            return self._answer(
+                args,
+                kwargs,
+                of_globals,
+                lambda row_factor, parameters: row_factor.factor.draw(parameters, count),
+                follows_draw=self._draws_globals_first,
+            )
+
+        if not self._draws_globals_first:
+            return draw(num_samples)
+        # Every draw of the global latents has parameters of its own.
+        draws = [draw(1) for _ in range(num_samples)]
+        return {name: torch.cat([each[name] for each in draws]) for name in draws[0]}
 
     @torch.no_grad()
     def posterior_by_site(self, *args, **kwargs) -> dict[str, dist.TorchDistribution]:
@@ -176,6 +188,8 @@ class SiteSummaries(LocalPosteriors):
         kwargs: Mapping[str, Any],
         of_globals: Callable[[nn.Module, Sequence[str]], Mapping[str, _Answer]],
         of_rows: Callable[[RowFactor, Tensor], Mapping[str, _Answer]],
+        *,
+        follows_draw: bool = False,
     ) -> dict[str, _Answer]:
         """An answer for all latents, in the order of the model.
 
@@ -183,8 +197,9 @@ class SiteSummaries(LocalPosteriors):
             args, kwargs: of the call; without any, the answer may be for all rows.
             of_globals: from the factor of the global latents, and the names of these.
             of_rows: from the factor of a set of rows and their parameters ``[*B, P]``.
+            follows_draw: whether the answer of the globals is one draw ``[1, ...]`` that the parameters of the rows follow.
         """
-        result: dict[str, _Answer] = {}
+        result: dict[str, Any] = {}
         with poutine.block():
             data = None if args or kwargs else self._all_rows()
             if data is None:
@@ -192,6 +207,8 @@ class SiteSummaries(LocalPosteriors):
             names = [name for name in self.global_latents if name not in data.given]
             if names:
                 result.update(of_globals(self.global_guide, names))
+            if follows_draw:
+                data = replace(data, draws={name: result[name].squeeze(0) for name in names})
             for row_factor in self.row_factors:
                 result.update(of_rows(row_factor, self._conditioned(row_factor, data, args, kwargs)))
         # Sites that the call observes are not among its latents.

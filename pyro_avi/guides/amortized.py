@@ -1,32 +1,35 @@
 """The amortized guide: a network predicts each row's factor."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Any, cast
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData, CallReader
-from pyro_avi.encoder_inputs.arguments import signature_text
-from pyro_avi.encoder_inputs.covariate import Covariate
-from pyro_avi.encoder_inputs.covariate_search import CovariateSearch
-from pyro_avi.encoder_inputs.parts import Part, check_finite, join_parts, read_observed
+from pyro_avi.encoder_inputs.row_inputs import RowInputs, check_observed
+from pyro_avi.encoder_inputs.window import Window
 from pyro_avi.encoders import MLP
+from pyro_avi.encoders.gaps import ReadsGaps
 from pyro_avi.encoders.network import Network
-from pyro_avi.encoders.standardize import Standardize, transform_of
-from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.encoders.recurrent import Recurrent
+from pyro_avi.encoders.sequence import SequenceEncoder
+from pyro_avi.guide_bases.by_plates import by_plates, option_for
 from pyro_avi.guide_bases.description import describe_option
+from pyro_avi.guide_bases.global_values import global_values, initial_globals
 from pyro_avi.guide_bases.local_guide import LocalGuide
+from pyro_avi.inspection.structure import RowSet
 from pyro_avi.sufficiency.amortizability import amortizability
 
 __all__ = ["AmortizedGuide"]
 
 Encoder = Sequence[int] | nn.Module
-Inputs = Callable[..., Tensor]
+Inputs = Callable[..., Tensor] | Window | str
 Key = str | tuple[str, ...]
+
+_NEEDED = "needed"
 
 
 class AmortizedGuide(LocalGuide):
@@ -35,19 +38,29 @@ class AmortizedGuide(LocalGuide):
     .. math:: f(n, x_n) = W h_\phi(x_n) + b
 
     with an encoder :math:`h_\phi` to ``H`` features and a linear head. Before training the head gives every row the same
-    location and the scale ``init_scale``.
+    location and the scale ``init_scale``. An encoder may read more than the row: its neighbours (:class:`~pyro_avi.Window`),
+    the whole plate (:class:`~pyro_avi.encoders.Recurrent`, :class:`~pyro_avi.encoders.Attention`), the global latents.
 
     Args:
         model: any Pyro callable.
         encoder: widths of a multilayer perceptron (:class:`~pyro_avi.encoders.MLP`), or any module from ``[B, *input]`` to
-            features ``[B, H]``; for several row sets also a dictionary of such by the names of their plates.
+            features ``[B, H]``; for several row sets also a dictionary of such by the names of their plates. One that reads
+            the whole plate is given all its rows, and so a call that holds some of them is refused unless the model draws
+            them or ``inputs=`` gives all.
         inputs: a function of the model's arguments that returns what the encoder reads, ``[B, ...]``: the rows of the
-            call, or all ``N`` rows where the model draws its rows itself. By default the values observed in the plate and,
-            for an encoder given by widths, the arguments that the model's rows depend on beyond them (covariates,
-            exposures); several of them are flattened and joined. Masked values are read as zeros, and their mask beside
-            them. Whole numbers that index or tell groups apart are not read. For several row sets a dictionary of such
-            functions by the names of their plates, those left out by default. Together with ``create_plates`` the model's
-            rows are not searched for: they are those of the plates given.
+            call, or all ``N`` rows where the model draws its rows itself, or where the encoder reads the whole plate. By
+            default the values observed in the plate and, for an encoder given by widths, the arguments that the model's rows
+            depend on beyond them (covariates, exposures); several of them are flattened and joined. Masked values are read as
+            zeros, and their mask beside them; encoders of sets and series read ``nan``. Whole numbers that index or tell
+            groups apart are not read. A :class:`~pyro_avi.Window` for the values of neighbours too. ``"needed"`` for what
+            :func:`~pyro_avi.amortizability` asks for: the row, a window, or the whole plate, for which an encoder given by
+            widths is a :class:`~pyro_avi.encoders.Recurrent`. For several row sets a dictionary of such by the names of
+            their plates, those left out by default. A function together with ``create_plates`` leaves the model's rows
+            unsearched: they are those of the plates given.
+        reads_globals: ``"mean"`` or ``"draw"`` for the global latents as further input, put behind the values of each row:
+            their medians, which are the means in unconstrained coordinates, or their values in the same draw of the guide,
+            so that :math:`q(z_n \mid \theta)` follows :math:`\theta`. Where no draw is made, as by :meth:`posterior`, the
+            medians stand for them.
         standardize: whether what the encoder reads is standardized by the rows that the guide is set up with, counts by
             their logarithm first. By default where the encoder is given by widths and the guide finds its inputs: a module
             of your own reads values as the model observes them, and what ``inputs=`` returns is read as it is.
@@ -55,8 +68,9 @@ class AmortizedGuide(LocalGuide):
             :class:`~pyro_avi.guide_bases.local_guide.LocalGuide`.
 
     Raises:
-        ValueError: if a width is not positive, the encoder's features are not ``[B, H]``, nothing is known to read, or
-            observed values that are not masked are nan or infinite.
+        ValueError: if a width is not positive, the encoder's features are not ``[B, H]``, nothing is known to read,
+            observed values that are not masked are nan or infinite, a window is longer than the series, or rows are given
+            whose neighbours are not.
 
     References:
         Kingma and Welling, "Auto-Encoding Variational Bayes", 2014, https://arxiv.org/abs/1312.6114.
@@ -78,6 +92,7 @@ class AmortizedGuide(LocalGuide):
         encoder: Encoder | Mapping[Key, Encoder] = (64, 64),
         *,
         inputs: Inputs | Mapping[Key, Inputs] | None = None,
+        reads_globals: str | None = None,
         standardize: bool | None = None,
         **kwargs,
     ):
@@ -85,12 +100,19 @@ class AmortizedGuide(LocalGuide):
         for each in encoder.values() if isinstance(encoder, Mapping) else [encoder]:
             if not isinstance(each, nn.Module):
                 MLP.check_widths(each)
+        for option in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
+            if not (option is None or option == _NEEDED or isinstance(option, Window) or callable(option)):
+                raise TypeError(
+                    f"Expected inputs= to be a function of the model's arguments, an avi.Window or {_NEEDED!r}, got {option!r}."
+                )
+        if reads_globals not in (None, "mean", "draw"):
+            raise ValueError(f"Expected reads_globals to be None, 'mean' or 'draw', got {reads_globals!r}.")
         # Hidden from the module: the encoders that are trained belong to the inference functions.
-        self._given_encoder = (_by_plates(encoder),)
-        self._inputs = _by_plates(inputs)
+        self._given_encoder = (by_plates(encoder),)
+        self._inputs = by_plates(inputs)
+        self._reads_globals = reads_globals
         self._standardize = standardize
-        self._masked: dict[str, bool] = {}
-        self._covariates: dict[tuple[str, ...], list[Covariate]] = {}
+        self._reading: dict[tuple[str, ...], RowInputs] = {}
 
     @property
     def encoder(self) -> nn.Module | dict[tuple[str, ...], nn.Module]:
@@ -105,26 +127,14 @@ class AmortizedGuide(LocalGuide):
     def _create_reader(self, structure):
         sites: dict[str, None] = {}
         row_sets = structure.row_sets
-        given = [self._option_for(self._inputs, rows.plates, "inputs", len(row_sets)) is not None for rows in row_sets]
+        given = [_function_of(self._inputs_for(rows, len(row_sets))) is not None for rows in row_sets]
         weighted = any(latent.is_weighted for latent in structure.global_latents + structure.local_latents)
         if row_sets and all(given) and self.create_plates is not None and not weighted:
             return None
-        for rows in structure.row_sets:
-            if self._option_for(self._inputs, rows.plates, "inputs", len(structure.row_sets)) is not None:
+        for rows, is_given in zip(row_sets, given, strict=True):
+            if is_given:
                 continue
-            if not rows.observations:
-                raise ValueError(
-                    f"Expected values observed in {rows} for the encoder to read, found none.\n"
-                    "Try one of the following fixes:\n"
-                    "- pass the observations to this call\n"
-                    "- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
-                )
-            for name, plates in rows.subsampled.items():
-                if plates:
-                    raise ValueError(
-                        f"Expected all rows of plate {plates[0]!r} at observed site {name!r} for the encoder of {rows}, got a "
-                        "part of them.\nTell the guide what to read: inputs=lambda *args, **kwargs: ..."
-                    )
+            check_observed(rows)
             sites.update(dict.fromkeys(rows.observations))
         latents = [latent.name for latent in structure.global_latents + structure.local_latents]
         unobserved = not structure.observations
@@ -143,68 +153,82 @@ class AmortizedGuide(LocalGuide):
             *args, **kwargs: the arguments of the model, to say also whether a row's own data suffice for its best factor
                 (``"amortizability"``, see :func:`~pyro_avi.amortizability`).
         """
-        encoder = describe_option(self._given_encoder[0])
-        reads = [
-            [covariate.describe() for covariate in self._covariates[row_factor.row_set.plates]]
-            for row_factor in self.row_factors
-        ]
-        own = {"encoder": encoder, "inputs": describe_option(self._inputs), "standardize": self._standardize}
-        found = {**super().describe(), **own, "covariates": reads}
+        readings = [self._reading[row_factor.row_set.plates] for row_factor in self.row_factors]
+        own = {
+            "encoder": describe_option(self._given_encoder[0]),
+            "inputs": _describe_inputs(self._inputs),
+            "reads": [each.describe_reach() for each in readings],
+            "reads_globals": self._reads_globals,
+            "standardize": self._standardize,
+            "covariates": [[covariate.describe() for covariate in each.covariates] for each in readings],
+        }
+        found = {**super().describe(), **own}
         if args or kwargs:
             plates = tuple(self._structure.frames) or None
             found["amortizability"] = amortizability(self.model, *args, plate=plates, **kwargs).reason
         return found
 
-    @staticmethod
-    def _option_for(given: Any, plates: tuple[str, ...], option: str, count: int) -> Any:
-        """The value of an option for one set of rows."""
-        if isinstance(given, dict):
-            return given.get(plates)
-        if count > 1 and (isinstance(given, nn.Module) or callable(given)):
-            raise ValueError(
-                f"Expected {option}= for each of the {count} sets of rows, got one.\n"
-                f"Pass a dictionary by the names of the plates: {option}={{{plates if len(plates) > 1 else plates[0]!r}: ...}}."
-            )
-        return given
+    def _inputs_for(self, rows: RowSet, count: int) -> Inputs | None:
+        return option_for(self._inputs, rows.plates, "inputs", count)
 
     def _create_function(self, row_factor, initial, data, args, kwargs):
-        plates, count = row_factor.row_set.plates, len(self._structure.row_sets)
-        for name in row_factor.row_set.observations:
-            self._masked[name] = name in data.masks
-        self._check_finite(row_factor, data)
-        encoder = self._option_for(self._given_encoder[0], plates, "encoder", count)
+        rows, count = row_factor.row_set, len(self._structure.row_sets)
+        encoder = option_for(self._given_encoder[0], rows.plates, "encoder", count)
         if encoder is None:
-            raise ValueError(
-                f"Expected encoder= for {row_factor.row_set}, got those for {sorted(self._given_encoder[0])}."
-            )
-        by_widths, is_found = (
-            not isinstance(encoder, nn.Module),
-            self._option_for(self._inputs, plates, "inputs", count) is None,
-        )
-        self._covariates[plates] = self._find_covariates(row_factor, data, args, kwargs, by_widths) if is_found else []
+            raise ValueError(f"Expected encoder= for {rows}, got those for {sorted(self._given_encoder[0])}.")
+        by_widths = not isinstance(encoder, nn.Module)
+        expected = self._expected_of(rows)
+        reading = self._reading[rows.plates] = self._create_reading(rows, encoder, args, kwargs, expected)
+        covariates = None if expected is None else expected["covariates"]
+        reading.find(self.model, args, kwargs, data, by_widths=by_widths, expected=covariates)
+        reading.check_finite(data, self._like.dtype)
+        whole = self._with_others(reading, data, args, kwargs)
         parts = [
             (value.to(initial.device), None if known is None else known.to(initial.device))
-            for value, known in self._parts(row_factor, data, args, kwargs)
+            for value, known in self._parts(reading, whole, self._like.dtype, args, kwargs)
         ]
-        depth, standardize = len(plates), nn.ModuleList()
+        is_found = reading.given is None
+        standardize = nn.ModuleList()
         if by_widths and is_found if self._standardize is None else self._standardize:
-            for (value, known), transform in zip(parts, self._transforms(row_factor, data, is_found), strict=True):
-                known = None if known is None else known.flatten(0, depth - 1)
-                standardize.append(Standardize(value.flatten(0, depth - 1), known, transform=transform))
-        inputs = join_parts(parts, standardize, depth).flatten(0, depth - 1)
+            standardize = reading.standardizers(parts, whole)
+        # The global latents have no factor yet.
+        of_globals = None if self._reads_globals is None else initial_globals(self._structure)
+        inputs = reading.join(parts, standardize, self._index(reading, data), of_globals)
+        inputs = inputs if reading.is_series else inputs.flatten(0, reading.depth - 1)
         if by_widths:
-            encoder = MLP(prod(inputs.shape[1:]), encoder).to(initial)
+            made = Recurrent(inputs.shape[-1], encoder) if reading.is_series else MLP(prod(inputs.shape[1:]), encoder)
+            encoder = made.to(initial)
         return Network(encoder, inputs, initial.flatten(0, -2), standardize)
 
-    def _transforms(self, row_factor: RowFactor, data: CallData, is_found: bool) -> list[str]:
-        """The transform of each part of the inputs before it is standardized."""
-        if not is_found:
-            return ["none"]
-        observed = [
-            transform_of(data.values[name], row_factor.row_set.supports[name])
-            for name in row_factor.row_set.observations
-        ]
-        return observed + [covariate.transform for covariate in self._covariates[row_factor.row_set.plates]]
+    def _create_reading(self, rows: RowSet, encoder: Encoder, args, kwargs, expected) -> RowInputs:
+        """What the encoder of a set of rows is to read."""
+        option = self._inputs_for(rows, len(self._structure.row_sets))
+        window, is_series = option if isinstance(option, Window) else None, isinstance(encoder, SequenceEncoder)
+        needed: tuple[str, ...] = ()
+        if option == _NEEDED and expected is not None:
+            window, needed_series = RowInputs.reach_from(expected["reads"])
+        elif option == _NEEDED:
+            plates = tuple(self._structure.frames)
+            verdict = amortizability(self.model, *args, plate=plates, **kwargs).by_latent[rows.latents[0].name]
+            window, needed_series = verdict.window(), verdict.reads_whole_plate
+            needed = tuple(each.name for each in verdict.inputs)
+        else:
+            needed_series = is_series
+        if needed_series and not is_series and isinstance(encoder, nn.Module):
+            raise ValueError(
+                f"Expected an encoder that reads all rows of {rows}, which the verdict asks for, got a "
+                f"{type(encoder).__name__}.\nPass encoder= by its widths, or avi.encoders.Recurrent or Attention."
+            )
+        is_series = is_series or needed_series
+        gaps = is_series or isinstance(encoder, ReadsGaps)
+        return RowInputs(rows, _function_of(option), window, is_series=is_series, gaps=gaps, needed=needed)
+
+    def _expected_of(self, rows: RowSet) -> dict[str, Any] | None:
+        """What the file that the guide is loaded from says of the inputs of a set of rows."""
+        if self._expected is None:
+            return None
+        at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(rows.plates)
+        return {name: self._expected[name][at] for name in ("covariates", "reads")}
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent of the model; return the values by site.
@@ -219,82 +243,57 @@ class AmortizedGuide(LocalGuide):
             if self._structure is not None and not torch.jit.is_tracing():
                 with poutine.block():
                     data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-                    for row_factor in self.row_factors:
-                        self._check_finite(row_factor, data)
+                    for reading in self._reading.values():
+                        reading.check_finite(data, self._like.dtype)
             raise
 
-    def _check_finite(self, row_factor: RowFactor, data: CallData) -> None:
-        """Raise an error for observed values that would make every parameter nan."""
-        if (
-            self._option_for(self._inputs, row_factor.row_set.plates, "inputs", len(self._structure.row_sets))
-            is not None
-        ):
-            return
-        depth = len(row_factor.row_set.plates)
-        for name in row_factor.row_set.observations:
-            check_finite(name, self._observed(row_factor, name, data, self._like.dtype), depth)
-
-    def _find_covariates(self, row_factor: RowFactor, data: CallData, args, kwargs, by_widths: bool) -> list[Covariate]:
-        """The arguments other than observed values that the rows depend on and the encoder can read."""
-        search = CovariateSearch(self.model, args, kwargs, row_factor.row_set)
-        if self._expected is not None:
-            at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(row_factor.row_set.plates)
-            return [search.named(each) for each in self._expected["covariates"][at]]
-        observed = {name: data.values[name] for name in row_factor.row_set.observations}
-        covariates = search.find(data.rows, observed)
-        names = {} if by_widths else {each.argument.name: "its encoder is a module of yours" for each in covariates}
-        for name, reason in {**names, **search.undecided}.items():
-            warnings.warn(
-                f"The rows of {row_factor.row_set} may depend on argument {name} of the model, which the guide does not read "
-                f"({reason}).\nSay what it reads, here as an example one number a row each: "
-                f"inputs=lambda {signature_text(self.model)}: torch.stack([{', '.join([*observed, name])}], -1)",
-                stacklevel=2,
-            )
-        return covariates if by_widths else []
+    @property
+    def _draws_globals_first(self) -> bool:
+        return self._reads_globals == "draw"
 
     def _infer(self, row_factor, data, args, kwargs):
-        depth = len(row_factor.row_set.plates)
-        inputs = join_parts(self._parts(row_factor, data, args, kwargs), row_factor.function.standardize, depth)
-        if depth == 1:
-            return row_factor.function(inputs)
-        return row_factor.function(inputs.flatten(0, depth - 1)).unflatten(0, inputs.shape[:depth])
+        reading, network = self._reading[row_factor.row_set.plates], row_factor.function
+        parts = self._parts(
+            reading, self._with_others(reading, data, args, kwargs), network.head.weight.dtype, args, kwargs
+        )
+        index, of_globals = self._index(reading, data), None
+        if self._reads_globals is not None:
+            of_globals = global_values(self._structure, self.global_guide, data, args, kwargs)
+        inputs = reading.join(parts, network.standardize, index, of_globals)
+        if reading.is_series:
+            parameters = network(inputs)
+            return parameters if index is None else parameters.index_select(-2, index)
+        if reading.depth == 1:
+            return network(inputs)
+        return network(inputs.flatten(0, reading.depth - 1)).unflatten(0, inputs.shape[: reading.depth])
 
-    def _parts(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> list[Part]:
-        """The parts of the encoder's input, ``[*B, ...]`` each, with their masks."""
-        plates = row_factor.row_set.plates
-        dtype = row_factor.function.head.weight.dtype if row_factor.function else self._like.dtype
-        given = self._option_for(self._inputs, plates, "inputs", len(self._structure.row_sets))
-        if given is not None:
-            inputs = given(*args, **kwargs)
-            if not isinstance(inputs, Tensor):
-                raise TypeError(f"Expected inputs= to return a tensor [B, ...], got a {type(inputs).__name__}.")
-            inputs = self._read_given(inputs, plates, data, args, kwargs)
-            return [(inputs.to(dtype) if self._standardize else inputs, None)]
-        parts = [self._observed(row_factor, name, data, dtype) for name in row_factor.row_set.observations]
-        rows = [data.rows[name] for name in plates]
-        covariates = self._covariates[plates]
-        return parts + [(covariate.read(args, kwargs, rows).to(dtype), None) for covariate in covariates]
+    @staticmethod
+    def _index(reading: RowInputs, data: CallData) -> Tensor | None:
+        """The positions of the rows of a call among all that are read; ``None`` where they are the same."""
+        return data.rows[reading.rows.plates[-1]].index if reading.reads_others else None
 
-    def _observed(self, row_factor: RowFactor, name: str, data: CallData, dtype: torch.dtype) -> Part:
-        """The observed value of a site, and its mask where it has one."""
-        return read_observed(name, data, row_factor.row_set, dtype, masked=self._masked[name])
+    def _with_others(self, reading: RowInputs, data: CallData, args, kwargs) -> CallData:
+        if not reading.reads_others:
+            return data
+        return reading.with_others(data, self._reader, args, kwargs, self._counts(self._given_plates(args, kwargs)))
 
-    def _read_given(self, inputs: Tensor, plates: tuple[str, ...], data: CallData, args, kwargs) -> Tensor:
+    def _parts(self, reading: RowInputs, data: CallData, dtype: torch.dtype, args, kwargs) -> list:
+        if reading.given is None:
+            return reading.parts(data, args, kwargs, dtype, {})
         drawn = {} if self._reader is None else self._reader.draws_rows(args, kwargs)
-        for dim, name in enumerate(plates):
-            # Where the model draws its rows, the caller cannot know them and gives all.
-            if name in drawn:
-                inputs = inputs.index_select(dim, cast(Tensor, data.rows[name].index))
-            if inputs.dim() <= dim or inputs.shape[dim] != len(data.rows[name]):
-                raise ValueError(
-                    f"Expected inputs= to return the {len(data.rows[name])} rows of the call in dimension {dim}, got shape "
-                    f"{tuple(inputs.shape)}."
-                )
-        return inputs
+        return reading.parts(data, args, kwargs, dtype if self._standardize else None, drawn)
 
 
-def _by_plates(given: Any) -> Any:
-    """A dictionary by the names of plates with tuples as keys; anything else as it is."""
-    if not isinstance(given, Mapping):
-        return given
-    return {(key,) if isinstance(key, str) else tuple(key): value for key, value in given.items()}
+def _function_of(option: Inputs | None) -> Callable[..., Tensor] | None:
+    """The function of the model's arguments that gives the values to read; ``None`` where they are found."""
+    option = option.of if isinstance(option, Window) else option
+    return option if callable(option) else None
+
+
+def _describe_inputs(option: Any) -> Any:
+    """Plain data for ``inputs=``, with which a guide can be made where it is no text."""
+    if isinstance(option, Window) and option.of is None:
+        return [option.before, option.after]
+    if option == _NEEDED:
+        return {"by": "verdict"}
+    return describe_option(option.of if isinstance(option, Window) else option)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_avi.encoder_inputs.window import Window
 from pyro_avi.sufficiency.data import Leaf
 
-__all__ = ["Input", "describe_inputs"]
+__all__ = ["Input", "describe_inputs", "window_over"]
 
 # A window needs so many rows beyond its largest offset to be told from a pattern that only looks like one.
 _MARGIN = 4
@@ -48,6 +49,19 @@ class Input:
             "whole plate": f"{self.name} of the whole plate",
             "irregular": f"{self.name} of other rows",
         }[self.kind]
+
+
+def window_over(inputs: Sequence[Input]) -> Window | None:
+    """The smallest window that holds all of the inputs, ``None`` where a row's own data are all.
+
+    Raises:
+        ValueError: if no window holds them.
+    """
+    outside = [str(each) for each in inputs if each.kind not in ("own row", "window")]
+    if outside:
+        raise ValueError(f"Expected inputs in a window around their row, got {', '.join(outside)}.")
+    before, after = (max((getattr(each, side) for each in inputs), default=0) for side in ("before", "after"))
+    return Window(before, after) if before or after else None
 
 
 def describe_inputs(

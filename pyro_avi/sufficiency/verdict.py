@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_avi.display.text_table import text_table
+from pyro_avi.encoder_inputs.window import Window
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.lock import in_turn
 from pyro_avi.sufficiency.counterexample import gradient_difference
-from pyro_avi.sufficiency.inputs import Input
+from pyro_avi.sufficiency.inputs import Input, window_over
 from pyro_avi.sufficiency.joint import Joint
 
 __all__ = ["Amortizability", "LatentVerdict"]
@@ -47,6 +48,32 @@ class LatentVerdict:
         """The inputs in words."""
         parts = [str(each) for each in self.inputs] + ["the row's index"] * self.reads_index
         return ", ".join(parts) or "nothing"
+
+    @property
+    def reads_whole_plate(self) -> bool:
+        """Whether data of all rows are to be read, or of others than a window holds."""
+        return self.coupled or any(each.kind in ("whole plate", "irregular") for each in self.inputs)
+
+    def window(self) -> Window | None:
+        """The window that an encoder has to read; ``None`` where it needs the row's own data alone, or the whole plate.
+
+        An encoder of the whole plate reads its rows in order, and so knows which is which.
+
+        Raises:
+            ValueError: if the verdict is undecided, or asks for the row's index or for elements that belong to the row by
+                another argument: a guide does not know how to read them.
+        """
+        if self.possible is not None and self.reads_whole_plate:
+            return None
+        asks = "the row's index" if self.reads_index else ""
+        asks = asks or ", ".join(str(each) for each in self.inputs if each.kind in ("selected", "selector"))
+        if self.possible is None or asks:
+            raise ValueError(
+                f"Expected a verdict on {self.name} that says what a row's encoder reads, got one that "
+                f"{f'asks for {asks}' if asks else 'leaves it open'}: {self.reason}\n"
+                "Tell the guide what to read: inputs=lambda *args, **kwargs: ..."
+            )
+        return window_over(self.inputs)
 
 
 @dataclass(frozen=True, repr=False)

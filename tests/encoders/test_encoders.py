@@ -12,7 +12,8 @@ from torch import nn
 
 import pyro_avi as avi
 from pyro_avi import encoders
-from pyro_avi.encoders import MLP, Conv
+from pyro_avi.encoders import MLP, Attention, Conv, Polynomial, Recurrent, Set
+from pyro_avi.encoders.sequence import SequenceEncoder
 from tests.discovery import classes_in
 
 
@@ -31,6 +32,11 @@ DOCUMENTED = documented()
 OTHERS = {
     "MLP of one layer": (MLP(3, [4]), torch.rand(5, 3)),
     "MLP of scalars": (MLP(1, (4,)), torch.rand(5)),
+    "Polynomial of degree 0": (Polynomial(3, 0), torch.rand(5, 3)),
+    "Set of numbers": (Set(1, (4,)), torch.rand(5, 7)),
+    "Set of one": (Set(2, (4,)), torch.rand(5, 1, 2)),
+    "Recurrent of three layers": (Recurrent(3, (4, 4, 2)), torch.rand(5, 3)),
+    "Attention of one head": (Attention(3, 4, heads=1), torch.rand(5, 3)),
     "Conv of odd sizes": (Conv(3, (9, 13), channels=(2, 2, 2), features=4), torch.rand(5, 3, 9, 13)),
     "Conv of the smallest image": (Conv(1, (4, 4), features=2), torch.rand(5, 1, 4, 4)),
 }
@@ -50,9 +56,14 @@ def test_rows_become_features(name, rows):
     h = encoder(x)
 
     assert h.shape == (rows, encoder(example).shape[1])
-    # Each row by itself gives the same: rows do not look at one another.
-    torch.testing.assert_close(torch.cat([encoder(row[None]) for row in x]), h)
-    h.sum().backward()
+    by_itself = torch.cat([encoder(row[None]) for row in x])
+    if isinstance(encoder, SequenceEncoder):
+        # Its rows are those of a series.
+        assert rows == 1 or not torch.allclose(by_itself, h)
+    else:
+        torch.testing.assert_close(by_itself, h)
+    if list(encoder.parameters()):
+        h.sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
     assert encoder.double()(x.double()).dtype == torch.float64
 
@@ -86,6 +97,61 @@ def test_the_formula_of_the_mlp():
     torch.testing.assert_close(encoder(x), expected)
 
 
+def test_a_polynomial_is_all_products_in_any_order_once():
+    x = torch.tensor([[2.0, 3.0]])
+
+    assert Polynomial(2, 2)(x).tolist() == [[2, 3, 4, 6, 9]]
+    assert Polynomial(1, 3)(x[:, :1]).tolist() == [[2, 4, 8]]
+    # Of M elements and degree d there are as many as monomials but the constant.
+    assert Polynomial(5, 3)(torch.rand(1, 5)).shape[1] == math.comb(5 + 3, 3) - 1
+    assert torch.equal(Polynomial(2, 0)(x), torch.zeros(1, 1))
+
+
+def test_a_set_has_no_order_and_what_is_not_there_does_not_matter():
+    torch.manual_seed(0)
+    encoder, x = Set(2, (8, 4)), torch.randn(6, 5, 2)
+    h = encoder(x)
+
+    torch.testing.assert_close(encoder(x[:, torch.randperm(5)]), h)
+    padded = torch.cat([x, torch.full((6, 3, 2), torch.nan)], 1)
+    torch.testing.assert_close(encoder(padded), h)
+    # The number of observations counts, also if all are alike.
+    assert not torch.allclose(encoder(torch.cat([x, x], 1)), h)
+    # A value alone may be missing, and is not one of zero.
+    x[:, :, 1] = torch.nan
+    assert encoder(x).isfinite().all() and not torch.allclose(encoder(x), encoder(x.nan_to_num()))
+    assert encoder(torch.full((2, 5, 2), torch.nan)).isfinite().all()
+
+
+SEQUENCES = {"Recurrent": lambda: Recurrent(2, (6, 4)), "Attention": lambda: Attention(2, 4, heads=2)}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_series_of_different_lengths_are_as_each_by_itself(name):
+    torch.manual_seed(0)
+    encoder, series = SEQUENCES[name](), [torch.randn(length, 2) for length in (7, 3, 1)]
+    padded = torch.full((3, 7, 2), torch.nan)
+    for row, one in zip(padded, series, strict=True):
+        row[: len(one)] = one
+
+    h = encoder(padded)
+
+    assert h.isfinite().all()
+    for got, one in zip(h, series, strict=True):
+        torch.testing.assert_close(got[: len(one)], encoder(one))
+    assert encoder(torch.full((2, 3, 2), torch.nan)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_every_row_of_a_series_is_read_by_every_other(name):
+    torch.manual_seed(0)
+    encoder, x = SEQUENCES[name]().double(), torch.randn(5, 2, dtype=torch.float64)
+
+    jacobian = torch.autograd.functional.jacobian(encoder, x)
+
+    assert (jacobian.abs().amax((1, 3)) > 0).all()
+
+
 def test_an_activation_can_be_chosen_for_images():
     layers = Conv(1, (8, 8), activation=nn.Tanh).layers
     assert sum(isinstance(layer, nn.Tanh) for layer in layers) == 3
@@ -101,6 +167,19 @@ REFUSED = [
     (lambda: MLP(4, ()), ValueError, "at least one width, got none"),
     (lambda: MLP(4, "64"), TypeError, "widths of an MLP, e.g. (64, 64), got '64'"),
     (lambda: MLP(4, 64), TypeError, "widths of an MLP, e.g. (64, 64), got 64"),
+    (lambda: Polynomial(0, 1), ValueError, "at least 1, got 0"),
+    (lambda: Polynomial(2, -1), ValueError, "degree to be a whole number of at least 0, got -1"),
+    (lambda: Polynomial(2, 1.0), ValueError, "degree to be a whole number of at least 0, got 1.0"),
+    (lambda: Polynomial(784, 2), ValueError, "at most 10,000 products of one degree"),
+    (lambda: Polynomial(2, 1)(torch.rand(4, 3)), ValueError, "rows with 2 elements, got 3"),
+    (lambda: Set(0, (4,)), ValueError, "at least 1, got 0"),
+    (lambda: Set(2, ()), ValueError, "at least one width, got none"),
+    (lambda: Set(2, (4,))(torch.rand(4, 2)), ValueError, "[B, M, 2], got shape (4, 2)"),
+    (lambda: Set(2, (4,))(torch.rand(4, 0, 2)), ValueError, "at least one observation a row, got shape (4, 0, 2)"),
+    (lambda: Recurrent(2, ()), ValueError, "at least one width, got none"),
+    (lambda: Recurrent(2, (4,))(torch.rand(4, 3)), ValueError, "[..., N, 2], got shape (4, 3)"),
+    (lambda: Attention(2, 6, heads=4), ValueError, "heads that divide the 6 features, got 4"),
+    (lambda: Attention(2, 6, heads=0), ValueError, "at least 1, got 0"),
     (lambda: Conv(0, (8, 8)), ValueError, "got 0"),
     (lambda: Conv(1, (8, 0)), ValueError, "got 0"),
     (lambda: Conv(1, (8, 8), channels=(4, 0)), ValueError, "got 0"),
