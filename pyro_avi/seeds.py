@@ -55,7 +55,7 @@ def random_state() -> list[torch.Tensor]:
 
 
 def set_random_state(states: list[torch.Tensor]) -> None:
-    """Set torch's random states to those that :func:`random_state` returned."""
+    """Set torch's random states to those that :func:`random_state` returned, as far as the devices are there."""
     torch.set_rng_state(states[0])
-    for device, state in enumerate(states[1:]):
+    for device, state in enumerate(states[1 : 1 + torch.cuda.device_count()]):
         torch.cuda.set_rng_state(state, device)

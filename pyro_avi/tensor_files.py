@@ -5,7 +5,9 @@ The header holds a SHA-256 of all of it, so that a file that was changed since i
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,35 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         tensors: by name.
         header: plain data.
         key: what the header stands under.
+
+    Raises:
+        OSError: if the disk does not take it. What was there before is untouched.
     """
     part = path.with_name(path.name + ".part")
     # Parameters may share memory or be views, which the format does not know.
     whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(header)
-    save_file(whole, part, metadata={key: text, _CHECKSUM: _checksum(text, whole)})
-    part.replace(path)
+    try:
+        save_file(whole, part, metadata={key: text, _CHECKSUM: _checksum(text, whole)})
+        # Before it has its name: what is there after a loss of power is whole.
+        _see_on_disk(part)
+        part.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"Cannot write {path}: {error}.") from error
+    finally:
+        # On a disk that fails the write's own error is the one to show.
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    with suppress(OSError):
+        _see_on_disk(path.parent)
+
+
+def _see_on_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_tensors(path: Path, *, key: str, writer: str) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
@@ -86,5 +110,5 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         found.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()

@@ -1,8 +1,8 @@
 """The bound of held-out rows during a training, and the end of the training when it no longer rises."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import torch
@@ -16,6 +16,10 @@ from pyro_avi.seeds import as_seed
 from pyro_avi.training.loop import Fit
 
 __all__ = ["Validation"]
+
+
+# What of a validation changes during a training.
+_STATE = ("steps", "best_step", "stopped", "_seconds", "_draws", "_best", "_kept", "_in_vain")
 
 
 @runtime_checkable
@@ -172,6 +176,15 @@ class Validation:
         for name, tensor in self._tensors().items():
             if name in self._kept:
                 tensor.copy_(self._kept[name])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluations and the best state so far, for checkpoints of :func:`~pyro_avi.fit`."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def _check(self, training: Fit) -> None:
         if not isinstance(training, Fit):

@@ -1,6 +1,7 @@
 """The time that steps take, without waiting for a CUDA device after each of them."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,17 +16,18 @@ class Clock:
 
     Args:
         device: where the steps are computed.
+        laps: of the steps taken before, from which it goes on.
     """
 
     # Intervals whose events are kept before they are read.
     _most = 1000
 
-    def __init__(self, device: torch.device):
-        self._device, self._seconds = device, 0.0
+    def __init__(self, device: torch.device, laps: Sequence[tuple[int, float]] = ((0, 0.0),)):
+        self._device, self._seconds = device, laps[-1][1]
         self._began: Any = None
         # Pairs of a start and a stop; between them, from :meth:`lap`, numbers of steps taken until then.
         self._spans: list[tuple[Any, Any] | int] = []
-        self._laps: list[tuple[int, float]] = []
+        self._laps = list(laps)
 
     def start(self) -> None:
         """Begin an interval."""
@@ -52,6 +54,11 @@ class Clock:
         """Numbers of steps and the seconds until then; reading them waits for the device."""
         self.read()
         return self._laps
+
+    def laps_until(self, steps: int) -> list[tuple[int, float]]:
+        """All laps, the last one of the steps taken by now."""
+        laps, seconds = list(self.laps), self.read()
+        return laps if laps[-1][0] == steps else [*laps, (steps, seconds)]
 
     def read(self) -> float:
         """The seconds of all intervals; it waits until the device has come to the last stop."""

@@ -3,18 +3,19 @@
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from pyro.infer import ELBO, Trace_ELBO
 
+from pyro_avi.checkpoints.beginning import Beginnings
 from pyro_avi.optimization.step import LearningRate, StepOptions
 from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import draws_from
-from pyro_avi.training.checkpoint import steps_in
 from pyro_avi.training.loaders import LoaderRowCheck, arguments_from_batches
-from pyro_avi.training.loop import DivergedError, Fit, run_steps
+from pyro_avi.training.loop import DivergedError, Fit, finished_fit, run_steps
 from pyro_avi.training.options import check_keywords, check_optimizer, check_options
 from pyro_avi.training.training import Training
 
@@ -35,6 +36,8 @@ def fit(
     compile: str | bool = "auto",
     callbacks: Sequence[Callable[[Fit], Any]] = (),
     keep: bool = True,
+    checkpoint: str | PathLike | None = None,
+    every: int = 1000,
     resume: str | PathLike | None = None,
     seed: int | None = 0,
     progress: bool = True,
@@ -86,9 +89,17 @@ def fit(
         keep: whether to keep a copy of the last finite state, which is restored when the training diverges. It needs the
             memory of parameters and optimizer a second time. Copying takes at most 1 % of the time, so that of a large model
             the copy is older.
-        resume: a file written by :meth:`Fit.save`, from which the training is resumed. ``num_steps`` then counts from the
-            beginning, and so do the batches: those that were used before are skipped. With otherwise the same arguments the
-            result is that of a training without a stop; eagerly to the last bit.
+        checkpoint: a file to which the training is written every so many steps and at its end, and from which it goes on where
+            the file is there: a program that is killed and started again comes to the numbers of one that never stopped,
+            compiled or not. The file holds all that decides them: parameters, buffers, optimizer, random state, the place in
+            the batches, losses and times, and the states of callbacks that have ``state_dict`` and ``load_state_dict`` (other
+            callbacks are called from there on). Batches must come in the same order again, as those of the library and of
+            loaders do; an iterator is passed in its first state. Random states other than torch's are not kept. The training
+            of a finished file is returned at once; more ``num_steps`` go on from it. One process at a time has a file.
+        every: the number of steps between two times that ``checkpoint`` is written.
+        resume: a file of a training, written by ``checkpoint=`` or :meth:`Fit.save`, whose state is gone on from whatever the
+            other arguments are: a smaller learning rate, mended data, another optimizer's ``lr``. ``num_steps`` counts from
+            the beginning, and so do the batches. Beside ``checkpoint`` it serves where that file is not there, or is this one.
         seed: the seed of the draws, with which the program's random state is left as it was; ``None`` to draw from that
             state.
         progress: whether to show a progress bar, which appears after the first second.
@@ -97,7 +108,8 @@ def fit(
         The losses and times of the training. Model and guide are trained in place, also when interrupted.
 
     Raises:
-        ValueError, TypeError: if an argument is not one of the above, model and guide have other latents, or batches run out.
+        ValueError, TypeError: if an argument is not one of the above, model and guide have other latents, batches run out, or
+            the file of ``checkpoint`` is damaged or of a training by other arguments, data or batches.
         DivergedError: if the loss is no longer finite; it says what was first not finite, and in which state model and guide
             are left.
 
@@ -116,30 +128,41 @@ def fit(
     check_options(num_steps, elbo, lr, clip_norm, precision, compile)
     check_optimizer(optimizer)
     check_keywords(model, kwargs)
-    start = 0 if resume is None else steps_in(resume)
-    if start >= num_steps:
-        raise ValueError(
-            f"Expected num_steps of more than the {start} taken by the training at {resume}, got {num_steps}."
-        )
+    files = Beginnings(checkpoint, every, resume, num_steps=num_steps, seed=seed)
     calls = arguments_by_step(args, batches, model, seed)
-    if batches is not None:
-        for step in range(start):
-            next_arguments(calls, step, num_steps)
-    rows = LoaderRowCheck(batches, guide, kwargs, start=start)
     # Refused before any work is done.
-    first = next_arguments(calls, start, num_steps)
-    calls = itertools.chain([first], map(rows.check, _rest(calls, start + 1, num_steps)))
+    first = next_arguments(calls, 0, num_steps)
+    options = StepOptions(optimizer, lr, clip_norm, precision, compile)
     with isolated_param_store(), warnings.catch_warnings(), draws_from(seed):
         # Pyro would warn at every step of what DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        options = StepOptions(optimizer, lr, clip_norm, precision, compile)
         training = Training(
-            model, guide, elbo, calls, kwargs, start=start, num_steps=num_steps, keep=keep, options=options
+            model,
+            guide,
+            elbo,
+            first,
+            kwargs,
+            num_steps=num_steps,
+            keep=keep,
+            options=options,
+            callbacks=callbacks,
+            seed=seed,
         )
+        start, earlier, beginning = 0, None, files.choose(training.settings)
+        if beginning is not None:
+            start, finished = beginning.saved.steps, beginning.is_finished(num_steps)
+            if not finished:
+                beginning.check_last(training.hash_of(_pass_over(calls, first, start, num_steps)))
+            earlier = training.go_on(beginning)
+            if finished:
+                return finished_fit(earlier, num_steps, training.device, training.save)
+        rows = LoaderRowCheck(batches, guide, kwargs, start=start)
+        rest = map(rows.check, _rest(calls, max(start, 1), num_steps))
         # The check needs a guide that has been set up, as it is by now.
-        rows.check(first)
-        earlier = None if resume is None else training.resume(resume, with_random_state=seed is not None)
+        training.follow(rest if start else itertools.chain([rows.check(first)], rest))
         training.on_finite(start)
+        # It holds a second copy of the state.
+        del beginning
         try:
             result = run_steps(
                 training.step,
@@ -149,13 +172,36 @@ def fit(
                 callbacks=callbacks,
                 on_finite=training.on_finite,
                 save=training.save,
-                earlier_losses=earlier,
+                earlier=earlier,
+                checkpoint=partial(training.save_finite, files.path),
+                every=None if files.path is None else every,
                 progress=progress,
             )
         except DivergedError as error:
             raise training.diverged(error) from None
         training.finish(result)
+        training.save_finite(files.path, result)
         return result
+
+
+@runtime_checkable
+class CanSkip(Protocol):
+    """An iterator of batches that can pass over some of them without making them."""
+
+    def skip(self, count: int) -> None:
+        """Pass over so many batches."""
+        ...
+
+
+def _pass_over(calls: Iterator[tuple], first: tuple, start: int, num_steps: int) -> tuple:
+    """Pass over the batches of the steps taken before, of which the first has been taken already; the last of them."""
+    last, taken = first, min(start, 1)
+    if isinstance(calls, CanSkip) and start > 1:
+        calls.skip(start - 2)
+        taken = start - 1
+    for step in range(taken, start):
+        last = next_arguments(calls, step, num_steps)
+    return last
 
 
 def _rest(calls: Iterator[tuple], start: int, num_steps: int) -> Iterator[tuple]:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_avi.checkpoints.file import SavedTraining
 from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.training.clock import Clock
 from pyro_avi.training.loss_figure import plot_losses
 
-__all__ = ["DivergedError", "Fit", "run_steps"]
+__all__ = ["DivergedError", "Fit", "finished_fit", "run_steps"]
 
 # Steps between two times that the losses are read from the device and checked, and that the clock is read.
 _CHECK_EVERY = 100
@@ -30,9 +31,12 @@ class DivergedError(ArithmeticError):
         reason: what is not finite, in a sentence; ``None`` where it is not known.
         kept: the number of steps that model, guide and optimizer have taken in the state that was restored; ``None`` where
             they are as the last step left them.
+        checkpoint: the file with the last finite state that was written, ``None`` where there is none.
     """
 
-    def __init__(self, step: int, loss: float, reason: str | None = None, kept: int | None = None):
+    def __init__(
+        self, step: int, loss: float, reason: str | None = None, kept: int | None = None, checkpoint: str | None = None
+    ):
         lines = [f"Expected finite losses, got {loss} at step {step}.", reason]
         if kept is not None:
             lines.append(
@@ -41,11 +45,15 @@ class DivergedError(ArithmeticError):
         lines.append(
             "Try data of unit scale without nan, a smaller learning rate, or a likelihood whose scale cannot reach zero."
         )
+        if checkpoint is not None:
+            lines.append(
+                f"With that changed, checkpoint= and resume={checkpoint!r} go on from the last finite state that was written."
+            )
         super().__init__("\n".join(line for line in lines if line))
-        self.step, self.loss, self.reason, self.kept = step, loss, reason, kept
+        self.step, self.loss, self.reason, self.kept, self.checkpoint = step, loss, reason, kept, checkpoint
 
     def __reduce__(self):
-        return type(self), (self.step, self.loss, self.reason, self.kept)
+        return type(self), (self.step, self.loss, self.reason, self.kept, self.checkpoint)
 
 
 @dataclass
@@ -71,6 +79,8 @@ class Fit:
     _buffer: Tensor
     compile_seconds: float = 0.0
     _save: Callable[[str | PathLike, "Fit"], None] | None = None
+    # Whether a callback has ended the training, or it has taken all its steps.
+    _ended: bool = False
 
     def __repr__(self) -> str:
         if not self.steps:
@@ -91,11 +101,11 @@ class Fit:
         return {**self.__dict__, "_save": None}
 
     def save(self, path: str | PathLike) -> None:
-        """Write the state of the training to a file, for ``resume=`` of :func:`~pyro_avi.fit`.
+        """Write the state of the training to a file, as ``checkpoint=`` of :func:`~pyro_avi.fit` does every so many steps.
 
         The file holds the parameters and buffers of model and guide as they are now, the state of the optimizer, the number
-        of steps, the losses and the random state, in the safetensors format and JSON: reading it runs no code. Call it at the
-        end of a training, or in a callback.
+        of steps, the losses, the times and the random state, in the safetensors format and JSON: reading it runs no code.
+        The states of callbacks are in those of ``checkpoint=`` alone. Call it at the end of a training, or in a callback.
 
         Args:
             path: the file, replaced where it exists, at once or not at all.
@@ -123,7 +133,7 @@ class Fit:
 
     @property
     def times(self) -> Tensor:
-        """``[steps]`` the :attr:`seconds` at the end of every step; ``nan`` for steps before the training was resumed.
+        """``[steps]`` the :attr:`seconds` at the end of every step, also of those before the training was resumed.
 
         The clock is read every 100 steps, and before that after 1, 2, 4, ... Between two readings the time is interpolated.
         """
@@ -170,7 +180,9 @@ def run_steps(
     callbacks: Sequence[Callable[[Any], Any]],
     on_finite: Callable[[int], None] = lambda steps: None,
     save: Callable[[str | PathLike, Fit], None] | None = None,
-    earlier_losses: Tensor | None = None,
+    earlier: SavedTraining | None = None,
+    checkpoint: Callable[[Any], None] = lambda fit: None,
+    every: int | None = None,
 ) -> Any:
     """Take the steps of a training.
 
@@ -184,7 +196,10 @@ def run_steps(
         callbacks: called after every step with the result so far, while the clock is stopped; ``True`` ends the training.
         on_finite: called with the number of steps whenever all losses up to there are known to be finite.
         save: writes the state of the training to a file.
-        earlier_losses: ``[steps]`` those of the steps taken before the training was resumed, of ``num_steps`` in all.
+        earlier: the training that this one goes on from, whose steps are among the ``num_steps``.
+        checkpoint: called with the result so far after every so many steps and their callbacks, when all losses are known to
+            be finite and the clock is stopped; not after the last step.
+        every: the number of those steps, ``None`` for never.
 
     Returns:
         The result of the training, or the list of those of several.
@@ -192,44 +207,79 @@ def run_steps(
     Raises:
         DivergedError: if no training's loss is finite any more.
     """
-    shape = (num_steps,) if count is None else (count, num_steps)
-    buffer = torch.empty(shape, device=device, dtype=torch.float64)
-    clock = Clock(device)
-    fits = [Fit(0, clock, losses, _save=save) for losses in buffer.view(-1, num_steps)]
-    start = 0 if earlier_losses is None else len(earlier_losses)
-    if earlier_losses is not None:
-        buffer[..., :start] = earlier_losses
-    result = fits[0] if count is None else fits
+    fits, buffer, clock = _begin(num_steps, count, device, save, earlier)
+    start, compiled_before = fits[0].steps, fits[0].compile_seconds
+    result: Any = fits[0] if count is None else fits
     # On a CPU reading a loss costs nothing, and the first one that is not finite ends the training at once.
     numbers = buffer.numpy() if count is None and device.type == "cpu" else None
     with progress_bar(num_steps, initial=start, unit="step", progress=progress) as bar:
-        clock.lap(start)
         clock.start()
         for taken in range(start, num_steps):
             buffer[..., taken], compiling = step(taken)
             last = taken + 1 == num_steps
-            if callbacks or last:
+            writes = every is not None and not last and (taken + 1) % every == 0
+            pauses = bool(callbacks) or writes or last
+            if pauses:
                 clock.stop()
             for fit in fits:
-                fit.steps, fit.compile_seconds = taken + 1, compiling
+                fit.steps, fit.compile_seconds = taken + 1, compiled_before + compiling
             is_power_of_two = not taken & (taken + 1)
             if (taken + 1) % _CHECK_EVERY == 0 or last or (taken < _CHECK_EVERY and is_power_of_two):
                 clock.lap(taken + 1)
-            if numbers is not None and not math.isfinite(numbers[taken]):
+            if writes or (numbers is not None and not math.isfinite(numbers[taken])):
                 _check_finite(fits)
             if (taken + 1) % _CHECK_EVERY == 0 or last:
                 _check_finite(fits)
                 on_finite(taken + 1)
                 bar.set_postfix(loss=f"{buffer[..., taken].mean().item():.4g}", refresh=False)
                 bar.update(taken + 1 - bar.n)
-            if callbacks:
-                if any([callback(result) is True for callback in callbacks]):
-                    _check_finite(fits)
-                    on_finite(taken + 1)
-                    break
+            if callbacks and any([callback(result) is True for callback in callbacks]):
+                _check_finite(fits)
+                on_finite(taken + 1)
+                break
+            if writes:
+                checkpoint(result)
+            if pauses and not last:
                 clock.start()
     clock.read()
+    for fit in fits:
+        fit._ended = True
     return result
+
+
+def finished_fit(
+    earlier: SavedTraining, num_steps: int, device: torch.device, save: Callable[[str | PathLike, Fit], None]
+) -> Fit:
+    """The result of a training that has nothing left to do.
+
+    Args:
+        earlier: the training.
+        num_steps: the number of steps.
+        device: of the losses.
+        save: writes the state of the training to a file.
+    """
+    (fit,), *_ = _begin(num_steps, None, device, save, earlier)
+    fit._ended = True
+    return fit
+
+
+def _begin(
+    num_steps: int,
+    count: int | None,
+    device: torch.device,
+    save: Callable[[str | PathLike, Fit], None] | None,
+    earlier: SavedTraining | None,
+) -> tuple[list[Fit], Tensor, Clock]:
+    """The results of trainings before their first step, the losses that they look at, and their clock."""
+    shape = (num_steps,) if count is None else (count, num_steps)
+    buffer = torch.empty(shape, device=device, dtype=torch.float64)
+    if earlier is None:
+        start, compiled, clock = 0, 0.0, Clock(device)
+    else:
+        start, compiled, clock = earlier.steps, earlier.compile_seconds, Clock(device, earlier.laps)
+        buffer[..., :start] = earlier.losses
+    fits = [Fit(start, clock, losses, compiled, _save=save) for losses in buffer.view(-1, num_steps)]
+    return fits, buffer, clock
 
 
 def _check_finite(fits: Sequence[Fit]) -> None:

@@ -40,7 +40,7 @@ def minibatches(*tensors: Any, batch_size: int, seed: int | None = 0) -> Iterato
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"Expected tensors with one and the same number of rows, at least 1, got {sorted(sizes)}.")
     check_count("batch_size", batch_size)
-    return _endless(tensors, batch_size, as_seed(seed))
+    return _Minibatches(tensors, batch_size, as_seed(seed))
 
 
 def _tensor(given: Any) -> Tensor:
@@ -56,14 +56,37 @@ def _tensor(given: Any) -> Tensor:
     return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
 
 
-def _endless(tensors, batch_size, seed):
-    generator, device = torch.Generator().manual_seed(seed), tensors[0].device
-    while True:
-        order = torch.randperm(len(tensors[0]), generator=generator, device="cpu")
+class _Minibatches(Iterator[tuple[Tensor, ...]]):
+    """Endless minibatches; some can be passed over at the cost of their permutations alone."""
+
+    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int):
+        self._tensors, self._batch_size = tensors, batch_size
+        self._generator = torch.Generator().manual_seed(seed)
+        # Of this epoch, by batch, and how many were taken.
+        self._indices: tuple[Tensor, ...] = ()
+        self._taken = 0
+
+    def __next__(self) -> tuple[Tensor, ...]:
+        if self._taken == len(self._indices):
+            self._shuffle()
+        index = self._indices[self._taken]
+        self._taken += 1
+        # Faster than tensor[index], the same rows.
+        return (*(tensor.index_select(0, index) for tensor in self._tensors), index)
+
+    def skip(self, count: int) -> None:
+        """Pass over so many batches."""
+        while count > 0:
+            if self._taken == len(self._indices):
+                self._shuffle()
+            passed = min(count, len(self._indices) - self._taken)
+            self._taken += passed
+            count -= passed
+
+    def _shuffle(self) -> None:
+        order = torch.randperm(len(self._tensors[0]), generator=self._generator, device="cpu")
+        device = self._tensors[0].device
         if device.type == "cuda":
             # The program does not wait for a copy from pinned memory.
             order = order.pin_memory()
-        order = order.to(device, non_blocking=True)
-        for index in order.split(batch_size):
-            # Faster than tensor[index], the same rows.
-            yield (*(tensor.index_select(0, index) for tensor in tensors), index)
+        self._indices, self._taken = order.to(device, non_blocking=True).split(self._batch_size), 0

@@ -1,21 +1,38 @@
 """One training: its steps and its state, and how it ends, diverges, is saved and is resumed."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from pyro_avi.checkpoints.beginning import Beginning
+from pyro_avi.checkpoints.file import SavedTraining, check_same_tensors, write
+from pyro_avi.checkpoints.settings import digest, named, plain_part, rates_by_step
 from pyro_avi.inspection.data_errors import NoRowsError, explain_data_errors
 from pyro_avi.optimization.divergence import explain
 from pyro_avi.optimization.step import StepOptions, TrainingStep
 from pyro_avi.seeds import random_state, set_random_state
-from pyro_avi.training import checkpoint
 from pyro_avi.training.loop import DivergedError, Fit
 from pyro_avi.training.training_state import StateBackup, TrainingState, are_finite
 
-__all__ = ["Training"]
+__all__ = ["HasState", "Training"]
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A callback whose state is in checkpoints: tensors, numbers and strings in mappings, lists and tuples."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The state."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Go on from a state."""
+        ...
 
 
 class Training:
@@ -23,12 +40,13 @@ class Training:
 
     Args:
         model, guide, elbo: what is trained, and by which loss.
-        calls: the positional arguments of every step from ``start`` on.
+        first: the positional arguments of the first step.
         kwargs: those by keyword.
-        start: the number of steps taken before.
         num_steps: the number of steps in all.
         keep: whether to keep a copy of the last finite state.
         options: how a step moves the parameters.
+        callbacks: whose states are in checkpoints.
+        seed: of the draws.
 
     Raises:
         DivergedError: if model and guide cannot be run on the first call because its data or their parameters are not
@@ -40,26 +58,31 @@ class Training:
         model: Callable,
         guide: Callable,
         elbo: Any,
-        calls: Iterator[tuple],
+        first: tuple,
         kwargs: Mapping[str, Any],
         *,
-        start: int,
         num_steps: int,
         keep: bool,
         options: StepOptions,
+        callbacks: Sequence[Callable],
+        seed: int | None,
     ):
-        self._model, self._guide, self._calls, self._kwargs = model, guide, calls, kwargs
-        self._start, self._first = start, next(calls)
+        self._model, self._guide, self._elbo, self._kwargs = model, guide, elbo, kwargs
+        self._first, self._options, self._num_steps, self._seed = first, options, num_steps, seed
+        self._callbacks: list[HasState] = []
+        for callback in callbacks:
+            if isinstance(callback, HasState):
+                self._callbacks.append(callback)
         try:
-            with explain_data_errors(self._first, kwargs):
+            with explain_data_errors(first, kwargs):
                 self._training_step = TrainingStep(
-                    model, guide, elbo, num_steps=num_steps - start, call=self._first, kwargs=kwargs, options=options
+                    model, guide, elbo, num_steps=num_steps, call=first, kwargs=kwargs, options=options
                 )
         except NoRowsError:
             raise
         except ValueError as error:
             # torch's validation reports a nan without the name of its site.
-            reason = explain(model, guide, self._first, kwargs)
+            reason = explain(model, guide, first, kwargs)
             if reason is None:
                 raise
             raise DivergedError(0, math.nan, reason) from error
@@ -68,11 +91,82 @@ class Training:
         self._backup = StateBackup(self._state) if keep else None
         # By step, those since the losses were last checked: a loss that is not finite comes from one of them.
         self._recent: dict[int, tuple] = {}
+        self._start, self._last = 0, first
+        self._calls: Iterator[tuple] = iter(())
+        # Their hashes, as far as they are known: of data that are the same at every step it is taken once.
+        self._first_hash: str | None = None
+        self._last_hash: str | None = None
         self._final_random_state: list[Tensor] | None = None
+        self._checkpoint: str | None = None
+
+    def settings(self, callbacks: bool = True) -> dict[str, Any]:
+        """What decides the numbers of the training, as plain data.
+
+        Args:
+            callbacks: whether callbacks with a state are among it.
+        """
+        optimizer, options = self._training_step.optimizer, self._options
+        given = optimizer.defaults if optimizer is not None and options.optimizer is not None else {}
+        own = {name: value for name, value in vars(self._elbo).items() if not name.startswith(("_", "max_plate"))}
+        return {
+            "model": named(self._model),
+            "guide": named(self._guide),
+            "elbo": {"class": named(self._elbo)} | plain_part(own),
+            "lr": rates_by_step(self._training_step.rates, self._num_steps),
+            "optimizer": {"class": self._state.optimizer_class()} | plain_part(given) | {"lr": None},
+            "clip_norm": options.clip_norm,
+            "precision": options.precision,
+            "compile": options.compile,
+            "seed": self._seed,
+            "device": self.device.type,
+            "callbacks": [named(callback) for callback in self._callbacks if callbacks],
+            "the first batch": self._hash_of_first(),
+            "the keyword arguments": digest(dict(self._kwargs)),
+        }
+
+    def go_on(self, beginning: Beginning) -> SavedTraining:
+        """Load the state in a file; of this training itself, with the states of its callbacks.
+
+        Returns:
+            What the file holds, without the state.
+
+        Raises:
+            ValueError: if the file is of another model, guide or optimizer. Then nothing has changed.
+        """
+        path, saved = beginning.path, beginning.saved
+        if saved.optimizer != self._state.optimizer_class():
+            raise ValueError(
+                f"Expected the optimizer {saved.optimizer} of the training at {path}, got {self._state.optimizer_class()}.\n"
+                "Pass the same optimizer= that it was begun with."
+            )
+        check_same_tensors(path, "parameters and buffers", saved.values, self._state.values())
+        check_same_tensors(path, "state of Adam", saved.moments, self._state.moments())
+        self._state.load(saved.values, saved.moments, saved.optimizer_state)
+        if self._seed is not None:
+            set_random_state(saved.random)
+        if beginning.own:
+            for callback, state in zip(self._callbacks, saved.callbacks, strict=True):
+                callback.load_state_dict(state)
+        self._start, self._last_hash, self._checkpoint = saved.steps, saved.last, str(path)
+        return replace(saved, values={}, moments={}, optimizer_state=None, callbacks=[])
+
+    def follow(self, calls: Iterator[tuple]) -> None:
+        """Take the arguments of the steps to go from an iterator."""
+        self._calls = calls
+
+    def hash_of(self, call: tuple) -> str:
+        """A hash of the arguments of a step."""
+        return self._hash_of_first() if call is self._first else digest(call)
+
+    def _hash_of_first(self) -> str:
+        if self._first_hash is None:
+            self._first_hash = digest(self._first)
+        return self._first_hash
 
     def step(self, step: int) -> tuple[Tensor, float]:
         """Take a step; return the loss before it and the seconds spent in compiling so far."""
-        call = self._first if step == self._start else next(self._calls)
+        call = self._last = next(self._calls)
+        self._last_hash = None
         if self.device.type == "cpu":
             self._recent.clear()
         self._recent[step] = call
@@ -101,11 +195,11 @@ class Training:
         if self.device.type == "cpu" or self._training_step.compiled is not None:
             # Such a loss moves nothing: the parameters are those that it was evaluated at.
             reason = self._wrong_parameters(error.step) or self._explain(call)
-        backup = self._backup
-        if backup is None or backup.step is None:
-            return DivergedError(error.step, error.loss, reason)
-        backup.restore()
-        return DivergedError(error.step, error.loss, reason or self._explain(call), backup.step)
+        backup, kept = self._backup, None
+        if backup is not None and backup.step is not None:
+            backup.restore()
+            reason, kept = reason or self._explain(call), backup.step
+        return DivergedError(error.step, error.loss, reason, kept, self._checkpoint)
 
     def _wrong_parameters(self, step: int) -> str | None:
         wrong = [name for name, value in self._state.parameters().items() if not are_finite({name: value})]
@@ -122,12 +216,30 @@ class Training:
         return explain(self._model, self._guide, call, self._kwargs, gradient=gradient, names=names)
 
     def save(self, path: str | PathLike, fit: Fit) -> None:
-        """Write the state of the training to a file."""
-        checkpoint.write(path, self._state, fit.steps, fit.losses, self._final_random_state or random_state())
+        """Write the state of the training to a file, without the states of callbacks."""
+        write(path, self._saved(fit, callbacks=False))
 
-    def resume(self, path: str | PathLike, *, with_random_state: bool) -> Tensor:
-        """Load the state in a file, its random state too if asked for; return the losses until then."""
-        losses, random = checkpoint.restore(path, self._state)
-        if with_random_state:
-            set_random_state(random)
-        return losses
+    def save_finite(self, path: Path | None, fit: Fit) -> None:
+        """Write the checkpoint of the training where it has one, unless its state is not finite: then the last one stays."""
+        if path is not None and are_finite(self._state.parameters() | self._state.moments()):
+            write(path, self._saved(fit, callbacks=True))
+            self._checkpoint = str(path)
+
+    def _saved(self, fit: Fit, *, callbacks: bool) -> SavedTraining:
+        laps = fit._clock.laps_until(fit.steps)
+        return SavedTraining(
+            steps=fit.steps,
+            num_steps=fit.num_steps,
+            ended=fit._ended,
+            settings=self.settings(callbacks),
+            last=self._last_hash or self.hash_of(self._last),
+            values=self._state.values(),
+            moments=self._state.moments(),
+            optimizer=self._state.optimizer_class(),
+            optimizer_state=self._state.optimizer_state(),
+            losses=fit.losses,
+            laps=laps,
+            compile_seconds=fit.compile_seconds,
+            random=self._final_random_state or random_state(),
+            callbacks=[dict(callback.state_dict()) for callback in self._callbacks if callbacks],
+        )

@@ -49,9 +49,9 @@ def build(guide="amortized", seed=0, hidden=5, **options):
 
 
 def train(pair, num_steps, **options):
-    batches = avi.minibatches(X, batch_size=5, seed=1)
-    options = {"lr": lambda step: 0.05 / (1 + step), "seed": 3, "progress": False, "compile": False, **options}
-    return avi.fit(*pair, batches=batches, num_steps=num_steps, **options)
+    defaults = {"lr": lambda step: 0.05 / (1 + step), "seed": 3, "progress": False, "compile": False}
+    batches = {"batches": avi.minibatches(X, batch_size=5, seed=1)}
+    return avi.fit(*pair, num_steps=num_steps, **{**defaults, **batches, **options})
 
 
 def state(pair):
@@ -213,7 +213,7 @@ def test_other_and_damaged_files_are_refused(tmp_path):
         train(build(), 9, resume=tmp_path / "guide")
     whole = (tmp_path / "file").read_bytes()
     (tmp_path / "file").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match="Expected a whole file written by Fit.save"):
+    with pytest.raises(ValueError, match="Expected a whole file written by avi.fit"):
         train(build(), 9, resume=tmp_path / "file")
 
 
