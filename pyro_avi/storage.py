@@ -44,7 +44,8 @@ def save(guide: LocalGuide, path: str | PathLike) -> None:
 
     The file holds the guide's parameters in the safetensors format, and in its header as JSON what kind of guide they are
     of: class, family, encoder, sites and shapes, versions. The model and its parameters are not part of it, but a hash of
-    them is, so that :func:`load` warns beside others; :meth:`Fit.save` keeps model and guide together.
+    them is, so that :func:`load` warns beside others; :meth:`Fit.save` keeps model and guide together. Nor are the rows of a
+    guide with ``rows_on="disk"`` part of it, which stay in their folder.
 
     Args:
         guide: one of the three guides, set up.
@@ -84,6 +85,7 @@ def load(
     inputs: Any = None,
     global_guide: Any = None,
     create_plates: Callable | None = None,
+    rows_path: str | PathLike | None = None,
     **kwargs,
 ) -> LocalGuide:
     """Make a guide from a file that :func:`save` wrote.
@@ -98,6 +100,7 @@ def load(
         inputs: where the guide was made with ``inputs=``, the same function.
         global_guide: where the globals have another guide than the default, a function to one of the same kind.
         create_plates: as for every guide.
+        rows_path: where the rows of a guide with ``rows_on="disk"`` are now; by default where they were.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -123,6 +126,9 @@ def load(
         options["standardize"], options["reads_globals"] = header["standardize"], header["reads_globals"]
     elif header["class"] == "FactorizedGuide":
         options |= {"same_rows": header["same_rows"], "rows_on": header["rows_on"]}
+        if "rows_path" in header:
+            header["rows_path"] = str(Path(rows_path or header["rows_path"]).absolute())
+            options["rows_path"] = header["rows_path"]
     options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])
     guide = _GUIDES[header["class"]](model, **options)
     guide.expect(header, state)

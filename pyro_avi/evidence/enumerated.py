@@ -25,6 +25,7 @@ class Enumerated:
         self._guide, self._run = guide, config_enumerate(guide, "parallel")
         self.row_tables, self.check_rows, self.gather_rows = guide.row_tables, guide.check_rows, guide.gather_rows
         self.touched_rows, self.local_parameters = guide.touched_rows, guide.local_parameters
+        self.row_moments = guide.row_moments
 
     @property
     def rows_on(self) -> str | None:

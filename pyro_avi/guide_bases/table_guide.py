@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,30 +25,45 @@ class TableGuide(LocalGuide):
 
     Args:
         model: any Pyro callable.
-        rows_on: as for :class:`~pyro_avi.FactorizedGuide`.
+        rows_on, rows_path: as for :class:`~pyro_avi.FactorizedGuide`.
         **kwargs: as for every guide.
     """
 
     # None only with create_plates=.
     _reader: Any
 
-    def __init__(self, model: Callable, *, rows_on: str | None = None, **kwargs):
+    def __init__(
+        self, model: Callable, *, rows_on: str | None = None, rows_path: str | PathLike | None = None, **kwargs
+    ):
         super().__init__(model, **kwargs)
-        if rows_on not in (None, "cpu"):
-            raise ValueError(f"Expected rows_on to be None (where the model is) or 'cpu', got {rows_on!r}.")
-        self._rows_on = rows_on
+        if rows_on not in (None, "cpu", "disk"):
+            raise ValueError(f"Expected rows_on to be None (where the model is), 'cpu' or 'disk', got {rows_on!r}.")
+        if (rows_path is not None) != (rows_on == "disk"):
+            raise ValueError(
+                f"Expected rows_path=, a folder, with rows_on='disk' and nothing else, got {rows_path!r} and {rows_on!r}."
+            )
+        self._rows_on, self._rows_path = rows_on, None if rows_path is None else Path(rows_path).absolute()
         self._touched: list | None = None
         self._gathered: GatheredRows | None = None
 
     @property
     def rows_on(self) -> str | None:
-        """``"cpu"`` where the tables are in host memory whatever the device of the model, ``None`` where they are on it."""
+        """``"cpu"`` or ``"disk"`` where tables are there whatever the device of the model, ``None`` where they are on it."""
         return self._rows_on
 
     @property
+    def rows_path(self) -> Path | None:
+        """The folder of tables on disk."""
+        return self._rows_path
+
+    @property
     def table(self) -> nn.Parameter | dict[tuple[str, ...], nn.Parameter]:
-        """``[N, P]`` the parameters of all rows; by plates where there are several row sets."""
-        return self._by_row_set(lambda row_factor: row_factor.function.table)
+        """``[N, P]`` the parameters of all rows; by plates where there are several row sets.
+
+        Of a table on disk it is the memory of the file: the first time, the initial values of rows that were never moved are
+        written to it.
+        """
+        return self._by_row_set(lambda row_factor: row_factor.function.whole())
 
     @staticmethod
     def _table_name(row_factor: RowFactor) -> str:
@@ -55,6 +72,10 @@ class TableGuide(LocalGuide):
     def row_tables(self) -> Mapping[str, nn.Parameter]:
         """The parameters with one row for each row of the plates, by name; what a row-wise optimizer updates."""
         return {self._table_name(row_factor): row_factor.function.table for row_factor in self.row_factors}
+
+    def row_moments(self, name: str) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The memory of a new training's moments of the table of a name, see :class:`~pyro_avi.rows.table.Table`."""
+        return next(r for r in self.row_factors if self._table_name(r) == name).function.moments()
 
     def _read_rows(self, row_factor: RowFactor, data: CallData) -> Tensor:
         """The parameters ``[B, P]`` of the rows of a call, those of several plates flattened."""
@@ -67,7 +88,7 @@ class TableGuide(LocalGuide):
         for touched, known, rows in self._touched:
             if touched == name and (index is known or (index is not None and known is not None and index.equal(known))):
                 return rows
-        rows = row_factor.function.read(index) if self._gathered is None else self._gathered.rows[name]
+        rows = row_factor.function.read_to_move(index) if self._gathered is None else self._gathered.rows[name]
         rows = rows.detach().requires_grad_()
         self._touched.append((name, index, rows))
         return rows
@@ -110,7 +131,7 @@ class TableGuide(LocalGuide):
         indices = {self._table_name(row_factor): self._position(row_factor, data) for row_factor in self.row_factors}
         with torch.no_grad():
             rows = {
-                name: row_factor.function.read(indices[name])
+                name: row_factor.function.read_to_move(indices[name])
                 for row_factor in self.row_factors
                 for name in [self._table_name(row_factor)]
             }

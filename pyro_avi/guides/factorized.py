@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from os import PathLike
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.row_factor import RowFactor
@@ -12,6 +13,7 @@ from pyro_avi.guide_bases.table_guide import TableGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plates
 from pyro_avi.rows.data_recognizer import DataRecognizer
+from pyro_avi.rows.disk_table import DiskTable
 from pyro_avi.rows.subsample import Subsample
 from pyro_avi.rows.table import Table
 
@@ -35,12 +37,17 @@ class FactorizedGuide(TableGuide):
             minibatch cannot be told from the data.
         rows_on: ``"cpu"`` to keep the table in host memory, whatever device the guide is moved to, and with it the state of
             :func:`~pyro_avi.fit`'s optimizer: ``N (3 P + 1)`` numbers in all. Every call brings the rows of its batch to
-            the device of the model. ``None``: the table is where the model is.
+            the device of the model. ``None``: the table is where the model is. ``"disk"``: table and optimizer state are a
+            file of ``N (3 P + 2)`` numbers that is mapped into memory: a step reads and writes the rows of its batch alone,
+            and the number of rows is bounded by the disk. Such a guide is trained by :func:`~pyro_avi.fit`: other optimizers
+            keep their gradients and moments of the whole table in memory.
+        rows_path: the folder of tables on disk. A table that is there goes on as it is, with the parameters that it has.
+            One guide uses it at a time.
         plate, family, global_guide, init_loc_fn, init_scale, create_plates: as for every guide, see
             :class:`~pyro_avi.guide_bases.local_guide.LocalGuide`.
 
     Raises:
-        ValueError: if ``rows_on`` is neither ``None`` nor ``"cpu"``.
+        ValueError: if ``rows_on`` is none of ``None``, ``"cpu"`` and ``"disk"``, or does not go with ``rows_path``.
 
     Example::
 
@@ -53,8 +60,16 @@ class FactorizedGuide(TableGuide):
         torch.Size([20, 4])
     """
 
-    def __init__(self, model: Callable, *, same_rows: bool = False, rows_on: str | None = None, **kwargs):
-        super().__init__(model, rows_on=rows_on, **kwargs)
+    def __init__(
+        self,
+        model: Callable,
+        *,
+        same_rows: bool = False,
+        rows_on: str | None = None,
+        rows_path: str | PathLike | None = None,
+        **kwargs,
+    ):
+        super().__init__(model, rows_on=rows_on, rows_path=rows_path, **kwargs)
         self._same_rows = same_rows
         # Set by setup(), which every other method calls first.
         self._recognizer: DataRecognizer = None  # type: ignore[assignment]
@@ -74,11 +89,39 @@ class FactorizedGuide(TableGuide):
     def describe(self):
         """The kind of this guide as plain data, with the numbers of rows of its tables."""
         sizes = [list(row_factor.function.sizes) for row_factor in self.row_factors]
-        return {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
+        result = {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
+        if self._rows_path is not None:
+            tables = [row_factor.function for row_factor in self.row_factors]
+            for table in tables:
+                table.flush()
+            result |= {"rows_path": str(self._rows_path), "rows_version": [table.version for table in tables]}
+        return result
+
+    def _check_expected(self):
+        if self._expected is not None and self._rows_path is not None:
+            found, saved = [r.function.version for r in self.row_factors], self._expected["rows_version"]
+            if found != saved:
+                raise ValueError(
+                    f"Expected the rows in {self._rows_path} as the guide was saved with them, after {saved} moves, got "
+                    f"them after {found}.\nTry one of the following fixes:\n"
+                    "- a copy of the folder that was made when the guide was saved: avi.load(..., rows_path=...)\n"
+                    "- the rows as they are now: save the guide at the end of its training"
+                )
+        super()._check_expected()
 
     def _create_function(self, row_factor, initial, data, args, kwargs):
         sizes = tuple(data.rows[name].size for name in row_factor.row_set.plates)
-        return Table(initial.flatten(0, -2), sizes, self._rows_on)
+        initial = initial.flatten(0, -2)
+        if self._rows_path is None:
+            return Table(initial, sizes, self._rows_on)
+        number = sum(other.function is not None for other in self.row_factors)
+        latents = [latent.name for latent in row_factor.row_set.latents]
+        kind = {
+            "plates": list(row_factor.row_set.plates),
+            "latents": latents,
+            "family": self.family.describe()["class"],
+        }
+        return DiskTable(initial, sizes, self._rows_path / f"table{number}", kind)
 
     def _infer(self, row_factor, data, args, kwargs):
         self._check_sizes(row_factor, data)
@@ -183,15 +226,14 @@ class FactorizedGuide(TableGuide):
                 f"Expected a guide for the rows of one plate, got {', '.join(map(repr, self.row_plates))}."
             )
         function = self.row_factors[0].function
-        old = function.table.detach()
+        old = function.whole().detach()
         start = old.mean(0) if start is None else start.to(old)
         if count < 1 or start.shape not in (old.shape[1:], (count, old.shape[1])):
             raise ValueError(
                 f"Expected at least one row and a start of shape ({count}, {old.shape[1]}) or ({old.shape[1]},), got {count} "
                 f"rows and {tuple(start.shape)}."
             )
-        function.table = nn.Parameter(torch.cat([old, start.expand(count, -1)]))
-        function.sizes = (len(function.table),)
+        function.append(start.expand(count, -1))
         # The readers are for the old size, and so is the table of this name in Pyro's store.
         self._reader = self._create_reader(self._structure)
         self._take_new_name()

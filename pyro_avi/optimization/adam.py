@@ -35,6 +35,7 @@ class Adam:
     Args:
         parameter: of any shape; by rows ``[N, P]``. It is changed in place.
         rows: whether every row has a state and a step count of its own.
+        moments: the memory of what is kept beside the parameter, zeros; by default as the parameter's own.
         betas: the decay rates of the two moments.
         eps: the :math:`\epsilon` of the formula.
 
@@ -56,15 +57,23 @@ class Adam:
     """
 
     def __init__(
-        self, parameter: Tensor, *, rows: bool = False, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self,
+        parameter: Tensor,
+        *,
+        rows: bool = False,
+        moments: tuple[Tensor, Tensor, Tensor] | None = None,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
     ):
         self.parameter, self.betas, self.eps = parameter, betas, eps
         counts = (len(parameter), *(1 for _ in parameter.shape[1:])) if rows else (1,)
         # Of one dimension at least: torch.compile takes a 0-dimensional double for a Python number, and loses what is
         # written to it.
         self.values = torch.atleast_1d(parameter.detach())
-        zeros = torch.zeros_like(self.values)
-        self.moments = Moments(zeros, zeros.clone(), self.values.new_zeros(counts))
+        if moments is None:
+            zeros = torch.zeros_like(self.values)
+            moments = zeros, zeros.clone(), self.values.new_zeros(counts)
+        self.moments = Moments(*moments)
 
     @torch.no_grad()
     def step(self, index: Tensor | None, grad: Tensor, lr: float) -> None:

@@ -53,7 +53,11 @@ class HasRowTables(Protocol):
 
     @property
     def rows_on(self) -> str | None:
-        """``None`` for tables on the device of the model, which a compiled step can contain."""
+        """``None`` for tables on the device of the model, which a compiled step can contain; ``"disk"`` for those in files."""
+        ...
+
+    def row_moments(self, name: str) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The memory of a new training's moments of a table, see :class:`~pyro_avi.optimization.adam.Adam`."""
         ...
 
     def gather_rows(self, *args, **kwargs) -> Any:
@@ -103,6 +107,7 @@ class TrainingStep:
         compiled: the step as one graph, if it is one.
         optimizer: the torch optimizer of all parameters that have no :class:`~pyro_avi.optimization.adam.Adam` of their own.
         optimizer_is_given: whether :attr:`optimizer` is the user's.
+        on_disk: the tables that are in files, which are never copied.
     """
 
     def __init__(
@@ -117,7 +122,13 @@ class TrainingStep:
         kwargs: Mapping[str, Any],
     ):
         optimizer, lr, clip_norm, precision, compile = options
-        by_row = optimizer is None and isinstance(guide, HasRowTables)
+        by_row = isinstance(guide, HasRowTables)
+        if by_row and optimizer is not None and guide.rows_on == "disk":
+            raise ValueError(
+                "Expected optimizer=None, which is Adam row by row, for a guide with rows_on='disk', got one that moves "
+                "all rows at every step."
+            )
+        by_row = by_row and optimizer is None
         if by_row and keeps_one_graph(elbo):
             raise ValueError(
                 f"Expected an ELBO that runs the guide at every step, for one with a table, got {type(elbo).__name__}."
@@ -129,7 +140,11 @@ class TrainingStep:
         self._rates = [rate for _, rate in groups]
         group_of = {id(p): group for group, (members, _) in enumerate(groups) for p in members}
         tables = {name: x for name, x in guide.row_tables().items() if id(x) in group_of} if by_row else {}
-        self._tables = {name: Update(Adam(x, rows=True), group_of[id(x)]) for name, x in tables.items()}
+        self._tables = {
+            name: Update(Adam(x, rows=True, moments=guide.row_moments(name)), group_of[id(x)])
+            for name, x in tables.items()
+        }
+        self.on_disk = list(tables.values()) if by_row and guide.rows_on == "disk" else []
         in_tables = set(map(id, tables.values()))
         self._parameters = [p for members, _ in groups for p in members if id(p) not in in_tables]
         self.check_rows = guide.check_rows if tables else lambda *args, **kwargs: None
@@ -197,6 +212,9 @@ class TrainingStep:
         if self.compiled is not None:
             self.compiled.state.set_rates(rates)
         result = self._evaluate(call, kwargs)
+        if self.on_disk and not all(grad is None or grad.isfinite().all() for _, _, grad in result.rows):
+            # Of tables on disk there is no copy to go back to.
+            return torch.full_like(result.loss, math.nan)
         # A loss that is not finite moves nothing, so that its cause can still be found; a graph sees to that itself.
         if self.device.type != "cpu" or math.isfinite(result.loss.item()):
             # A graph has moved the parameters itself, by a clipped gradient.

@@ -1,4 +1,4 @@
-"""The parameters of all rows, where the model is or in host memory."""
+"""The parameters of all rows, where the model is or in host memory; on disk: see :mod:`~pyro_avi.rows.disk_table`."""
 
 from typing import NamedTuple
 
@@ -41,6 +41,23 @@ class Table(nn.Module):
         # Unlike indexing in brackets, `index_select` does not accept negative positions.
         return (self.table if index is None else self.table.index_select(0, index)).to(self.device)
 
+    def read_to_move(self, index: Tensor | None) -> Tensor:
+        """The same as :meth:`read`, of rows that an optimizer is going to move in the memory of :attr:`table`."""
+        return self.read(index)
+
+    def whole(self) -> nn.Parameter:
+        """The parameters ``[N, P]`` of all rows."""
+        return self.table
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Where an optimizer is to keep its moments ``[N, P]`` and the visits ``[N, 1]`` of rows; ``None``: as it likes."""
+        return None
+
+    def append(self, start: Tensor) -> None:
+        """Append rows with the parameters ``[M, P]``."""
+        self.table = nn.Parameter(torch.cat([self.table.detach(), start]))
+        self.sizes = (len(self.table),)
+
     def _apply(self, fn, recurse=True):
         def of_table(tensor: Tensor) -> Tensor:
             asked = fn(tensor.new_empty(0))
@@ -50,7 +67,7 @@ class Table(nn.Module):
 
 
 class GatheredRows(NamedTuple):
-    """The rows that a call reads of tables in host memory, copied to the device of the model before the call.
+    """The rows that a call reads of tables in host memory or on disk, copied to the device of the model before the call.
 
     Attributes:
         draws: by plate the rows ``[B]`` drawn by the guide, for plates that the model subsamples itself.

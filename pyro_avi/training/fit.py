@@ -88,7 +88,8 @@ def fit(
             that returns ``True`` ends the training. See :class:`~pyro_avi.Validation`.
         keep: whether to keep a copy of the last finite state, which is restored when the training diverges. It needs the
             memory of parameters and optimizer a second time. Copying takes at most 1 % of the time, so that of a large model
-            the copy is older.
+            the copy is older. Of a guide with ``rows_on="disk"`` nothing is copied; its rows are never moved by what is not
+            finite.
         checkpoint: a file to which the training is written every so many steps and at its end, and from which it goes on where
             the file is there: a program that is killed and started again comes to the numbers of one that never stopped,
             compiled or not. The file holds all that decides them: parameters, buffers, optimizer, random state, the place in
@@ -148,6 +149,8 @@ def fit(
             callbacks=callbacks,
             seed=seed,
         )
+        if checkpoint is not None or resume is not None:
+            training.check_in_memory()
         start, earlier, beginning = 0, None, files.choose(training.settings)
         if beginning is not None:
             start, finished = beginning.saved.steps, beginning.is_finished(num_steps)

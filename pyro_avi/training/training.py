@@ -88,7 +88,7 @@ class Training:
             raise DivergedError(0, math.nan, reason) from error
         self.device = self._training_step.device
         self._state = TrainingState(self._training_step, model, guide)
-        self._backup = StateBackup(self._state) if keep else None
+        self._backup = StateBackup(self._state) if keep and not self._training_step.on_disk else None
         # By step, those since the losses were last checked: a loss that is not finite comes from one of them.
         self._recent: dict[int, tuple] = {}
         self._start, self._last = 0, first
@@ -186,7 +186,7 @@ class Training:
             DivergedError: if the last step has moved parameters to nan or infinity.
         """
         self._final_random_state = random_state()
-        if not are_finite(self._state.parameters()):
+        if not are_finite(self._state.parameters_in_memory()):
             raise self.diverged(DivergedError(fit.steps, math.nan))
 
     def diverged(self, error: DivergedError) -> DivergedError:
@@ -202,7 +202,7 @@ class Training:
         return DivergedError(error.step, error.loss, reason, kept, self._checkpoint)
 
     def _wrong_parameters(self, step: int) -> str | None:
-        wrong = [name for name, value in self._state.parameters().items() if not are_finite({name: value})]
+        wrong = [name for name, value in self._state.parameters_in_memory().items() if not are_finite({name: value})]
         if not wrong:
             return None
         if step == self._start:
@@ -215,8 +215,26 @@ class Training:
         gradient, names = self._training_step.gradient, self._state.names
         return explain(self._model, self._guide, call, self._kwargs, gradient=gradient, names=names)
 
+    def check_in_memory(self) -> None:
+        """Refuse a training that a file cannot hold.
+
+        Raises:
+            ValueError: if it has tables on disk.
+        """
+        if self._training_step.on_disk:
+            raise ValueError(
+                "Expected tables in memory, for a training in a file, got rows_on='disk': a table on disk is not copied, and "
+                "goes on from where it is.\nSave the guide by avi.save and the model by its state_dict at the end of a "
+                "training; the next one begins with them, and with new moments."
+            )
+
     def save(self, path: str | PathLike, fit: Fit) -> None:
-        """Write the state of the training to a file, without the states of callbacks."""
+        """Write the state of the training to a file, without the states of callbacks.
+
+        Raises:
+            ValueError: if it has tables on disk.
+        """
+        self.check_in_memory()
         write(path, self._saved(fit, callbacks=False))
 
     def save_finite(self, path: Path | None, fit: Fit) -> None:

@@ -54,6 +54,11 @@ class TrainingState:
         """The parameters by name."""
         return {self.names[id(parameter)]: parameter.detach() for parameter in self._training_step.parameters}
 
+    def parameters_in_memory(self) -> dict[str, Tensor]:
+        """The parameters by name without tables on disk, whose rows are checked as they are moved."""
+        on_disk = {self.names[id(table)] for table in self._training_step.on_disk}
+        return {name: value for name, value in self.parameters().items() if name not in on_disk}
+
     def values(self) -> dict[str, Tensor]:
         """The parameters by name, and the buffers."""
         return self.parameters() | {name: module._buffers[own] for name, module, own in self._buffers}

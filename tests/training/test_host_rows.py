@@ -44,17 +44,18 @@ class Drawn(Given):
         return pyro.plate("data", self.size, subsample_size=B), x
 
 
-def train(model_class, rows_on, device="cpu", **options):
+def train(model_class, rows_on, device="cpu", rows_path=None, **options):
     x = X.to(device)
     torch.manual_seed(1)
     model = model_class().to(device)
-    guide = avi.FactorizedGuide(model, rows_on=rows_on)
+    guide = avi.FactorizedGuide(model, rows_on=rows_on, rows_path=rows_path)
     args = (x,) if model_class is Drawn else ()
     if not args:
         options.setdefault("batches", avi.minibatches(x, batch_size=B))
     options = {"num_steps": 9, "lr": 0.02, "elbo": TraceMeanField_ELBO(), "progress": False, **options}
     losses = avi.fit(model, guide, *args, **options).losses
-    return losses, torch.cat([p.detach().cpu().flatten() for module in (model, guide) for p in module.parameters()])
+    assert list(guide.parameters()) == [guide.table]
+    return losses, torch.cat([p.detach().cpu().flatten() for p in (*model.parameters(), guide.table)])
 
 
 def twice(rows=(3, 7, 3, 0, 7)):
@@ -212,7 +213,7 @@ def test_svi_and_answers_read_the_table_too():
 
 
 def test_other_places_are_refused():
-    with pytest.raises(ValueError, match="rows_on to be None .where the model is. or 'cpu', got 'cuda'"):
+    with pytest.raises(ValueError, match="rows_on to be None .where the model is., 'cpu' or 'disk', got 'cuda'"):
         avi.FactorizedGuide(Given(), rows_on="cuda")
 
 

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -59,9 +60,10 @@ def keep_at_every_step():
 def train(compile, rows_on):
     x = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     model = avi.models.VAE(avi.models.DenseDecoder(2, (3,), (1, 2, 2)), size=20)
-    guide, growth = avi.FactorizedGuide(model, rows_on=rows_on), Growth()
-    batches = avi.minibatches(x, batch_size=5)
-    avi.fit(model, guide, batches=batches, num_steps=STEPS, compile=compile, progress=False, callbacks=[growth])
+    batches, growth = avi.minibatches(x, batch_size=5), Growth()
+    with tempfile.TemporaryDirectory() as folder:
+        guide = avi.FactorizedGuide(model, rows_on=rows_on, rows_path=folder if rows_on == "disk" else None)
+        avi.fit(model, guide, batches=batches, num_steps=STEPS, compile=compile, progress=False, callbacks=[growth])
     return growth.bytes
 
 
@@ -69,7 +71,7 @@ def test_what_every_step_keeps_is_seen():
     assert in_fresh_process(keep_at_every_step) > LIMIT
 
 
-@pytest.mark.parametrize("rows_on", [None, "cpu"])
+@pytest.mark.parametrize("rows_on", [None, "cpu", "disk"])
 @pytest.mark.parametrize("compile", [pytest.param(True, marks=needs_compiler), False])
 def test_memory_does_not_grow(compile, rows_on):
     assert in_fresh_process(train, compile, rows_on) < LIMIT
