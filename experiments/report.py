@@ -10,9 +10,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments.reporting.document import Document, Note, ReportError
+from experiments.reporting.document import Document, Note
 from experiments.reporting.pages import save, terminal
 from experiments.reporting.provenance import cells_csv, made_by, warnings
+from experiments.reporting.records import ReportError
 from experiments.runner import registry
 from experiments.runner.store import Contents, Store, StoreError
 

@@ -1,30 +1,42 @@
-"""Ratios that are to keep to a limit, and what is above."""
+"""Ratios that are to keep to a limit, and whether they do."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
-from experiments.reporting.document import Note, counted, listed
+from experiments.reporting.document import Figure, Note
+from experiments.reporting.figures import dots
 
 
 class Limit(NamedTuple):
-    """A measured ratio and the most that it may be."""
+    """A measured ratio with its quartiles, and the most that it may be."""
 
     what: str
     ratio: float
     most: float
+    low: float = math.nan
+    high: float = math.nan
 
 
 def verdict(limits: Sequence[Limit]) -> Note:
-    """Which of the ratios lie above their limits.
+    """How many of the ratios lie above their limits, and which the most.
 
     >>> verdict([Limit("a", 1.0, 1.1), Limit("b", 1.2, 1.1)]).text
-    'Above the limit, 1 of 2 ratios: b, 1.20 (1.10).'
+    '1 of 2 ratios are above their limits, most of all b: 1.20, at most 1.10.'
     """
-    above = [f"{what}, {ratio:.2f} ({most:.2f})" for what, ratio, most in limits if ratio > most]
     if not limits:
         return Note("warning", "None of the ratios that are to keep to a limit was measured.")
-    if not above:
-        return Note("answer", f"All within the limits: {counted(len(limits), 'ratio')}.")
-    return Note("warning", f"Above the limit, {len(above)} of {counted(len(limits), 'ratio')}: {listed(above)}.")
+    labels, most = [each.what for each in limits], [(each.most, math.nan, math.nan) for each in limits]
+    series = {"ratio": [(each.ratio, each.low, each.high) for each in limits], "at most": most}
+    figure = Figure(
+        "limits", "Ratios and limits", "A line: from quartile to quartile.", partial(dots, labels, series, "ratio")
+    )
+    above = [each for each in limits if each.ratio > each.most]
+    text = f"{len(above)} of {len(limits)} ratios are above their limits"
+    if above:
+        worst = max(above, key=lambda each: each.ratio / each.most)
+        text += f", most of all {worst.what}: {worst.ratio:.2f}, at most {worst.most:.2f}"
+    return Note("warning" if above else "answer", f"{text}.", figure=figure)

@@ -9,10 +9,11 @@ from pathlib import Path
 import jinja2
 
 from experiments.files import LEFTOVERS, write_whole
-from experiments.reporting.document import Document, ReportError
+from experiments.reporting.document import Document
+from experiments.reporting.records import ReportError
 from experiments.reporting.tables import csv_text
 
-__all__ = ["render", "save", "terminal"]
+__all__ = ["data", "render", "save", "terminal"]
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -29,8 +30,7 @@ def save(drawn: Document, folder: Path, **texts: str) -> Path:
     files = {figures / f"{drawn.names[figure]}.png": figure.png for part in drawn.walk() for figure in part.drawings}
     texts |= {name: csv_text(lines) for name, lines in data(drawn).items()}
     files |= {folder / f"{name}.csv": text.encode() for name, text in texts.items()}
-    files[folder / "summary.md"] = render("summary.md", drawn).encode()
-    files[page] = render("report.html", drawn).encode()
+    files |= {folder / "summary.md": render("summary.md", drawn).encode(), page: render(page.name, drawn).encode()}
     try:
         figures.mkdir(parents=True, exist_ok=True)
         # Figures of a part that left the store would otherwise stay beside those that belong to it; so would a killed write's.
@@ -70,12 +70,7 @@ def render(template: str, drawn: Document) -> str:
 
 def terminal(drawn: Document) -> str:
     """Answers and warnings in lines of 100 characters at most, and the tables, as plain text."""
-    parts = list(drawn.walk())
-    notes = [(note, part) for part in parts for note in part.notes if note.kind != "reading"]
-    said = [
-        ": ".join(filter(None, ["" if part is drawn else part.title, note.title, note.text])) for note, part in notes
-    ]
-    tables = [
-        table.text() for part in parts for table in part.tables if any(c.show == "everywhere" for c in table.columns)
-    ]
-    return "\n\n".join([textwrap.fill(text, 100) for text in said] + tables)
+    parts = [("" if part is drawn else part.title, part) for part in drawn.walk()]
+    notes = [(title, note.title, note.text) for title, part in parts for note in part.notes]
+    tables = [table.text() for _, part in parts for table in part.tables if table.brief]
+    return "\n\n".join([textwrap.fill(": ".join(filter(None, said)), 100) for said in notes] + tables)

@@ -13,18 +13,11 @@ SEEN = 2.0
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One number of one run and the standard error of its Monte Carlo estimate (0 for an exact number)."""
-
-    value: float
-    se: float = 0.0
-
-
-@dataclass(frozen=True)
 class Mean:
-    """A mean over seeds with its standard error; `value` and `se` are nan where nothing was measured.
+    """A mean over seeds with its standard error, or one number of one run with its Monte Carlo error; nan where unknown.
 
-    With one seed `se` holds the Monte Carlo error alone, or nan if that is zero: the spread over seeds is unknown.
+    >>> print(Mean(241.3456, 0.1234, 3), Mean(0.04321, math.nan, 1), Mean(5120.4, 33.3, 3), Mean(), sep="; ")
+    241.35 ± 0.12; 0.0432; 5,120 ± 33; -
     """
 
     value: float = math.nan
@@ -44,61 +37,49 @@ class Mean:
         """
         return int(np.sign(self.value)) if abs(self.value) > SEEN * self.se else 0
 
-    def __abs__(self) -> Mean:
-        return Mean(abs(self.value), self.se, self.seeds)
-
     def __str__(self) -> str:
-        """ "value ± se", the error with two significant digits, two decimals at most while they show it.
-
-        >>> print(Mean(241.3456, 0.1234, 3), Mean(0.04321, math.nan, 1), Mean(5120.4, 33.3, 3), sep="; ")
-        241.35 ± 0.12; 0.0432; 5,120 ± 33
-        >>> print(Mean(-24.3891, 0.0301, 2), Mean(0.0004321, 0.0000211, 2), Mean(), sep="; ")
-        -24.39 ± 0.03; 0.00043 ± 0.00002; -
-        """
         # An error below rounding of the value, as of numbers that agree over seeds, is no error to print.
         if not self.known or not math.isfinite(self.se) or self.se <= 1e-9 * abs(self.value):
             return significant(self.value)
+        # Two significant digits of the error, two decimals at most while they show it.
         first = -math.floor(math.log10(self.se))
         places = max(min(first + 1, max(first, 2)), 0)
         return f"{self.value:,.{places}f} ± {self.se:,.{places}f}"
 
 
-def mean_over_seeds(values: Iterable[Measured]) -> Mean:
-    """The mean over seeds and its standard error.
+def mean_over_seeds(values: Iterable[Mean]) -> Mean:
+    """The mean over the seeds whose values are finite, and its standard error.
 
     With S seeds, values v_s of standard deviation sd and Monte Carlo errors m_s::
 
         se = sqrt(max(sd^2, mean_s m_s^2) / S)
 
     sd already contains the Monte Carlo error, whose draws differ between seeds, so the two are not added; the maximum
-    keeps a chance agreement of few seeds from passing for precision. Values that are not finite are left out.
+    keeps a chance agreement of few seeds from passing for precision. Of one seed `se` is the Monte Carlo error alone, or
+    nan if that is zero.
 
-    >>> mean_over_seeds([Measured(1.0, 0.1), Measured(3.0, 0.1)])
+    >>> mean_over_seeds([Mean(1.0, 0.1), Mean(3.0, 0.1)])
     Mean(value=2.0, se=1.0, seeds=2)
-    >>> mean_over_seeds([Measured(2.0, 0.3), Measured(2.0, 0.3), Measured(2.0, 0.3)]).se == 0.3 / 3**0.5
-    True
     """
-    finite = [measured for measured in values if math.isfinite(measured.value)]
+    finite = [each for each in values if each.known]
     if not finite:
         return Mean()
-    value = float(np.mean([measured.value for measured in finite]))
-    monte_carlo = float(np.mean([measured.se**2 for measured in finite]))
+    numbers, errors = ([getattr(each, name) for each in finite] for name in ("value", "se"))
+    monte_carlo = float(np.mean(np.square(errors)))
     if len(finite) == 1:
-        return Mean(value, math.sqrt(monte_carlo) or math.nan, 1)
-    between = float(np.var([measured.value for measured in finite], ddof=1))
-    return Mean(value, math.sqrt(max(between, monte_carlo) / len(finite)), len(finite))
+        return Mean(numbers[0], math.sqrt(monte_carlo) or math.nan, 1)
+    se = math.sqrt(max(float(np.var(numbers, ddof=1)), monte_carlo) / len(finite))
+    return Mean(float(np.mean(numbers)), se, len(finite))
 
 
-def paired_difference(minuend: Mapping[int, Measured], subtrahend: Mapping[int, Measured]) -> Mean:
+def paired_difference(minuend: Mapping[int, Mean], subtrahend: Mapping[int, Mean]) -> Mean:
     """The mean of minuend - subtrahend over the seeds that both have, each seed's difference taken first.
 
-    >>> paired_difference({1: Measured(5.0), 2: Measured(8.0), 3: Measured(0.0)}, {1: Measured(4.0), 2: Measured(5.0)})
+    >>> paired_difference({1: Mean(5.0, 0.0), 2: Mean(8.0, 0.0)}, {1: Mean(4.0, 0.0), 2: Mean(5.0, 0.0), 3: Mean()})
     Mean(value=2.0, se=1.0, seeds=2)
     """
-    return mean_over_seeds(
-        Measured(minuend[seed].value - subtrahend[seed].value, math.hypot(minuend[seed].se, subtrahend[seed].se))
-        for seed in sorted(minuend.keys() & subtrahend.keys())
-    )
+    pairs = [(minuend[seed], subtrahend[seed]) for seed in sorted(minuend.keys() & subtrahend.keys())]
+    return mean_over_seeds(Mean(one.value - other.value, math.hypot(one.se, other.se)) for one, other in pairs)
 
 
 @dataclass(frozen=True)
@@ -138,16 +119,12 @@ def ratio_text(numerator: Duration | None, denominator: Duration | None) -> str:
 
     >>> ratio_text(Duration(300), Duration(100)), ratio_text(Duration(300, True), Duration(100))
     ('3.0', '> 3.0')
-    >>> ratio_text(Duration(300), Duration(900, True)), ratio_text(Duration(3, True), Duration(9, True))
-    ('< 0.33', 'unknown')
     """
-    if numerator is None or denominator is None or (numerator.censored and denominator.censored):
-        return "unknown"
-    if denominator.value == 0:
+    both = [numerator, denominator]
+    if None in both or denominator.value == 0 or all(each.censored for each in both):
         return "unknown"
     ratio = numerator.value / denominator.value
-    bound = "> " if numerator.censored else "< " if denominator.censored else ""
-    return bound + (f"{ratio:.2f}" if ratio < 1 else f"{ratio:.1f}" if ratio < 100 else f"{ratio:.0f}")
+    return f"{'> ' * numerator.censored}{'< ' * denominator.censored}{ratio:.{1 + (ratio < 1)}f}"
 
 
 def significant(value: float, digits: int = 3) -> str:
@@ -158,8 +135,7 @@ def significant(value: float, digits: int = 3) -> str:
     """
     if not math.isfinite(value):
         return "-"
-    if value == 0:
-        return "0"
-    places = max(digits - 1 - math.floor(math.log10(abs(value))), 0)
-    text = f"{value:,.{places}f}"
+    places = max(digits - 1 - math.floor(math.log10(abs(value) or 1.0)), 0)
+    # Without the sign of a zero.
+    text = f"{value + 0.0:,.{places}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text

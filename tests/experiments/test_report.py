@@ -7,11 +7,12 @@ import types
 import pytest
 
 from experiments import report
-from experiments.reporting import document, limits, provenance, statistics, tables
+from experiments.reporting import document, limits, provenance, records, statistics, tables
 from experiments.reporting.document import Document, Figure, Note
 from experiments.runner.cell import Cell
 from experiments.runner.record import FORMAT
 from experiments.runner.store import Store
+from experiments.sweeps.suboptimality.report import rows
 
 PROVENANCE = {
     "commit": "a" * 40, "machine": {"processor": "P", "cores": 2}, "versions": {"torch": "2"}, "command": "c",
@@ -47,7 +48,7 @@ def files(folder):
 
 
 @pytest.mark.parametrize(
-    "module", [document, limits, provenance, statistics, tables], ids=lambda module: module.__name__
+    "module", [document, limits, provenance, records, statistics, tables, rows], ids=lambda module: module.__name__
 )
 def test_the_docstrings_hold(module):
     done = doctest.testmod(module)

@@ -2,22 +2,33 @@
 
 from collections.abc import Mapping
 
-from experiments.reporting.document import Document, pick, reading
+from experiments.reporting.document import Document
 from experiments.reporting.limits import Limit, verdict
 from experiments.reporting.tables import Column, Table
 
 __all__ = ["document"]
 
-#: What the guides are to keep to, by model.
+#: The most that the ratio of a step is to be, by model.
 LIMITS = {"tiny": 1.10, "image": 1.02}
 READING = """
-Rounds of steps with the library's guide and with the one written by hand follow one another in one process on one thread;
-the ratio is taken within a round. Processor time, medians over the rounds. Pyro's validation is off. Rows given: the call
-says which; rows drawn: the model draws them (subsample_size).
+Ratio: processor time of a step with the library's guide by that of one written by hand, within a round; medians over rounds.
 
-Tiny: 200 rows of 4 numbers, 2 latents, 20 rows a step; an encoder of 16 units. Image: a Bayesian decoder of 64-256-256-784,
-1,000 rows a step; an encoder of 64 units.
+Tiny: 200 rows of 4 numbers, 2 latents, 20 rows a step. Image: a Bayesian decoder of 64-256-256-784, 1,000 rows a step.
+Rows given: the call says which; rows drawn: the model draws them (subsample_size).
 """
+COLUMNS = [
+    Column("model", "settings.workload"),
+    Column("guide", "settings.guide"),
+    Column("rows", "settings.rows"),
+    Column("rounds", "settings.rounds", "page"),
+    Column("steps", "settings.steps", "page"),
+    Column("library, ms", "result.guide_ms"),
+    Column("by hand, ms", "result.by_hand_ms"),
+    Column("ratio", "result.ratio", text="{:.3f}".format),
+    Column("lower quartile", lambda record: record["result"]["ratio_quartiles"][0], text="{:.3f}".format),
+    Column("upper quartile", lambda record: record["result"]["ratio_quartiles"][1], text="{:.3f}".format),
+    Column("at most", lambda record: LIMITS.get(record["settings"]["workload"])),
+]
 
 
 def document(records: Mapping[str, Mapping]) -> Document:
@@ -26,42 +37,13 @@ def document(records: Mapping[str, Mapping]) -> Document:
     Raises:
         ReportError: if a record lacks a field of this sweep.
     """
-    lines = sorted(
-        records.values(), key=lambda record: [setting(record, name) for name in ("workload", "guide", "rows")]
-    )
-    limits = [
-        Limit(
-            f"{model} model, {setting(record, 'guide')}, rows {setting(record, 'rows')}", result(record, "ratio"), most
-        )
-        for model, most in LIMITS.items()
-        for record in lines
-        if setting(record, "workload") == model
-    ]
-    columns = [
-        Column("model", lambda record: setting(record, "workload")),
-        Column("guide", lambda record: setting(record, "guide")),
-        Column("rows", lambda record: setting(record, "rows")),
-        Column("rounds", lambda record: pick(record, "settings", "rounds"), "page"),
-        Column("steps", lambda record: pick(record, "settings", "steps"), "page"),
-        Column("library, ms", lambda record: result(record, "guide_ms")),
-        Column("by hand, ms", lambda record: result(record, "by_hand_ms")),
-        Column("ratio", lambda record: result(record, "ratio"), text="{:.3f}".format),
-        *(Column(name, lambda record, i=i: pick(record, "result", "ratio_quartiles")[i], text="{:.3f}".format)
-          for i, name in enumerate(("lower quartile", "upper quartile"))),
-        Column("at most", lambda record: LIMITS.get(setting(record, "workload"))),
-    ]  # fmt: skip
+    lines = sorted(records.values(), key=lambda record: [column.of(record) for column in COLUMNS[:3]])
+    table = Table("A training step", COLUMNS, lines, group="model", file="summary")
+    limits = []
+    for line in (line for line in table.values if line["model"] in LIMITS):
+        what = f"{line['model']} model, {line['guide']}, rows {line['rows']}"
+        limits.append(Limit(what, *(line[name] for name in ("ratio", "at most", "lower quartile", "upper quartile"))))
+    lead = "A step of Pyro's SVI with a guide of the library, against the same guide written by hand for one model."
     return Document(
-        title="What generality costs",
-        lead="A step of Pyro's SVI with a guide of the library, against the same guide written by hand for one model.",
-        notes=[verdict(limits)],
-        tables=[Table("A training step", columns, lines, group="model", file="summary")],
-        parts=[reading(READING)],
+        "What generality costs", lead, [verdict(limits)], [table], parts=[Document("How to read this", READING)]
     )
-
-
-def setting(record: Mapping, name: str) -> str:
-    return str(pick(record, "settings", name))
-
-
-def result(record: Mapping, name: str) -> float:
-    return float(pick(record, "result", name))

@@ -5,8 +5,8 @@ import argparse
 import pyro
 import pytest
 
-from experiments.reporting.document import ReportError
 from experiments.reporting.pages import data, terminal
+from experiments.reporting.records import ReportError
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import overhead
 from experiments.sweeps.overhead import report
@@ -65,7 +65,9 @@ def test_the_report_says_what_lies_above_the_limit():
     document = report.document(records)
 
     (note,) = document.notes
-    assert note.kind == "warning" and "1 of 2 ratios: image model, constant, rows given, 1.05 (1.02)." in note.text
+    assert note.kind == "warning" and note.text.startswith("1 of 2 ratios are above their limits")
+    assert "image model, constant, rows given: 1.05, at most 1.02." in note.text
+    assert note.figure.png.startswith(b"\x89PNG")
     assert [line["ratio"] for line in data(document)["summary"]] == [1.05, 1.05]
     (note,) = report.document({"a": record("tiny", "constant", 1.05)}).notes
     assert note.kind == "answer"

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from functools import partial
 
-from experiments.reporting.document import Document, Figure, Note, reading
-from experiments.reporting.statistics import SEEN
+from experiments.reporting.document import Document, Figure, Note
+from experiments.reporting.figures import curves
+from experiments.reporting.statistics import mean_over_seeds, paired_difference, ratio_text, significant
 from experiments.sweeps.images.report import claims, figures, tables
-from experiments.sweeps.images.report.answer import answer
-from experiments.sweeps.images.report.sections import Section, read
-from experiments.sweeps.images.report.warnings import warnings
+from experiments.sweeps.images.report.sections import BOUND, Comparison, Section, read
 
 __all__ = ["document"]
 
 READING = f"""
-Guides: one set of variational parameters for all rows (constant), computed by an encoder of width k (A-VI), kept for every
-row (F-VI). ELBO: the exact bound in nats a row; on training rows it contains the KL divergence of the decoder's weights, on
-test rows the local terms alone. MSE: of the reconstruction at the posterior means.
+Constant: one set of variational parameters for all rows; A-VI k: an encoder of width k computes them; F-VI: every row has its
+own; F-VI from k: went on from that encoder's outputs, its steps and seconds counted in. Published: one learning rate, a fixed
+number of steps. Fair: rates tuned for every guide, training until the last half of the steps gains less than a stated share.
 
-Published: one learning rate for all, a fixed number of steps. Fair: rates tuned for each guide, rounds of training until
-the last half of the steps gains less than a stated share; F-VI's bound is, by seed, the best of its own start, of one from
-the widest encoder's outputs, and of A-VI's. Test rows of F-VI are refined with the decoder frozen, which no encoder is
-granted.
-
-Errors are over seeds, the Monte Carlo error alone with one seed; gaps are taken seed by seed and count from {SEEN:g} of
-them on. Curves, levels, times, and bounds at equal steps and seconds watch the first 500 training rows. A-VI's level: its
-last point less {claims.LEVEL_SHARE:.0%} of its lead over the constant guide; '>' where too few seeds got there.
+ELBO: nats a row, of training rows with the KL divergence of the decoder's weights, of test rows without. Curves and times
+watch the first 500 training rows. A-VI's level: its last point less {claims.LEVEL_SHARE:.0%} of its lead over the constant
+guide; '>': too few seeds got there. F-VI of test rows is refined with the decoder frozen, which no encoder is granted.
 """
 
 
@@ -39,40 +32,113 @@ def document(records: Mapping[str, Mapping]) -> Document:
     """
     found = read(records)
     colours = figures.palette(found)
-    nothing = "The store holds tuning cells alone; the results follow when the sweep goes on."
+    nothing = Note(
+        "warning", "The store holds tuning cells alone; the results follow when the sweep goes on.", "No result yet"
+    )
     return Document(
         title="What amortization costs on images",
         lead="One Bayesian decoder and three guides, which differ in where the variational parameters of a row come from.",
-        notes=[_opening(section, colours) for section in found] or [Note("warning", nothing, "No result yet")],
+        notes=[_answer(section, colours) for section in found] or [nothing],
         tables=[claims.table(found)] if found else [],
-        parts=[
-            *(_part(section, colours) for section in found),
-            reading(READING),
-        ],
+        parts=[*(_part(section, colours) for section in found), Document("How to read this", READING)],
     )
 
 
-def _opening(section: Section, colours: figures.Colours) -> Note:
-    """The answer of a section with its figure."""
-    caption = "A line a seed; a dot: training ended. 'F-VI from' goes on where that encoder ended."
-    draw = partial(figures.curves, section, colours, figures.OPENING, section.protocols[-1:])
-    return replace(answer(section), figure=Figure("opening", "Training ELBO by second", caption, draw))
+def _answer(section: Section, colours: figures.Colours) -> Note:
+    """The order of the guides, what amortization costs and saves, of the fair protocol where the store has it."""
+    comparison = section.comparisons[-1]
+    grid = figures.panels([comparison], colours, figures.BOUNDS[1:])
+    figure = Figure("opening", "Training ELBO by second", "A line a seed.", partial(curves, grid))
+    best, constant = comparison.best(), comparison.arms.get("constant")
+    if best is None or not comparison.bound:
+        text = f"No seed of both F-VI and an amortized guide has finished under the {comparison.protocol} protocol."
+        return Note("warning", text, section.title, figure)
+    _, race, final = claims.compare(comparison, best)
+    chain = f"F-VI ({final.factorized}) {'<' if final.gap.sign < 0 else '≥'} {best.label} ({final.amortized})"
+    if constant is not None and constant.done:
+        lead = paired_difference(best.each(*BOUND), constant.each(*BOUND))
+        chain += f" {'<' if lead.sign < 0 else '≥'} constant ({constant.mean(*BOUND)})"
+    late = "; ".join(_late(comparison, best.label))
+    cost = (
+        f"Not converged; the last half of the steps changed {late}."
+        if late
+        else f"Amortization costs {final.gap} nats a row; to A-VI's level A-VI takes {race.fast or '-'} s and F-VI "
+        f"{race.slow or '-'} s (ratio {ratio_text(race.slow, race.fast)})."
+    )
+    text = f"{chain} nats a row; {comparison.protocol} protocol, seeds: {final.gap.seeds}. {cost}"
+    return Note("warning" if late or " < " in chain else "answer", text, section.title, figure)
+
+
+def _late(comparison: Comparison, best: str) -> Iterator[str]:
+    """What the bounds of F-VI, the best A-VI and the constant guide still gained, and at what cost, where not converged."""
+    runs = {"F-VI": [arm.runs[seed] for seed, arm in comparison.trained.items()]}
+    runs |= {
+        label: list(comparison.arms[label].done.values()) for label in (best, "constant") if label in comparison.arms
+    }
+    for label, every in runs.items():
+        late = [run for run in every if not run.converged]
+        means = (
+            mean_over_seeds(run.mean("convergence", f"late_{name}") for run in late) for name in ("gain", "seconds")
+        )
+        gain, seconds = (mean.value for mean in means)
+        if late:
+            yield f"{label} {'+' * (gain > 0)}{significant(gain, 2)} nats a row in {significant(seconds, 2)} s"
 
 
 def _part(section: Section, colours: figures.Colours) -> Document:
     """One section of the report."""
-    fixed, draw = section.settings, partial(figures.curves, section, colours, protocols=section.protocols)
+    fixed, comparisons = section.settings, section.comparisons
+    shown = [
+        Figure(
+            name,
+            title,
+            "A line a seed; a cross: it diverged.",
+            partial(curves, figures.panels(comparisons, colours, pairs)),
+        )
+        for name, title, pairs in (
+            ("elbo", "ELBO by step and by second", figures.BOUNDS),
+            ("mse", "Reconstruction error by second", figures.ERRORS),
+        )
+    ]
+    for comparison in filter(figures.pictured, comparisons):
+        drawing = partial(figures.reconstructions, comparison, colours)
+        caption = "Test images and their reconstructions at the posterior means, first seeds."
+        shown.append(
+            Figure(
+                f"{comparison.protocol} reconstructions", f"Reconstructions, {comparison.protocol}", caption, drawing
+            )
+        )
     lead = (
         f"{fixed['num_train']:,} training rows, minibatches of {fixed['batch_size']:,}, {fixed['latent_dim']} latents a row, "
         f"hidden layers of {fixed['hidden_dim']}."
     )
-    caption = "A line a seed; the first steps lie below. A cross: a run that diverged."
-    shown = [
-        Figure("elbo", "ELBO by step and by second", caption, partial(draw, shown=figures.BOUNDS)),
-        Figure("mse", "Reconstruction error by second", "A line a seed.", partial(draw, shown=figures.ERRORS)),
-    ]
-    if any(figures.recorded(arm) for arm in section.arms):
-        caption = "Test images and their reconstructions at the posterior means, the first seed of each guide."
-        draw = partial(figures.reconstructions, section, colours)
-        shown.append(Figure("reconstructions", "Reconstructions", caption, draw))
-    return Document(section.title, lead, warnings(section), [tables.guides(section)], shown)
+    return Document(section.title, lead, list(_warnings(section)), [tables.guides(section)], shown)
+
+
+def _warnings(section: Section) -> Iterator[Note]:
+    """What keeps the numbers of a section from carrying a conclusion."""
+    named = {arm: f"{arm.label} ({comparison.protocol})" for comparison, arm in section.arms}
+    lost = [(name, run) for arm, name in named.items() for run in arm.runs.values() if run.diverged]
+    found = {
+        "Diverged, left out": [
+            f"{name}, seed {run.setting('seed')}, step {run.result('diverged_at')}" for name, run in lost
+        ],
+        "Not converged": [
+            name for arm, name in named.items() if any(run.converged is False for run in arm.done.values())
+        ],
+        "Learning rates at the edge of those tried": list(_edges(section)),
+        "Trained in another way, left out": sorted(
+            {f"{run.label} ({run.setting('protocol')}) at {run.variant}" for run in section.left_out}
+        ),
+    }
+    yield from (Note("warning", "; ".join(told), title) for title, told in found.items() if told)
+
+
+def _edges(section: Section) -> Iterator[str]:
+    """Tuned learning rates at the edge of all that were tried: a better one may lie beyond."""
+    for _, arm in section.arms:
+        trials = [trial for run in arm.tunings for trial in run.result("trials")]
+        for name in ("lr_local", "lr_global"):
+            rates, chosen = {trial[name] for trial in trials}, arm.first.setting(name)
+            if len(rates) > 1 and chosen in (min(rates), max(rates)):
+                yield f"{arm.label}: {name} {chosen:g} of {min(rates):g} to {max(rates):g}"

@@ -9,14 +9,13 @@ from typing import NamedTuple
 from experiments.reporting.statistics import (
     Duration,
     Mean,
-    Measured,
     mean_over_seeds,
     median_duration,
     paired_difference,
     ratio_text,
 )
 from experiments.reporting.tables import Column, Table
-from experiments.sweeps.images.report.sections import BOUND, TITLES, Arm, Section
+from experiments.sweeps.images.report.sections import BOUND, Arm, Comparison, Section
 
 #: The first claim speaks of encoders at least this wide.
 WIDE = 64
@@ -25,96 +24,74 @@ LEVEL_SHARE = 0.02
 
 
 class Claim(NamedTuple):
-    """Training bounds of A-VI and F-VI, their difference paired by seed, and the times of F-VI (slow) and A-VI (fast)."""
+    """Training bounds of A-VI and F-VI, their difference paired by seed, and the times of A-VI (fast) and F-VI (slow)."""
 
-    section: Section
+    comparison: Comparison
     arm: Arm
     at: str
     amortized: Mean
     factorized: Mean
     gap: Mean
-    slow: Duration | None
     fast: Duration | None
-
-    @property
-    def data(self) -> str:
-        fixed = self.section.settings
-        return f"{TITLES.get(fixed['dataset'], fixed['dataset'])}, {fixed['noise']}"
+    slow: Duration | None
 
     @property
     def reached(self) -> str:
         """Whether A-VI's bound cannot be told from F-VI's."""
         if self.at == "end of training":
             return "not converged"
-        return "unknown" if not self.gap.known else "above" if self.gap.sign < 0 else "no" if self.gap.sign else "yes"
+        return "unknown" if not self.gap.known else {-1: "above", 0: "yes", 1: "no"}[self.gap.sign]
 
 
-def compare(section: Section, arm: Arm) -> Iterator[Claim]:
-    """One amortized guide against F-VI under its protocol: equal steps, equal seconds, and the end of training.
+def compare(comparison: Comparison, arm: Arm) -> Iterator[Claim]:
+    """One amortized guide against F-VI: equal steps, equal seconds, and the end of training.
 
     Curves are raced: F-VI from its own start, the highest bounds after the steps or seconds of A-VI's training, times to A-VI's
     level. At the end F-VI has the best of its starts; times are those of all training, bounds where it had not converged.
     """
-    own = section.arm(arm.protocol, "F-VI")
-    level = levels(section, arm)
+
+    def claim(at: str, bounds: Sequence[Mapping[int, Mean]], times: Sequence[Sequence[Duration]]) -> Claim:
+        means = (mean_over_seeds(by_seed.values()) for by_seed in bounds)
+        return Claim(comparison, arm, at, *means, paired_difference(*reversed(bounds)), *map(median_duration, times))
+
+    own, level = comparison.arms.get("F-VI", Arm({})), levels(comparison, arm)
     for unit, at in (("step", "equal steps"), ("seconds", "equal seconds")):
-        ends = {seed: run.curve[unit][-1] for seed, run in arm.done.items() if own and seed in own.done}
+        ends = {seed: run.curve[unit][-1] for seed, run in arm.done.items() if seed in own.done}
         reached = [{seed: each.done[seed].at(unit, end) for seed, end in ends.items()} for each in (arm, own)]
         times = [
-            median_duration(each.runs[seed].until(level[seed], unit) for seed in level if seed in each.runs)
-            for each in (own, arm)
-            if own
+            [each.runs[seed].until(level[seed], unit) for seed in level if seed in each.runs] for each in (arm, own)
         ]
-        yield _claim(section, arm, at, *reached, *(times or [None, None]))
-    trained = [[each.runs[seed] for seed, each in section.trained(arm.protocol).items()], [*arm.done.values()]]
-    times = [median_duration(Duration(run.curve["seconds"][-1], not run.converged) for run in runs) for runs in trained]
-    at = "convergence" if all(run.converged for runs in trained for run in runs) else "end of training"
-    yield _claim(section, arm, at, arm.each(*BOUND), section.factorized(arm.protocol), *times)
+        yield claim(at, reached, times)
+    trained = [[*arm.done.values()], [each.runs[seed] for seed, each in comparison.trained.items()]]
+    times = [[Duration(run.curve["seconds"][-1], not run.converged) for run in runs] for runs in trained]
+    ended = all(run.converged for runs in trained for run in runs)
+    yield claim("convergence" if ended else "end of training", [arm.each(*BOUND), comparison.bound], times)
 
 
-def _claim(
-    section: Section,
-    arm: Arm,
-    at: str,
-    amortized: Mapping[int, Measured],
-    factorized: Mapping[int, Measured],
-    slow: Duration | None,
-    fast: Duration | None,
-) -> Claim:
-    means = (mean_over_seeds(by_seed.values()) for by_seed in (amortized, factorized))
-    return Claim(section, arm, at, *means, paired_difference(factorized, amortized), slow, fast)
-
-
-def levels(section: Section, arm: Arm) -> dict[int, float]:
+def levels(comparison: Comparison, arm: Arm) -> dict[int, float]:
     """A-VI's last bound less a share of its lead over the constant guide, by seed; read off curves, as are times."""
-    constant = section.arm(arm.protocol, "constant")
-    floor = mean_over_seeds(Measured(run.last) for run in (constant.done.values() if constant else ()))
-    lasts = {seed: run.last for seed, run in arm.done.items()}
-    leads = {seed: max(last - floor.value, 0.0) if floor.known else 0.0 for seed, last in lasts.items()}
-    return {seed: last - LEVEL_SHARE * leads[seed] for seed, last in lasts.items()}
+    lasts = {seed: run.curve["elbo"][-1] for seed, run in arm.done.items()}
+    constant = comparison.arms.get("constant", Arm({}))
+    floor = mean_over_seeds(Mean(run.curve["elbo"][-1], 0.0, 1) for run in constant.done.values())
+    lead = {seed: max(last - floor.value, 0.0) if floor.known else 0.0 for seed, last in lasts.items()}
+    return {seed: last - LEVEL_SHARE * lead[seed] for seed, last in lasts.items()}
 
 
 def table(sections: Sequence[Section]) -> Table:
     """Both claims of the published comparison, by data set and protocol."""
-    columns = [
-        Column("data", attrgetter("data"), "page"),
-        Column("protocol", attrgetter("arm.protocol"), "page"),
-        Column("compared at", attrgetter("at"), "page"),
-        Column("reaches F-VI?", attrgetter("reached"), "page"),
-        Column("F-VI - A-VI", attrgetter("gap"), "page"),
-        Column("A-VI", attrgetter("amortized"), "page"),
-        Column("width", attrgetter("arm.width"), "page"),
-        Column("F-VI", attrgetter("factorized"), "page"),
-        Column("time, F-VI / A-VI", lambda claim: ratio_text(claim.slow, claim.fast), "page"),
-    ]
-    note = (
-        f"Nats a row ± one standard error. A-VI: the best of width {WIDE} or more, failing that the widest. Equal steps, equal "
-        "seconds: those that A-VI's training took, F-VI from its own start; times are those to A-VI's level. Convergence: F-VI "
-        "from the best of its starts; times are all training seconds. Claimed: 2 to 3."
-    )
     pairs = [
-        (section, protocol) for section in sections for protocol in section.protocols if section.factorized(protocol)
+        (section, claim)
+        for section in sections
+        for comparison in section.comparisons
+        if comparison.bound and (arm := comparison.best(least=WIDE))
+        for claim in compare(comparison, arm)
     ]
-    arms = [(section, section.best_amortized(protocol, least=WIDE)) for section, protocol in pairs]
-    items = [claim for section, arm in arms if arm for claim in compare(section, arm)]
-    return Table('"k ≥ 64 reaches F-VI", "two to three times faster"', columns, items, note, group="data")
+    named = {"protocol": "comparison.protocol", "compared at": "at", "reaches F-VI?": "reached", "F-VI - A-VI": "gap"}
+    named |= {"A-VI": "amortized", "width": "arm.width", "F-VI": "factorized"}
+    columns = [
+        Column("data", lambda pair: f"{pair[0].data}, {pair[0].settings['noise']}", "page"),
+        *(Column(name, lambda pair, path=path: attrgetter(path)(pair[1]), "page") for name, path in named.items()),
+        Column("time, F-VI / A-VI", lambda pair: ratio_text(pair[1].slow, pair[1].fast), "page"),
+    ]
+    note = f"Nats a row ± one standard error; times to A-VI's level, last of all training. A-VI: the best from width {WIDE} on."
+    return Table('"k ≥ 64 reaches F-VI", "two to three times faster"', columns, pairs, note, group="data")

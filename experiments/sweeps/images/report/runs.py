@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from experiments.reporting.document import pick
-from experiments.reporting.statistics import Duration, Measured
+from experiments.reporting.records import pick
+from experiments.reporting.statistics import Duration, Mean
 
 #: What records of before convergence was a criterion do not hold.
 _UNKNOWN = {"settings": {"share": None, "continued": None}, "result": {"convergence": None, "continued": None}}
@@ -21,11 +21,12 @@ def number(value: object) -> float:
     return math.nan if value is None else float(value)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
-    """A training, or the tuning of a guide's learning rates."""
+    """A training, or the tuning of a guide's rates; `before`: the steps and seconds of the encoder that it went on from."""
 
     record: Mapping
+    before: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def read(cls, record: Mapping) -> Run:
@@ -36,10 +37,6 @@ class Run:
 
     def result(self, *path: str) -> object:
         return pick(self.record, "result", *path)
-
-    @property
-    def seed(self) -> int:
-        return int(self.setting("seed"))
 
     @property
     def label(self) -> str:
@@ -56,38 +53,25 @@ class Run:
 
     @property
     def continuation(self) -> Run | None:
-        """F-VI from this encoder's outputs as a run of its own, its steps and seconds counted from A-VI's start."""
+        """F-VI from this encoder's outputs as a run of its own."""
         further = self.result("continued")
         if further is None:
             return None
-        before = {"step": self.steps, "seconds": number(self.result("train_seconds"))}
-        curve = further["curve"] | {
-            name: [value + begin for value in further["curve"][name]] for name, begin in before.items()
-        }
-        judged = further["convergence"] and {
-            **further["convergence"],
-            "steps": before["step"] + further["convergence"]["steps"],
-        }
-        result = {**dict.fromkeys(self.record["result"]), "mean_image_mse": self.result("mean_image_mse"), **further}
-        result |= {
-            "curve": curve,
-            "convergence": judged,
-            "final": {"train": pick(further, "final", "train"), "test": None},
-        }
-        result["train_seconds"] = before["seconds"] + number(further["train_seconds"])
-        settings = {
-            **self.record["settings"],
-            "guide": "continued",
-            **self.record["settings"]["continued"],
-            "continued": None,
-        }
-        return Run({**self.record, "settings": settings, "result": result})
+        settings = self.record["settings"] | self.setting("continued") | {"guide": "continued", "continued": None}
+        # Nothing else was measured of it.
+        result = dict.fromkeys(self.record["result"]) | {"mean_image_mse": self.result("mean_image_mse")} | further
+        result["final"] = {"train": pick(further, "final", "train"), "test": None}
+        before = {"step": self.steps, "seconds": self.seconds}
+        return Run({**self.record, "settings": settings, "result": result}, before)
 
     @property
     def steps(self) -> float:
-        """Steps taken, those of the encoder before a continuation included."""
         taken = self.result("convergence", "steps")
-        return number(self.result("curve", "step")[-1] if taken is None else taken)
+        return self.curve["step"][-1] if taken is None else self.before.get("step", 0.0) + taken
+
+    @property
+    def seconds(self) -> float:
+        return self.before.get("seconds", 0.0) + number(self.result("train_seconds"))
 
     @property
     def converged(self) -> bool | None:
@@ -95,48 +79,42 @@ class Run:
 
         A bound that fell by more than that share stands as little still as one that rose by it.
         """
-        fell = -number(self.result("convergence", "late_gain"))
-        fallen = fell > number(self.result("convergence", "share")) * number(self.result("convergence", "rise"))
+        fell, share, rise = (number(self.result("convergence", name)) for name in ("late_gain", "share", "rise"))
         judged = self.result("convergence", "converged")
-        return judged and not fallen
+        return judged and not -fell > share * rise
 
     @property
     def diverged(self) -> bool:
         return self.result("status") == "diverged"
 
-    def measured(self, *path: str) -> Measured:
+    def mean(self, *path: str) -> Mean:
         """The number at `path` of the result with its Monte Carlo error, recorded as ``<name>_se`` beside an ELBO."""
         with_error = path[-1] in ("elbo", "gain")
         error = number(self.result(*path[:-1], f"{path[-1]}_se")) if with_error else 0.0
-        return Measured(number(self.result(*path)), error if math.isfinite(error) else 0.0)
+        return Mean(number(self.result(*path)), error if math.isfinite(error) else 0.0, 1)
 
     @cached_property
     def curve(self) -> dict[str, np.ndarray]:
-        """Arrays [points] by name; steps without a finite value are nan."""
+        """Arrays [points] by name, counted from the start of the encoder; steps without a finite value are nan."""
         names = ("step", "seconds", "elbo", "elbo_se", "train_mse", "test_mse")
-        return {name: np.array([number(value) for value in self.result("curve", name) or ()]) for name in names}
+        found = {name: np.array([number(value) for value in self.result("curve", name) or ()]) for name in names}
+        return found | {name: found[name] + begin for name, begin in self.before.items()}
 
-    def until(self, level: float, unit: str) -> Duration | None:
+    def until(self, level: float, unit: str) -> Duration:
         """The steps or seconds until the ELBO first met `level`; a run that diverged afterwards has not got there."""
-        places, met = self.curve[unit], self.curve["elbo"] >= level
-        if not len(places):
-            return None
-        reached = bool(met.any()) and not self.diverged
-        return Duration(float(places[met.argmax() if reached else -1]), censored=not reached)
+        met = np.flatnonzero(self.curve["elbo"] >= level)
+        reached = len(met) > 0 and not self.diverged
+        places = self.curve[unit][met[:1] if reached else slice(-1, None)]
+        return Duration(float(places.sum()), censored=not reached)
 
-    def at(self, unit: str, place: float) -> Measured:
+    def at(self, unit: str, place: float) -> Mean:
         """The ELBO that the curve has reached by a step or second, between evaluations by a line.
 
         The highest so far: at the beginning of a round a bound falls, and what was reached before could have been kept.
         """
         known = np.isfinite(self.curve["elbo"])
         if self.diverged or not known.any() or not math.isfinite(place):
-            return Measured(math.nan)
+            return Mean()
         points, reached = self.curve[unit][known], np.maximum.accumulate(self.curve["elbo"][known])
         error = float(np.interp(place, points, self.curve["elbo_se"][known]))
-        return Measured(float(np.interp(place, points, reached)), error if math.isfinite(error) else 0.0)
-
-    @property
-    def last(self) -> float:
-        """The last point of the curve of the ELBO."""
-        return float(self.curve["elbo"][-1]) if len(self.curve["elbo"]) else math.nan
+        return Mean(float(np.interp(place, points, reached)), error if math.isfinite(error) else 0.0, 1)

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
-from experiments.reporting.document import Document, Figure, Note, reading
-from experiments.reporting.statistics import SEEN
-from experiments.reporting.tables import percent
-from experiments.sweeps.suboptimality.report import figures, tables
-from experiments.sweeps.suboptimality.report.arms import PARTS, Section, read
+from experiments.reporting.document import Document, Figure, Note
+from experiments.reporting.figures import Curve, Panel, curves, dots, ramp
+from experiments.sweeps.suboptimality.report.arms import PARTS, Arm, Section, read
+from experiments.sweeps.suboptimality.report.tables import STEPS, Line, differences, lines, refinement, results
 
 __all__ = ["document"]
 
-_QUOTED_STEPS = 20
-READING = f"""
-Inference gap = approximation gap, log p(x) - L[q*], + amortization gap, L[q*] - L[q]. L[q] is the guide's bound (ELBO),
-L[q*] that of the best factor of its family for each row, L[q**] of a richer family, each found by Adam from the encoder's
-output, from the mean of the outputs and from a standard normal. Bounds are measured by fresh draws, common to all.
-
-The evidence is the importance-weighted bound of the best factor; where annealed importance sampling of the first rows is
-the better bound in their mean, its lead there is added. It is a bound from below, so the approximation gap is one too.
+QUOTED = 20
+READING = """
+Approximation gap: log p(x) - L[q*]; amortization gap: L[q*] - L[q]. L[q] is the guide's ELBO, q* the best factor of its family
+for each row, q** of a richer one. log p(x) is bounded from below, by importance weights or by annealing, and so is its gap.
 Unreliable: rows whose importance weights have too heavy a tail (k-hat).
 
-Errors speak of other rows and other seeds: se = sqrt(var_n m_n / R + var_s m_s / S), m_n the mean of a row over S seeds,
-m_s that of a seed over R rows; with one seed the second term is unknown and left out. A difference counts from {SEEN:g} of
-them on.
-
-Images are made binary once; the published binary MNIST is another draw. Refinement: Adam at .01, the mean of the second
-half of the steps taken.
+Errors speak of other rows and other seeds; with one seed they say nothing of its luck. Images are made binary once.
 """
 
 
@@ -39,77 +30,87 @@ def document(records: Mapping[str, Mapping]) -> Document:
         ReportError: if a record lacks a field of this sweep.
     """
     found = read(records)
-    nothing = Note("warning", "Every cell of the store diverged.", "Nothing to show")
     return Document(
         title="Inference suboptimality in variational autoencoders",
-        lead="Evidence is lost to a family that does not hold the posterior (approximation) and to an encoder that does not "
-        "find the family's best member (amortization). Is the second loss the larger one (Cremer, Li and Duvenaud, 2018)?",
-        notes=[_answer(section) for section in found if section.measured] or [nothing],
-        parts=[
-            *(_part(section) for section in found),
-            reading(READING),
-        ],
+        lead="What a family that does not hold the posterior costs (approximation), and an encoder that does not find the "
+        "family's best member (amortization); after Cremer, Li and Duvenaud (2018).",
+        notes=[_answer(section) for section in found],
+        parts=[*(_part(section) for section in found), Document("How to read this", READING)],
     )
 
 
 def _answer(section: Section) -> Note:
     """Of the first guide: which gap is larger, and what steps of refinement close."""
+    if not section.measured:
+        return Note("warning", "Every cell diverged.", section.title)
     arm = section.measured[0]
-    means = arm.means("train")
-    verdict = {1: "larger than", 0: "not told apart from", -1: "smaller than"}[means["difference"].sign]
+    order = {1: ">", 0: "≈", -1: "<"}[arm.mean("train", "difference").sign]
+    closed = arm.closed("test", QUOTED)
     text = (
-        f"{arm.label.capitalize()}: on training rows the amortization gap, {means['amortization']} nats, is {verdict} the "
-        f"approximation gap, {means['approximation']}; on test rows {_QUOTED_STEPS} steps of refinement close "
-        f"{percent(arm.closed('test', _QUOTED_STEPS))} of the amortization gap."
+        f"{arm.label.capitalize()}: amortization gap {arm.mean('train', 'amortization')} {order} approximation gap "
+        f"{arm.mean('train', 'approximation')} nats a training row"
     )
-    return Note("answer", text, section.title)
+    if closed.known:
+        text += f"; {QUOTED} steps of refinement close {closed.value:.0%} ± {closed.se:.0%} of that of test rows"
+    return Note("answer", f"{text}.", section.title)
 
 
 def _part(section: Section) -> Document:
     """One section of the report."""
-    s = section.settings
+    s, found = section.settings, lines(section)
     lead = (
-        f"{s['num_train']:,} training images, minibatches of {s['batch_size']}, KL divergence weighed up over {s['warm_up']:,} "
-        f"steps; {s['latent_dim']} latents, decoder of two layers of {s['hidden_dim']}. Gaps of the first {s['rows']:,} "
-        f"training and test rows by {s['num_samples']:,} draws; the first {s['ais_rows']:,} annealed too."
+        f"{s['num_train']:,} training images, {s['latent_dim']} latents, a decoder of two layers of {s['hidden_dim']}; gaps of "
+        f"{s['rows']:,} training and test rows by {s['num_samples']:,} draws, {s['ais_rows']:,} of them annealed too."
     )
-    caption = (
-        "Thin bars: one standard error, left of the amortization gap, right of the whole, which is a bound from below."
-    )
-    share = (
-        "Share of the amortization gap that steps close, each number a run of its own. Dashed: the best factor found."
-    )
-    shown = [
-        Figure("gaps", "Gaps by encoder and family", caption, partial(figures.gaps, section)),
-        Figure("refinement", "Refinement from the encoder's output", share, partial(figures.refinement, section)),
-    ]
-    made = [tables.results(section), tables.comparisons(section), tables.refinement(section)]
-    name = f"{s['dataset']}-{s['steps']}"
+    part = Document(section.title, lead, list(_warnings(section)), name=f"{s['dataset']}-{s['steps']}")
     if not section.measured:
-        return Document(section.title, lead, list(_warnings(section)), name=name)
-    return Document(section.title, lead, list(_warnings(section)), made, shown, name=name)
+        return part
+    error = "± one standard error."
+    shown = [
+        Figure("gaps", "Gaps by encoder and family", error, partial(dots, *_gaps(found), "nats a row")),
+        Figure("refinement", "Refinement", error, partial(curves, [_shares(section.measured)], low=-10.0)),
+    ]
+    return replace(part, tables=[results(section, found), differences(section), refinement(section)], figures=shown)
+
+
+def _gaps(found: Sequence[Line]) -> tuple[list[str], dict[str, list[tuple[float, float, float]]]]:
+    """The gaps of every line with their intervals, and what each line is called."""
+    names = {"amortization": "amortization gap", "approximation": "approximation gap", "closed": "of it closed by q**"}
+    series = {
+        title: [(m.value, m.value - m.se, m.value + m.se) for m in (line.means[name] for line in found)]
+        for name, title in names.items()
+    }
+    return [f"{line.label}, {line.part}" for line in found], series
+
+
+def _shares(arms: Sequence[Arm]) -> list[Panel]:
+    """The share of the amortization gap that refinement closes by its steps, a panel for each kind of rows."""
+    panels = []
+    for part in PARTS:
+        shares = [[arm.closed(part, steps) for steps in STEPS] for arm in arms]
+        percents = [[[100 * value for value in (each.value, each.se)] for each in of_arm] for of_arm in shares]
+        found = zip(arms, ramp(len(arms)), percents, strict=True)
+        drawn = [Curve(arm.label, colour, STEPS, *zip(*percent, strict=True)) for arm, colour, percent in found]
+        panels.append(Panel("steps of refinement", "% of the amortization gap closed", drawn, f"{part} rows", 100.0))
+    return panels
 
 
 def _warnings(section: Section) -> Iterator[Note]:
-    """What the numbers rest on: latents in use, rows that have converged, evidence that holds, seeds that did not diverge."""
-    for arm in section.measured:
-        gained = arm.with_evidence("train", arm.bound("train", "iwae") - arm.bound("train", "mean_image"))
-        if gained.sign < 1:
-            text = f"The evidence is {gained} nats above that of the mean image: gaps near zero mean nothing here."
-            yield Note("warning", text, f"Latents that are not used: {arm.label}")
+    """What the numbers rest on: rows that have converged, evidence that holds, latents in use, seeds that did not diverge."""
     every = [(arm, part) for arm in section.measured for part in PARTS]
-    for name, title, gap in (
-        ("not_converged", "Rows that have not converged", "amortization gap is a bound from below"),
-        ("unreliable", "Rows whose evidence is unreliable", "approximation gap is a bound from below, and a loose one"),
-    ):
-        if count := sum(arm.flagged(part, name) for arm, part in every):
-            rows = sum(sum(arm.each(part, "rows")) for arm, part in every)
-            yield Note("warning", f"{count:,} of {rows:,}, by guide in the table: their {gap}.", title)
-    if any(raised and raised.sign > 0 for raised in (arm.annealing(part) for arm, part in every)):
-        text = "It raises the evidence of some guides: without it their approximation gaps would be too small."
-        yield Note("warning", text, "Annealing")
-    for arm in section.arms:
-        if late := sorted(set(arm.records) - set(arm.done)):
-            yield Note(
-                "warning", f"Seeds {', '.join(map(str, late))}; left out of all means.", f"Diverged: {arm.label}"
-            )
+    rows = sum(sum(arm.each(part, "rows")) for arm, part in every)
+    late, heavy = (
+        sum(len(each) for arm, part in every for each in arm.each(part, name))
+        for name in ("not_converged", "unreliable")
+    )
+    unused = [arm.label for arm in section.measured if arm.mean("train", "above the mean image").sign < 1]
+    lost = [f"{arm.label}, seed {seed}" for arm in section.arms for seed in arm.records if seed not in arm.done]
+    found = {
+        "Rows that have not converged": f"{late:,} of {rows:,}: their amortization gap is a bound from below."
+        * bool(late),
+        "Rows of unreliable evidence": f"{heavy:,} of {rows:,}: their approximation gap is a loose bound."
+        * bool(heavy),
+        "Latents are not used": "; ".join(unused),
+        "Diverged, left out": "; ".join(lost),
+    }
+    yield from (Note("warning", text, title) for title, text in found.items() if text)

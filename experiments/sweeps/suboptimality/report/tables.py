@@ -1,19 +1,19 @@
-"""The tables of the suboptimality report: bounds and gaps beside the published ones, comparisons, refinement."""
+"""The tables of the suboptimality report: bounds and gaps beside the published ones, differences, refinement."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from experiments.reporting.statistics import Mean
-from experiments.reporting.tables import Column, Table, Value, percent
-from experiments.sweeps.suboptimality.report.arms import PARTS, Arm, Section, generalization, paired
+from experiments.reporting.tables import Column, Table, Value
+from experiments.sweeps.suboptimality.report.arms import PARTS, SUMS, Arm, Section, summed
 
-PUBLISHED = "Cremer et al."
-#: Published bounds by data set, of training rows, a small encoder and a diagonal family, in nats a row.
-PUBLISHED_BOUNDS = {
-    "mnist": {"evidence": -89.80, "richer": -90.80, "best": -91.23, "elbo": -92.57},
-    "fashionmnist": {"evidence": -97.47, "richer": -98.92, "best": -100.53, "elbo": -104.75},
+#: Bounds that Cremer et al. (2018) published, of training rows, a small encoder and a diagonal family.
+PUBLISHED = {
+    "mnist": {"iwae": -89.80, "richer": -90.80, "best": -91.23, "elbo": -92.57},
+    "fashionmnist": {"iwae": -97.47, "richer": -98.92, "best": -100.53, "elbo": -104.75},
 }
 STEPS = (1, 5, 20, 100)
 
@@ -23,93 +23,92 @@ class Line(NamedTuple):
 
     label: str
     part: str
-    means: dict[str, Mean]
+    means: Mapping[str, Mean]
     arm: Arm | None = None
 
 
 def lines(section: Section) -> list[Line]:
-    """Every guide, training rows before test rows."""
-    return [Line(arm.label, part, arm.means(part), arm) for arm in section.measured for part in PARTS]
+    """Every guide, training rows before test rows; then the published guide, if there is one for these data."""
+    found = [
+        Line(arm.label, part, {name: arm.mean(part, name) for name in SUMS}, arm)
+        for arm in section.measured
+        for part in PARTS
+    ]
+    if bounds := PUBLISHED.get(section.settings["dataset"]):
+        means = {name: Mean(summed(name, bounds)) for name, sums in SUMS.items() if sums.keys() <= bounds.keys()}
+        found.append(Line("Cremer et al., quoted", "train", means))
+    return found
 
 
-def published(dataset: str) -> list[Line]:
-    """The published line of a data set, if there is one."""
-    if dataset not in PUBLISHED_BOUNDS:
-        return []
-    bounds = PUBLISHED_BOUNDS[dataset]
-    gaps = {"approximation": bounds["evidence"] - bounds["best"], "amortization": bounds["best"] - bounds["elbo"]}
-    gaps |= {"inference": sum(gaps.values()), "difference": gaps["amortization"] - gaps["approximation"]}
-    return [Line(f"{PUBLISHED}, small, diag.", "train", {name: Mean(value) for name, value in (bounds | gaps).items()})]
+def results(section: Section, found: Sequence[Line]) -> Table:
+    """The four bounds and the gaps, a line for each guide and kind of rows."""
 
+    def mean(title: str, name: str, show: str = "everywhere") -> Column:
+        return Column(title, lambda line: line.means[name], show, text=_two_decimals)
 
-def results(section: Section) -> Table:
-    """The four bounds and the gaps, a line for each guide and kind of rows, the published ones below."""
-
-    def of_arm(value: Callable[[Arm, str], Value]) -> Callable[[Line], Value]:
-        return lambda line: None if line.arm is None else value(line.arm, line.part)
-
-    def mean(name: str) -> Callable[[Line], Value]:
-        return lambda line: line.means.get(name)
+    def of_arm(title: str, value: Callable[[Arm, str], Value], show: str = "csv") -> Column:
+        return Column(title, lambda line: None if line.arm is None else value(line.arm, line.part), show)
 
     columns = [
         *(Column(name, lambda line, name=name: section.settings[name], "csv") for name in ("dataset", "steps")),
         Column("guide", lambda line: line.label),
         Column("rows", lambda line: line.part),
-        Column("seeds", of_arm(lambda arm, part: len(arm.done)), "csv"),
-        *(Column(title, mean(name), "page", text=two_decimals) for title, name in (
-            ("log p(x), from below", "evidence"), ("L[q**], richer", "richer"), ("L[q*]", "best"), ("L[q]", "elbo"))),
-        Column("approximation gap", mean("approximation"), text=two_decimals),
-        Column("amortization gap", mean("amortization"), text=two_decimals),
-        Column("amortization - approximation", mean("difference"), "csv"),
-        Column("inference gap", mean("inference"), "csv"),
-        Column("not converged", of_arm(lambda arm, part: arm.flagged(part, "not_converged")), "page"),
-        Column("unreliable", of_arm(lambda arm, part: arm.flagged(part, "unreliable")), "page"),
-        Column("of rows", of_arm(lambda arm, part: sum(arm.each(part, "rows"))), "csv"),
-        Column("annealing adds", of_arm(lambda arm, part: arm.annealing(part)), "page"),
-    ]  # fmt: skip
-    quoted = published(section.settings["dataset"])
-    note = (
-        "Nats a row ± one standard error over rows and seeds. q*: the best factor of the guide's own family; q**: of a normal "
-        "with full covariance, or of a flow where the guide's name says so."
-    )
-    if quoted:
-        note += (
-            f" {PUBLISHED}: published in 2018 after 3,280 epochs, quoted, not measured here; their q** is a flow, and "
-            "their binary images are other ones."
-        )
-    return Table("Bounds and gaps", columns, [*lines(section), *quoted], note, file="summary")
+        of_arm("seeds", lambda arm, part: len(arm.done)),
+        mean("log p(x), from below", "evidence", "page"),
+        mean("L[q**], richer", "richer", "page"),
+        mean("L[q*]", "best", "page"),
+        mean("L[q]", "elbo", "page"),
+        mean("approximation gap", "approximation"),
+        mean("amortization gap", "amortization"),
+        mean("amortization - approximation", "difference", "csv"),
+        mean("inference gap", "inference", "csv"),
+        of_arm("not converged", lambda arm, part: sum(map(len, arm.each(part, "not_converged")))),
+        of_arm("unreliable", lambda arm, part: sum(map(len, arm.each(part, "unreliable")))),
+        of_arm("of rows", lambda arm, part: sum(arm.each(part, "rows"))),
+        of_arm("annealing adds", Arm.annealing, "page"),
+    ]
+    return Table("Bounds and gaps, nats a row ± one standard error", columns, found, file="summary")
 
 
-def comparisons(section: Section) -> Table:
-    """Differences between guides, and between test and training rows."""
+def _two_decimals(mean: Mean) -> str:
+    """Published numbers have two decimals and no error."""
+    return str(mean) if mean.seeds else f"{mean.value:.2f}"
+
+
+def differences(section: Section) -> Table:
+    """Differences between test and training rows, and between guides."""
+
+    def minus(title: str, name: str, part: str, other: Callable[[Arm], Arm | None]) -> Column:
+        return Column(title, lambda arm: arm.minus(other(arm), name, part), "page")
+
+    def small(arm: Arm) -> Arm | None:
+        return section.arm("small", arm.family)
+
+    def diagonal(arm: Arm) -> Arm | None:
+        return section.arm(arm.encoder, "diagonal")
+
     columns = [
         Column("guide", lambda arm: arm.label, "page"),
-        Column("amortization, test - train", generalization, "page"),
-        *(Column(f"amortization - small encoder's, {part}", lambda arm, part=part: paired(
-            arm, section.arm("small", arm.family), "amortization", part), "page") for part in PARTS),
-        *(Column(f"{gap} - diagonal family's, train", lambda arm, gap=gap: paired(
-            arm, section.arm(arm.encoder, "diagonal"), gap, "train"), "page") for gap in ("amortization", "approximation")),
-    ]  # fmt: skip
-    note = "Nats a row ± one standard error, row by row. Guides have their own decoders; one seed says nothing of its luck."
-    return Table("Differences", columns, section.measured, note, file="differences")
+        Column("amortization, test - train", lambda arm: arm.generalization, "page"),
+        minus("amortization - small encoder's, train", "amortization", "train", small),
+        minus("amortization - small encoder's, test", "amortization", "test", small),
+        minus("amortization - diagonal family's, train", "amortization", "train", diagonal),
+        minus("approximation - diagonal family's, train", "approximation", "train", diagonal),
+    ]
+    return Table("Differences, row by row", columns, section.measured, file="differences")
 
 
 def refinement(section: Section) -> Table:
-    """The share of the amortization gap that steps from the encoder's output close, and their seconds."""
-    columns = [
-        Column("guide", lambda line: line.label),
-        Column("rows", lambda line: line.part),
-        *(Column(f"{steps} step{'s' * (steps > 1)}", lambda line, steps=steps: line.arm.closed(line.part, steps), text=percent)
-          for steps in STEPS),
-        *(Column(f"s of {steps}", lambda line, steps=steps: line.arm.seconds(line.part, steps), "page") for steps in STEPS),
-    ]  # fmt: skip
-    note = (
-        "Share of the amortization gap ± one standard error, and the seconds of all measured rows together. A row that its "
-        "steps made worse keeps the encoder's output, but that is judged by few draws, so a share may be negative."
-    )
-    return Table("Refinement from the encoder's output", columns, lines(section), note, file="refinement")
+    """The share of the amortization gap that steps from the encoder's output close, and the seconds of all rows."""
 
+    def closed(steps: int, pair: tuple[Arm, str]) -> Mean:
+        return pair[0].closed(pair[1], steps)
 
-def two_decimals(mean: Mean | None) -> str:
-    """Published numbers have two decimals and no error."""
-    return "" if mean is None else f"{mean.value:.2f}" if mean.known and not mean.seeds else str(mean)
+    def seconds(steps: int, pair: tuple[Arm, str]) -> float:
+        return float(pair[0].refined(pair[1], steps, "seconds").mean())
+
+    columns = [Column("guide", lambda pair: pair[0].label, "csv"), Column("rows", lambda pair: pair[1], "csv")]
+    columns += [Column(f"{n} step{'s' * (n > 1)}", partial(closed, n), "csv") for n in STEPS]
+    columns += [Column(f"s of {n}", partial(seconds, n), "csv") for n in STEPS]
+    pairs = [(arm, part) for arm in section.measured for part in PARTS]
+    return Table("Refinement", columns, pairs, file="refinement")

@@ -1,7 +1,6 @@
 """The report of the images sweep, piece by piece, and records of what can go wrong."""
 
 from experiments.sweeps.images.report import document
-from experiments.sweeps.images.report.answer import answer
 from experiments.sweeps.images.report.claims import table
 from experiments.sweeps.images.report.sections import read
 from tests.experiments.sweeps.images.records import SEEDS, replaced, results_of
@@ -15,7 +14,7 @@ def section_of(records):
 
 
 def answered(records):
-    return answer(section_of(records))
+    return document(records).notes[0]
 
 
 def texts(records):
