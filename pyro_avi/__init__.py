@@ -10,6 +10,7 @@ from pyro_avi.diagnostics.posterior_predictive import posterior_predictive
 from pyro_avi.diagnostics.sbc import sbc
 from pyro_avi.diagnostics.sbc_results import Calibration, Coverage
 from pyro_avi.diagnostics.validation import Validation
+from pyro_avi.distributed.tables import gather_tables
 from pyro_avi.encoder_inputs.window import Window
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.evidence.ais import ais
@@ -66,6 +67,7 @@ __all__ = [
     "ess",
     "fit",
     "fit_many",
+    "gather_tables",
     "iwelbo",
     "khat",
     "load",

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 
-__all__ = ["Stream", "as_seed", "draws_from", "random_state", "seeded", "set_random_state"]
+__all__ = ["Stream", "as_seed", "draws_from", "random_state", "seed_of_rank", "seeded", "set_random_state"]
 
 
 @contextmanager
@@ -26,6 +26,13 @@ def draws_from(seed: int | None) -> AbstractContextManager[None]:
 def as_seed(seed: int | None) -> int:
     """The seed, or one drawn from the program's random state (``None``), for functions that derive several seeds from it."""
     return int(torch.randint(2**31, ())) if seed is None else seed
+
+
+def seed_of_rank(seed: int, rank: int) -> int:
+    """The seed of one of several processes that draw apart: of process 0 the seed itself, of others seeds drawn from it."""
+    if rank == 0:
+        return seed
+    return int(torch.randint(2**62, (rank,), generator=torch.Generator().manual_seed(seed), device="cpu")[-1])
 
 
 class Stream:

@@ -1,6 +1,6 @@
 """A guide whose parameters are tables with a row for each row of the plates: how calls and optimizers read them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_avi.calls.call_reader import CallData
 from pyro_avi.factors.row_factor import RowFactor
 from pyro_avi.guide_bases.local_guide import LocalGuide
+from pyro_avi.rows.shard import Shard
 from pyro_avi.rows.table import GatheredRows
 from pyro_avi.rows.uniform_subsample import UniformSubsample
 
@@ -43,6 +44,7 @@ class TableGuide(LocalGuide):
                 f"Expected rows_path=, a folder, with rows_on='disk' and nothing else, got {rows_path!r} and {rows_on!r}."
             )
         self._rows_on, self._rows_path = rows_on, None if rows_path is None else Path(rows_path).absolute()
+        self._shard: Shard | None = None
         self._touched: list | None = None
         self._gathered: GatheredRows | None = None
 
@@ -64,6 +66,67 @@ class TableGuide(LocalGuide):
         written to it.
         """
         return self._by_row_set(lambda row_factor: row_factor.function.whole())
+
+    @property
+    def shard(self) -> Shard | None:
+        """Which rows the table holds, of those that several processes share; ``None`` for all rows."""
+        return self._shard
+
+    def hold_shard(self, shard: Shard) -> None:
+        """Hold the parameters of some rows and no others; :func:`~pyro_avi.fit` with ``distributed=`` calls it.
+
+        Args:
+            shard: the rows.
+
+        Raises:
+            ValueError: if the guide holds another shard, has rows in several plates, or fewer rows than shards.
+        """
+        if self._shard == shard:
+            return
+        if self._shard is not None:
+            raise ValueError(
+                f"Expected a guide with the parameters of all rows, or of those of process {shard.rank} of {shard.count}, got "
+                f"one with those of process {self._shard.rank} of {self._shard.count}.\n"
+                "Call avi.gather_tables(guide) on the processes that share it first."
+            )
+        if not self._is_set_up and self._pending_state is not None:
+            raise ValueError(
+                "Expected a new guide or one that has been set up, got one whose parameters were loaded and not used yet.\n"
+                "Call guide.setup(*args) with the arguments of the model first."
+            )
+        if self._rows_path is not None:
+            raise ValueError(
+                "Expected a table in memory, to be shared by processes, got rows_on='disk': a table on disk belongs to one.\n"
+                "Each process needs the memory of its own rows alone: leave out rows_on=, or pass rows_on='cpu'."
+            )
+        if self._is_set_up:
+            self._check_can_be_shared(self.row_factors)
+            for row_factor in self.row_factors:
+                old = row_factor.function.table.detach()
+                row_factor.function.table = nn.Parameter(old[shard.rows(len(old)).to(old.device)])
+            # The table of this name in Pyro's store has other rows.
+            self._take_new_name()
+        self._shard = shard
+
+    def hold_all_rows(self, tables: Mapping[str, Tensor]) -> None:
+        """Hold the parameters of all rows again; :func:`~pyro_avi.gather_tables` calls it.
+
+        Args:
+            tables: ``[N, P]`` by name, as in :meth:`row_tables`.
+        """
+        for row_factor in self.row_factors:
+            row_factor.function.table = nn.Parameter(tables[self._table_name(row_factor)])
+        self._shard = None
+        self._take_new_name()
+
+    @staticmethod
+    def _check_can_be_shared(row_factors: Iterable[RowFactor]) -> None:
+        for row_factor in row_factors:
+            if len(row_factor.row_set.plates) > 1:
+                raise ValueError(
+                    f"Expected rows of one plate, to be shared by processes, got those of {row_factor.row_set.plates}.\n"
+                    "Train this guide in one process, or choose by plate=..."
+                )
 
     @staticmethod
     def _table_name(row_factor: RowFactor) -> str:
@@ -102,9 +165,17 @@ class TableGuide(LocalGuide):
         for each in rows:
             index = torch.arange(each.size, device=self._device) if each.index is None else each.index
             position = index if position is None else (position.unsqueeze(-1) * each.size + index).flatten()
+        if self._shard is not None:
+            position = position // self._shard.count
         return position.to(row_factor.function.table.device)
 
     def _drawn_rows(self, name, size, count):
+        if self._shard is not None:
+            raise ValueError(
+                f"Expected batches with the positions of their rows, got a model that draws the rows of plate {name!r} itself, "
+                "from those of all processes.\nPass the positions: pyro.plate(name, size, subsample=index), and "
+                "batches=avi.minibatches(x, batch_size=..., distributed=True)."
+            )
         gathered = {} if self._gathered is None else self._gathered.draws
         return UniformSubsample(size, count, self._depth, self._device, gathered.get(name))
 

@@ -88,6 +88,11 @@ class FactorizedGuide(TableGuide):
 
     def describe(self):
         """The kind of this guide as plain data, with the numbers of rows of its tables."""
+        if self._shard is not None:
+            raise ValueError(
+                f"Expected a guide with the parameters of all rows, got one with those of process {self._shard.rank} of "
+                f"{self._shard.count}.\nCall avi.gather_tables(guide) on all processes first."
+            )
         sizes = [list(row_factor.function.sizes) for row_factor in self.row_factors]
         result = {**super().describe(), "same_rows": self._same_rows, "rows_on": self._rows_on, "sizes": sizes}
         if self._rows_path is not None:
@@ -112,8 +117,10 @@ class FactorizedGuide(TableGuide):
     def _create_function(self, row_factor, initial, data, args, kwargs):
         sizes = tuple(data.rows[name].size for name in row_factor.row_set.plates)
         initial = initial.flatten(0, -2)
+        if self._shard is not None:
+            self._check_can_be_shared([row_factor])
         if self._rows_path is None:
-            return Table(initial, sizes, self._rows_on)
+            return Table(initial, sizes, self._rows_on, self._shard)
         number = sum(other.function is not None for other in self.row_factors)
         latents = [latent.name for latent in row_factor.row_set.latents]
         kind = {
@@ -152,6 +159,8 @@ class FactorizedGuide(TableGuide):
                     "- for a minibatch, pass the positions of its rows, or let the model subsample its plate\n"
                     "- for held-out rows: avi.refine(model, guide, x_new, num_steps=...)"
                 )
+            if self._shard is not None:
+                self._shard.check(name, data.rows[name])
 
     def check_rows(self, *args, **kwargs) -> None:
         """Raise an error if a call is about other rows than those of the tables.
@@ -221,6 +230,8 @@ class FactorizedGuide(TableGuide):
             torch.Size([5])
         """
         self._require_setup()
+        if self._shard is not None:
+            raise ValueError("Expected the parameters of all rows, got a shard.\nCall avi.gather_tables(guide) first.")
         if [len(row_factor.row_set.plates) for row_factor in self.row_factors] != [1]:
             raise ValueError(
                 f"Expected a guide for the rows of one plate, got {', '.join(map(repr, self.row_plates))}."

@@ -9,10 +9,11 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.optimization.adam import add_up
 from pyro_avi.optimization.precision import matmul_precision
 
-__all__ = ["BackwardGradient", "Gradient", "LossAndGrads", "RowGrads", "clipped"]
+__all__ = ["BackwardGradient", "Gradient", "LossAndGrads", "RowGrads", "averaged", "clipped"]
 
 
 class RowGrads(NamedTuple):
@@ -146,12 +147,38 @@ def _joined_by_table(rows: list[RowGrads]) -> list[RowGrads]:
     return joined
 
 
-def clipped(result: LossAndGrads, norm: float | None) -> LossAndGrads:
+def averaged(result: LossAndGrads, ranks: Ranks, weight: float, norm: float | None) -> LossAndGrads:
+    r"""The loss and gradient of the batches of all processes together, clipped.
+
+    .. math:: g = \sum_k w_k g_k / \sum_k w_k
+
+    With the numbers of rows as weights it is the gradient of one process with all their rows. Of rows of tables, which one
+    process holds, the gradient is :math:`w_k g_k / \sum_k w_k`, and is not exchanged.
+
+    Args:
+        result: the loss and gradient of the batch of this process.
+        ranks: the processes.
+        weight: of this process, the number of rows in its batch.
+        norm: as for :func:`clipped`.
+    """
+    squares: Tensor | float = 0.0
+    for length in () if norm is None else _row_lengths(result):
+        squares = squares + length**2 * weight
+    grads, (loss, squares), share = ranks.means(result.grads or (), [result.loss, squares], weight)
+    rows = [
+        read if read.grad is None else read._replace(grad=read.grad * share.to(read.grad.dtype)) for read in result.rows
+    ]
+    mean = LossAndGrads(loss.to(result.loss.dtype), grads, rows)
+    return clipped(mean, norm, [(squares * share / weight).sqrt()])
+
+
+def clipped(result: LossAndGrads, norm: float | None, row_lengths: Sequence[Tensor] | None = None) -> LossAndGrads:
     """The same with gradients shortened to a norm, that of all parameters and rows together.
 
     Args:
         result: a loss and its gradient.
         norm: the largest norm, ``None`` for any.
+        row_lengths: the norms of the gradients in rows, where other processes hold some of these.
 
     References:
         Pascanu, Mikolov and Bengio, "On the Difficulty of Training Recurrent Neural Networks", 2013,
@@ -159,17 +186,22 @@ def clipped(result: LossAndGrads, norm: float | None) -> LossAndGrads:
     """
     if norm is None:
         return result
-    # The index is where the table is, which may be in host memory.
-    row_grads = [
-        grad if index is None else add_up(index.to(grad.device), grad)[1]
-        for _, index, grad in result.rows
-        if grad is not None
-    ]
-    grads = [*(grad for grad in result.grads or () if grad is not None), *row_grads]
-    length = torch.stack([torch.linalg.vector_norm(grad) for grad in grads]).norm()
-    factor = (norm / length).clamp(max=1.0)
+    lengths = [torch.linalg.vector_norm(grad) for grad in result.grads or () if grad is not None]
+    lengths += _row_lengths(result) if row_lengths is None else row_lengths
+    factor = (norm / torch.stack(lengths).norm()).clamp(max=1.0)
     return replace(
         result,
         grads=[None if grad is None else grad * factor for grad in result.grads or ()],
         rows=[rows if rows.grad is None else rows._replace(grad=rows.grad * factor) for rows in result.rows],
     )
+
+
+def _row_lengths(result: LossAndGrads) -> list[Tensor]:
+    """The norms of the gradients in rows, those of a row that was read several times added up."""
+    # The index is where the table is, which may be in host memory.
+    grads = [
+        grad if index is None else add_up(index.to(grad.device), grad)[1]
+        for _, index, grad in result.rows
+        if grad is not None
+    ]
+    return [torch.linalg.vector_norm(grad) for grad in grads]

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from pyro_avi.compilation.cost import count_flops, saves_time
 from pyro_avi.compilation.fallback import log_graph
 from pyro_avi.compilation.inductor import NO_COMPILER, has_compiler
+from pyro_avi.distributed.ranks import Ranks
+from pyro_avi.distributed.row_counts import RowCounts
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.compiled_step import CompiledStep
-from pyro_avi.optimization.gradient import BackwardGradient, Gradient, LossAndGrads, clipped
+from pyro_avi.optimization.gradient import BackwardGradient, Gradient, LossAndGrads, averaged, clipped
 from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.optimization.step_state import Update
 from pyro_avi.optimization.traced_step import can_be_compiled
@@ -99,6 +101,7 @@ class TrainingStep:
         options: how a step moves the parameters.
         num_steps: the number of steps to go.
         call, kwargs: the arguments of the first step.
+        ranks: the processes that take the step together; ``None`` for this one alone.
 
     Attributes:
         parameters: all that the loss depends on and can be trained.
@@ -120,6 +123,7 @@ class TrainingStep:
         num_steps: int,
         call: tuple,
         kwargs: Mapping[str, Any],
+        ranks: Ranks | None = None,
     ):
         optimizer, lr, clip_norm, precision, compile = options
         by_row = isinstance(guide, HasRowTables)
@@ -135,7 +139,7 @@ class TrainingStep:
                 f"\nPass {type(elbo).__name__.removeprefix('Jit')}(...), and compile=True for one graph a step."
             )
         self.parameters, self.device = find_parameters(elbo, model, guide, call, kwargs)
-        self._clip_norm = clip_norm
+        self._clip_norm, self._ranks, self._rows = clip_norm, ranks, RowCounts(guide)
         groups = _parameter_groups(self.parameters, guide, lr)
         self._rates = [rate for _, rate in groups]
         group_of = {id(p): group for group, (members, _) in enumerate(groups) for p in members}
@@ -154,7 +158,8 @@ class TrainingStep:
         self.optimizer: torch.optim.Optimizer | None = None
         self._updates: list[Update] | None = None
         self.optimizer_is_given = optimizer is not None
-        if compile and optimizer is None:
+        # What several processes exchange stands between the gradient and the optimizer, so that no graph can hold both.
+        if compile and optimizer is None and ranks is None:
             self._updates = [Update(Adam(p), group_of[id(p)]) for p in self._parameters]
         elif self._parameters:
             make = partial(torch.optim.Adam, fused=True) if optimizer is None else optimizer
@@ -215,10 +220,12 @@ class TrainingStep:
         if self.on_disk and not all(grad is None or grad.isfinite().all() for _, _, grad in result.rows):
             # Of tables on disk there is no copy to go back to.
             return torch.full_like(result.loss, math.nan)
+        if self._ranks is not None:
+            result = averaged(result, self._ranks, self._rows(call, kwargs), self._clip_norm)
         # A loss that is not finite moves nothing, so that its cause can still be found; a graph sees to that itself.
         if self.device.type != "cpu" or math.isfinite(result.loss.item()):
             # A graph has moved the parameters itself, by a clipped gradient.
-            moved = result.grads is None
+            moved = result.grads is None or self._ranks is not None
             self._move(result if moved else clipped(result, self._clip_norm), rates)
         return result.loss
 

@@ -106,6 +106,10 @@ class StepState:
             parameter.data = values.view(parameter.shape)
         for i, update in enumerate(self._updates):
             update.adam.values, update.adam.moments = self.tensors.values[i], self.tensors.moments[i]
+        if not self.moves:
+            # Of tables that the caller moves.
+            for update, values in zip(reversed(self._tables.values()), reversed(self.tensors.values), strict=False):
+                update.adam.values = values
 
     @torch.no_grad()
     def move(self, result: LossAndGrads, tensors: StepTensors) -> list[RowGrads]:
@@ -133,6 +137,8 @@ class StepState:
 
     def _moved(self, result: LossAndGrads) -> list[_Moved]:
         """What a step with these gradients changes."""
+        if not self.moves:
+            return []
         indices = {rows.table: rows.positions for rows in result.rows}
         tables = [None] * (len(self._updates) - len(self._tables)) + list(self._tables)
         return [

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-__all__ = ["Subsample", "check_positions"]
+__all__ = ["Subsample", "check_positions", "has_values"]
 
 _WHOLE = (torch.int64, torch.int32)
 
@@ -47,7 +47,7 @@ def check_positions(plate: str, size: int, index: Tensor | None, *, wait: bool =
         return
     if index.dtype not in _WHOLE or index.dim() != 1:
         found = f"values of type {index.dtype} and shape {tuple(index.shape)}"
-    elif not len(index) or not (wait or index.device.type == "cpu") or not _has_values(index):
+    elif not len(index) or not (wait or index.device.type == "cpu") or not has_values(index):
         return
     else:
         low, high = (int(x) for x in index.aminmax())
@@ -60,7 +60,7 @@ def check_positions(plate: str, size: int, index: Tensor | None, *, wait: bool =
     )
 
 
-def _has_values(tensor: Tensor) -> bool:
+def has_values(tensor: Tensor) -> bool:
     """Whether the values of a tensor can be inspected.
 
     A tensor has no values while a graph is traced or inside ``vmap``. While a run is recorded, reading them would be taken for

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_avi.rows.shard import Shard
+
 __all__ = ["GatheredRows", "Table"]
 
 
@@ -15,11 +17,12 @@ class Table(nn.Module):
         initial: ``[B, P]`` the first values of some rows, on the device of the model.
         sizes: the number of rows of each plate.
         rows_on: the device that the table stays on, ``None`` for that of the model.
+        shard: which of the rows it holds, ``None`` for all.
     """
 
     place: Tensor
 
-    def __init__(self, initial: Tensor, sizes: tuple[int, ...], rows_on: str | None):
+    def __init__(self, initial: Tensor, sizes: tuple[int, ...], rows_on: str | None, shard: Shard | None = None):
         super().__init__()
         self.sizes, self.stays = sizes, rows_on is not None
         if self.stays:
@@ -27,9 +30,9 @@ class Table(nn.Module):
             self.register_buffer("place", initial.new_empty(0), persistent=False)
             initial = initial.to(rows_on)
         # A first call with a minibatch knows the initial values of its own rows only; the others take them in turn.
-        self.table = nn.Parameter(
-            initial[torch.arange(torch.Size(sizes).numel(), device=initial.device) % len(initial)]
-        )
+        size = torch.Size(sizes).numel()
+        rows = torch.arange(size) if shard is None else shard.rows(size)
+        self.table = nn.Parameter(initial[rows.to(initial.device) % len(initial)])
 
     @property
     def device(self) -> torch.device:

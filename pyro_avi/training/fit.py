@@ -11,6 +11,9 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_avi.checkpoints.beginning import Beginnings
+from pyro_avi.distributed.files import settled
+from pyro_avi.distributed.ranks import Ranks
+from pyro_avi.distributed.tables import hold_own_rows
 from pyro_avi.optimization.step import LearningRate, StepOptions
 from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import draws_from
@@ -39,6 +42,7 @@ def fit(
     checkpoint: str | PathLike | None = None,
     every: int = 1000,
     resume: str | PathLike | None = None,
+    distributed: Any = False,
     seed: int | None = 0,
     progress: bool = True,
     **kwargs,
@@ -101,9 +105,16 @@ def fit(
         resume: a file of a training, written by ``checkpoint=`` or :meth:`Fit.save`, whose state is gone on from whatever the
             other arguments are: a smaller learning rate, mended data, another optimizer's ``lr``. ``num_steps`` counts from
             the beginning, and so do the batches. Beside ``checkpoint`` it serves where that file is not there, or is this one.
+        distributed: ``True`` to train one model by all processes of ``torch.distributed``, or a group of them, as started by
+            ``torchrun``; every process calls ``fit``. Each has batches of its own, as ``avi.minibatches(...,
+            distributed=True)`` gives them; gradients are averaged by the batches' numbers of rows, so that a step is that of
+            one process with all their rows. Process 0 gives the initial values of what the processes share: model, encoder,
+            factor of the global latents. Of a :class:`~pyro_avi.FactorizedGuide`'s rows process ``k`` of ``K`` holds, trains
+            and saves ``k, k + K, ...``; see :func:`~pyro_avi.gather_tables`. An error in one process ends all.
         seed: the seed of the draws, with which the program's random state is left as it was; ``None`` to draw from that
-            state.
-        progress: whether to show a progress bar, which appears after the first second.
+            state. Of several processes each draws from a seed of its own, made of this one.
+        progress: whether to show a progress bar, which appears after the first second; of several processes the first
+            shows it.
 
     Returns:
         The losses and times of the training. Model and guide are trained in place, also when interrupted.
@@ -113,6 +124,7 @@ def fit(
             the file of ``checkpoint`` is damaged or of a training by other arguments, data or batches.
         DivergedError: if the loss is no longer finite; it says what was first not finite, and in which state model and guide
             are left.
+        RuntimeError: if another process of a distributed training has raised an error; it says which, and what.
 
     Example::
 
@@ -125,44 +137,51 @@ def fit(
         >>> result.losses.shape
         torch.Size([8])
     """
-    elbo = Trace_ELBO() if elbo is None else elbo
-    check_options(num_steps, elbo, lr, clip_norm, precision, compile)
-    check_optimizer(optimizer)
-    check_keywords(model, kwargs)
-    files = Beginnings(checkpoint, every, resume, num_steps=num_steps, seed=seed)
-    calls = arguments_by_step(args, batches, model, seed)
-    # Refused before any work is done.
-    first = next_arguments(calls, 0, num_steps)
+    elbo, ranks = Trace_ELBO() if elbo is None else elbo, Ranks(distributed)
+    checkpoint, resume = settled(checkpoint, ranks), settled(resume, ranks)
+    with ranks.together("the checks before a training"):
+        check_options(num_steps, elbo, lr, clip_norm, precision, compile)
+        check_optimizer(optimizer)
+        check_keywords(model, kwargs)
+        files = Beginnings(checkpoint, every, resume, num_steps=num_steps, seed=seed)
+        hold_own_rows(ranks, guide, optimizer)
+        calls = arguments_by_step(args, batches, model, ranks.seed(seed))
+        # Refused before any work is done.
+        first = next_arguments(calls, 0, num_steps)
     options = StepOptions(optimizer, lr, clip_norm, precision, compile)
-    with isolated_param_store(), warnings.catch_warnings(), draws_from(seed):
+    with isolated_param_store(), warnings.catch_warnings(), draws_from(ranks.seed(seed)):
         # Pyro would warn at every step of what DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
-        training = Training(
-            model,
-            guide,
-            elbo,
-            first,
-            kwargs,
-            num_steps=num_steps,
-            keep=keep,
-            options=options,
-            callbacks=callbacks,
-            seed=seed,
-        )
-        if checkpoint is not None or resume is not None:
-            training.check_in_memory()
-        start, earlier, beginning = 0, None, files.choose(training.settings)
-        if beginning is not None:
-            start, finished = beginning.saved.steps, beginning.is_finished(num_steps)
-            if not finished:
-                beginning.check_last(training.hash_of(_pass_over(calls, first, start, num_steps)))
-            earlier = training.go_on(beginning)
-            if finished:
-                return finished_fit(earlier, num_steps, training.device, training.save)
-        rows = LoaderRowCheck(batches, guide, kwargs, start=start)
-        rest = map(rows.check, _rest(calls, max(start, 1), num_steps))
-        # The check needs a guide that has been set up, as it is by now.
-        training.follow(rest if start else itertools.chain([rows.check(first)], rest))
+        with ranks.together("the first evaluation of the loss"):
+            training = Training(
+                model,
+                guide,
+                elbo,
+                first,
+                kwargs,
+                num_steps=num_steps,
+                keep=keep,
+                options=options,
+                callbacks=callbacks,
+                seed=seed,
+                ranks=ranks,
+            )
+        training.start_alike(callbacks=len(callbacks), clip_norm=clip_norm, keep=keep, files=(bool(checkpoint), every))
+        with ranks.together("what comes before the first step"):
+            if checkpoint is not None or resume is not None:
+                training.check_in_memory()
+            start, earlier, beginning = 0, None, files.choose(training.settings)
+            if beginning is not None:
+                start, finished = beginning.saved.steps, beginning.is_finished(num_steps)
+                if not finished:
+                    beginning.check_last(training.hash_of(_pass_over(calls, first, start, num_steps)))
+                earlier = training.go_on(beginning)
+                if finished:
+                    return finished_fit(earlier, num_steps, training.device, training.save)
+            rows = LoaderRowCheck(batches, guide, kwargs, start=start)
+            rest = map(rows.check, _rest(calls, max(start, 1), num_steps))
+            # The check needs a guide that has been set up, as it is by now.
+            training.follow(rest if start else itertools.chain([rows.check(first)], rest))
         training.on_finite(start)
         # It holds a second copy of the state.
         del beginning
@@ -172,13 +191,13 @@ def fit(
                 num_steps,
                 count=None,
                 device=training.device,
-                callbacks=callbacks,
+                callbacks=ranks.callbacks(callbacks),
                 on_finite=training.on_finite,
                 save=training.save,
                 earlier=earlier,
                 checkpoint=partial(training.save_finite, files.path),
                 every=None if files.path is None else every,
-                progress=progress,
+                progress=progress and ranks.rank == 0,
             )
         except DivergedError as error:
             raise training.diverged(error) from None

@@ -9,7 +9,15 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+)
 
 from pyro_avi.optimization.step import HasRowTables
 from pyro_avi.rows.subsample import Subsample
@@ -69,6 +77,9 @@ def _cycled(batches: Iterable[tuple]) -> Iterator[tuple]:
 def _arguments_from_loader(loader: DataLoader, model: Callable, seed: int | None) -> Iterator[tuple]:
     draws = nullcontext if seed is None else _LoaderRandomState(loader, seed).active
     for epoch in itertools.count():
+        if isinstance(loader.sampler, DistributedSampler):
+            # It would give every epoch the same order.
+            loader.sampler.set_epoch(epoch)
         with draws():
             batches = iter(loader)
         count = 0

@@ -105,7 +105,9 @@ class Fit:
 
         The file holds the parameters and buffers of model and guide as they are now, the state of the optimizer, the number
         of steps, the losses, the times and the random state, in the safetensors format and JSON: reading it runs no code.
-        The states of callbacks are in those of ``checkpoint=`` alone. Call it at the end of a training, or in a callback.
+        The states of callbacks are in those of ``checkpoint=`` alone. Call it at the end of a training, or in a callback; in
+        all processes of a distributed training, of which each writes a file of its own: ``path.0-of-2`` and ``path.1-of-2``,
+        with the parameters and moments of the rows that it holds.
 
         Args:
             path: the file, replaced where it exists, at once or not at all.

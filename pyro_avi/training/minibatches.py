@@ -1,31 +1,38 @@
 """Minibatches of tensors that stand in memory."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.errors import check_count
 from pyro_avi.seeds import as_seed
 
 __all__ = ["minibatches"]
 
 
-def minibatches(*tensors: Any, batch_size: int, seed: int | None = 0) -> Iterator[tuple[Tensor, ...]]:
+def minibatches(
+    *tensors: Any, batch_size: int, distributed: Any = False, seed: int | None = 0
+) -> Iterator[tuple[Tensor, ...]]:
     """Endless minibatches ``(x[index], ..., index)``, a fresh permutation every epoch.
 
     The last batch of an epoch may be smaller. The seed alone decides the order.
 
     Args:
         tensors: each ``[N, ...]``; also NumPy arrays and data frames, whose floating-point numbers get torch's default type.
-        batch_size: ``B``.
+        batch_size: ``B``, of all processes together.
+        distributed: as for :func:`~pyro_avi.fit`: with ``True`` process ``k`` of ``K`` gets its share of every batch, from its
+            own rows ``k, k + K, ...``. The tensors are the same in all processes, and ``index`` are positions in them.
+            An epoch has as many steps as in one process, and its batches differ by at most one row.
         seed: the seed of the permutations; ``None`` for one drawn from the random state of the program.
 
     Raises:
         TypeError: if one of them is not an array of numbers.
-        ValueError: if there is no tensor, the tensors differ in their number of rows, or the batch size is not positive.
+        ValueError: if there is no tensor, the tensors differ in their number of rows, or the batch size is not positive; or if
+            a process would get an empty batch.
 
     Example::
 
@@ -40,7 +47,15 @@ def minibatches(*tensors: Any, batch_size: int, seed: int | None = 0) -> Iterato
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"Expected tensors with one and the same number of rows, at least 1, got {sorted(sizes)}.")
     check_count("batch_size", batch_size)
-    return _Minibatches(tensors, batch_size, as_seed(seed))
+    ranks = Ranks(distributed)
+    size, shard = len(tensors[0]), ranks.shard
+    rows = None if shard is None else shard.rows(size)
+    if shard is not None and size // shard.count < -(-size // batch_size):
+        raise ValueError(
+            f"Expected batch_size of at least the number of processes, {shard.count}, and a row for each of them in every "
+            f"batch, got {batch_size} of {size} rows.\nPass a larger batch_size=, or start fewer processes."
+        )
+    return _Minibatches(tensors, rows, batch_size, cast(int, ranks.seed(as_seed(seed))))
 
 
 def _tensor(given: Any) -> Tensor:
@@ -57,10 +72,10 @@ def _tensor(given: Any) -> Tensor:
 
 
 class _Minibatches(Iterator[tuple[Tensor, ...]]):
-    """Endless minibatches; some can be passed over at the cost of their permutations alone."""
+    """Endless minibatches of all rows or of some; a few can be passed over at the cost of their permutations alone."""
 
-    def __init__(self, tensors: tuple[Tensor, ...], batch_size: int, seed: int):
-        self._tensors, self._batch_size = tensors, batch_size
+    def __init__(self, tensors: tuple[Tensor, ...], rows: Tensor | None, batch_size: int, seed: int):
+        self._tensors, self._rows, self._batch_size = tensors, rows, batch_size
         self._generator = torch.Generator().manual_seed(seed)
         # Of this epoch, by batch, and how many were taken.
         self._indices: tuple[Tensor, ...] = ()
@@ -84,9 +99,17 @@ class _Minibatches(Iterator[tuple[Tensor, ...]]):
             count -= passed
 
     def _shuffle(self) -> None:
-        order = torch.randperm(len(self._tensors[0]), generator=self._generator, device="cpu")
-        device = self._tensors[0].device
+        size, device = len(self._tensors[0]), self._tensors[0].device
+        count = size if self._rows is None else len(self._rows)
+        order = torch.randperm(count, generator=self._generator, device="cpu")
+        if self._rows is not None:
+            order = self._rows[order]
         if device.type == "cuda":
             # The program does not wait for a copy from pinned memory.
             order = order.pin_memory()
-        self._indices, self._taken = order.to(device, non_blocking=True).split(self._batch_size), 0
+        order = order.to(device, non_blocking=True)
+        if self._rows is None:
+            self._indices, self._taken = order.split(self._batch_size), 0
+        else:
+            # In step with the shares of other processes, whose numbers of rows may differ by one.
+            self._indices, self._taken = order.tensor_split(-(-size // self._batch_size)), 0

@@ -31,6 +31,7 @@ _MEANT = {
     "dtype": "model.to(dtype), guide.to(dtype) and data of that type",
     "verbose": "progress=",
     "callback": "callbacks=[...]",
+    "distributed": "distributed= of avi.fit, which trains one model on many devices",
 }
 
 

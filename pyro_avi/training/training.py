@@ -12,6 +12,9 @@ from torch import Tensor
 from pyro_avi.checkpoints.beginning import Beginning
 from pyro_avi.checkpoints.file import SavedTraining, check_same_tensors, write
 from pyro_avi.checkpoints.settings import digest, named, plain_part, rates_by_step
+from pyro_avi.distributed.files import make_way, own_file
+from pyro_avi.distributed.ranks import Ranks
+from pyro_avi.distributed.start import start_alike
 from pyro_avi.inspection.data_errors import NoRowsError, explain_data_errors
 from pyro_avi.optimization.divergence import explain
 from pyro_avi.optimization.step import StepOptions, TrainingStep
@@ -47,6 +50,7 @@ class Training:
         options: how a step moves the parameters.
         callbacks: whose states are in checkpoints.
         seed: of the draws.
+        ranks: the processes that train together, of which this is one.
 
     Raises:
         DivergedError: if model and guide cannot be run on the first call because its data or their parameters are not
@@ -66,7 +70,9 @@ class Training:
         options: StepOptions,
         callbacks: Sequence[Callable],
         seed: int | None,
+        ranks: Ranks,
     ):
+        self._ranks = ranks
         self._model, self._guide, self._elbo, self._kwargs = model, guide, elbo, kwargs
         self._first, self._options, self._num_steps, self._seed = first, options, num_steps, seed
         self._callbacks: list[HasState] = []
@@ -76,7 +82,14 @@ class Training:
         try:
             with explain_data_errors(first, kwargs):
                 self._training_step = TrainingStep(
-                    model, guide, elbo, num_steps=num_steps, call=first, kwargs=kwargs, options=options
+                    model,
+                    guide,
+                    elbo,
+                    num_steps=num_steps,
+                    call=first,
+                    kwargs=kwargs,
+                    options=options,
+                    ranks=None if ranks.alone else ranks,
                 )
         except NoRowsError:
             raise
@@ -87,6 +100,7 @@ class Training:
                 raise
             raise DivergedError(0, math.nan, reason) from error
         self.device = self._training_step.device
+        ranks.check_device(self.device)
         self._state = TrainingState(self._training_step, model, guide)
         self._backup = StateBackup(self._state) if keep and not self._training_step.on_disk else None
         # By step, those since the losses were last checked: a loss that is not finite comes from one of them.
@@ -163,21 +177,37 @@ class Training:
             self._first_hash = digest(self._first)
         return self._first_hash
 
+    def start_alike(self, **options: Any) -> None:
+        """Begin with the values of process 0 in all processes, once they have agreed that they train the same.
+
+        Args:
+            **options: what must be the same in all of them, as plain data.
+        """
+        names, parameters = self._state.names, self._training_step.gradient.parameters
+        description = {
+            "parameters": {names[id(x)]: tuple(x.shape) for x in parameters},
+            "steps": self._num_steps,
+            "options": options,
+        }
+        shared = self._state.shared()
+        start_alike(self._ranks, self._guide, self._first, self._kwargs, description=description, shared=shared)
+
     def step(self, step: int) -> tuple[Tensor, float]:
         """Take a step; return the loss before it and the seconds spent in compiling so far."""
-        call = self._last = next(self._calls)
-        self._last_hash = None
-        if self.device.type == "cpu":
-            self._recent.clear()
-        self._recent[step] = call
-        loss = self._training_step.step(step, call, self._kwargs)
+        with self._ranks.step(step, self._training_step.gradient.parameters):
+            call = self._last = next(self._calls)
+            self._last_hash = None
+            if self.device.type == "cpu":
+                self._recent.clear()
+            self._recent[step] = call
+            loss = self._training_step.step(step, call, self._kwargs)
         return loss, 0.0 if self._training_step.compiled is None else self._training_step.compiled.seconds
 
     def on_finite(self, steps: int) -> None:
         """Back the state up, now that all losses of so many steps are known to be finite."""
         self._recent.clear()
         if self._backup is not None:
-            self._backup.update(steps)
+            self._backup.update(steps, self._ranks.all)
 
     def finish(self, fit: Fit) -> None:
         """Record the random state, from which a resumed training draws on.
@@ -186,7 +216,8 @@ class Training:
             DivergedError: if the last step has moved parameters to nan or infinity.
         """
         self._final_random_state = random_state()
-        if not are_finite(self._state.parameters_in_memory()):
+        self._ranks.broadcast(self._state.buffers())
+        if not self._ranks.all(are_finite(self._state.parameters_in_memory())):
             raise self.diverged(DivergedError(fit.steps, math.nan))
 
     def diverged(self, error: DivergedError) -> DivergedError:
@@ -199,7 +230,13 @@ class Training:
         if backup is not None and backup.step is not None:
             backup.restore()
             reason, kept = reason or self._explain(call), backup.step
-        return DivergedError(error.step, error.loss, reason, kept, self._checkpoint)
+        return DivergedError(error.step, error.loss, self._first_reason(reason), kept, self._checkpoint)
+
+    def _first_reason(self, reason: str | None) -> str | None:
+        """The reason that this process has found, or else another one: it may lie in the rows of that one."""
+        reasons = self._ranks.gather(reason)
+        found = [f"{other} (In process {rank}.)" for rank, other in enumerate(reasons) if other is not None]
+        return reason if reason is not None or not found else found[0]
 
     def _wrong_parameters(self, step: int) -> str | None:
         wrong = [name for name, value in self._state.parameters_in_memory().items() if not are_finite({name: value})]
@@ -235,13 +272,19 @@ class Training:
             ValueError: if it has tables on disk.
         """
         self.check_in_memory()
-        write(path, self._saved(fit, callbacks=False))
+        self._write(own_file(path, self._ranks), fit, callbacks=False)
 
     def save_finite(self, path: Path | None, fit: Fit) -> None:
         """Write the checkpoint of the training where it has one, unless its state is not finite: then the last one stays."""
-        if path is not None and are_finite(self._state.parameters() | self._state.moments()):
-            write(path, self._saved(fit, callbacks=True))
+        if path is not None and self._ranks.all(are_finite(self._state.parameters() | self._state.moments())):
+            self._write(path, fit, callbacks=True)
             self._checkpoint = str(path)
+
+    def _write(self, path: Path, fit: Fit, *, callbacks: bool) -> None:
+        with self._ranks.together("writing the training"):
+            saved = self._saved(fit, callbacks=callbacks)
+            make_way(path, self._ranks)
+            write(path, saved)
 
     def _saved(self, fit: Fit, *, callbacks: bool) -> SavedTraining:
         laps = fit._clock.laps_until(fit.steps)

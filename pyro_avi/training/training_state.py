@@ -12,7 +12,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from pyro_avi.optimization.adam import Moments
-from pyro_avi.optimization.step import TrainingStep
+from pyro_avi.optimization.step import HasRowTables, TrainingStep
 
 __all__ = ["StateBackup", "TrainingState", "are_finite"]
 
@@ -37,11 +37,13 @@ class TrainingState:
         roots = {kind: getattr(part, "__self__", part) for kind, part in (("model", model), ("guide", guide))}
         modules = {kind: root for kind, root in roots.items() if isinstance(root, nn.Module)}
         self.names: dict[int, str] = {}
+        tables: set[int] = set(map(id, guide.row_tables().values())) if isinstance(guide, HasRowTables) else set()
+        self._shared: list[Tensor] = []
         for kind, root in modules.items():
             for name, parameter in root.named_parameters():
-                self.names.setdefault(id(parameter), f"{kind}.{name}")
+                self._name(parameter, f"{kind}.{name}", tables)
         for name, parameter in pyro.get_param_store().named_parameters():
-            self.names.setdefault(id(parameter), f"param.{name}")
+            self._name(parameter, f"param.{name}", tables)
         self._buffers = [
             (f"{kind}.{prefix}{'.' if prefix else ''}{name}", module, name)
             for kind, root in modules.items()
@@ -49,6 +51,11 @@ class TrainingState:
             for name, buffer in module.named_buffers(recurse=False)
             if buffer.numel()
         ]
+
+    def _name(self, parameter: Tensor, name: str, tables: set[int]) -> None:
+        if id(parameter) not in self.names and id(parameter) not in tables:
+            self._shared.append(parameter)
+        self.names.setdefault(id(parameter), name)
 
     def parameters(self) -> dict[str, Tensor]:
         """The parameters by name."""
@@ -58,6 +65,14 @@ class TrainingState:
         """The parameters by name without tables on disk, whose rows are checked as they are moved."""
         on_disk = {self.names[id(table)] for table in self._training_step.on_disk}
         return {name: value for name, value in self.parameters().items() if name not in on_disk}
+
+    def shared(self) -> list[Tensor]:
+        """What is the same in all processes of a training: parameters and buffers, trained or not, but for tables."""
+        return [*self._shared, *self.buffers()]
+
+    def buffers(self) -> list[Tensor]:
+        """The buffers of model and guide."""
+        return [cast(Tensor, module._buffers[own]) for _, module, own in self._buffers]
 
     def values(self) -> dict[str, Tensor]:
         """The parameters by name, and the buffers."""
@@ -157,18 +172,19 @@ class StateBackup:
         self._optimizer: dict[str, Any] | None = None
         self._began, self._spent = time.perf_counter(), 0.0
 
-    def update(self, step: int) -> None:
+    def update(self, step: int, all_of: Callable[[bool], bool]) -> None:
         """Copy the state if it is finite, unless copies have taken their share of the time already.
 
         Args:
             step: the number of steps taken.
+            all_of: whether a flag is set in all processes of the training, which make copies at the same steps.
         """
         started = time.perf_counter()
-        if self.step is not None and self._spent > _SHARE * (started - self._began):
+        if not all_of(self.step is None or self._spent <= _SHARE * (started - self._began)):
             return
         moments = self._state.moments()
         # Buffers are not checked: a mask that is added may hold infinity.
-        if are_finite(self._state.parameters() | moments):
+        if all_of(are_finite(self._state.parameters() | moments)):
             tensors = self._state.values() | moments
             with torch.no_grad():
                 if self._tensors.keys() == tensors.keys():
