@@ -172,7 +172,7 @@ class StateBackup:
         self._optimizer: dict[str, Any] | None = None
         self._began, self._spent = time.perf_counter(), 0.0
 
-    def update(self, step: int, all_of: Callable[[bool], bool]) -> None:
+    def update(self, step: int, all_of: Callable[[bool], bool] = bool) -> None:
         """Copy the state if it is finite, unless copies have taken their share of the time already.
 
         Args:
