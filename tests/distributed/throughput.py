@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=2 -m tests.distributed.throughput
 
-Process 0 also takes the steps with whole batches alone, while the others wait. Printed are medians over rounds: rows a second, and
-the processor time that a step takes in process 0.
+Process 0 also takes the steps with whole batches alone, while the others wait. Printed are medians over rounds: rows a second,
+and the processor time that a step takes in process 0.
 """
 
 import argparse
@@ -68,9 +68,8 @@ def main():
     only_first = dist.new_group([0])
     x = torch.rand(ROWS, 1, 28, 28, generator=torch.Generator().manual_seed(0))
     if rank == 0:
-        print(
-            "| guide | batch | processes | rows a second | processor ms a step of process 0 |\n| --- | ---: | --- | ---: | ---: |"
-        )
+        print("| guide | batch | processes | rows a second | processor ms a step of process 0 |")
+        print("| --- | ---: | --- | ---: | ---: |")
     for kind in options.guides:
         for batch_size in options.batch_sizes:
             groups = {"1": False, "1, as one of many": only_first, str(count): True}
