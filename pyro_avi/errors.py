@@ -1,10 +1,10 @@
-"""Errors whose message is final, and the check of whole numbers that many options share."""
+"""Errors whose message is final, and checks that many parts share."""
 
 import re
 from numbers import Integral
 from typing import Any
 
-__all__ = ["CallError", "check_count", "without_table"]
+__all__ = ["CallError", "check_count", "check_held", "without_table"]
 
 # What Pyro aligns to the right, in a table of its own.
 _TABLE = re.compile(r"\n *Trace Shapes:")
@@ -62,3 +62,21 @@ class CallError(ValueError):
         if type(error) is not ValueError or _TABLE.search(str(error)):
             return error
         return cls(str(error)).with_traceback(error.__traceback__)
+
+
+def check_held(what: str, asked: int, held: int) -> None:
+    """Raise an error for a part that is larger than the file that describes it, before memory is taken for it.
+
+    Args:
+        what: the part, for the message.
+        asked: the numbers that it has at least.
+        held: the numbers that the file holds for it.
+
+    Raises:
+        ValueError: if the file holds fewer.
+    """
+    if asked > held:
+        raise ValueError(
+            f"Expected a file with the {asked:,} numbers of {what} that it describes, got one that holds {held:,} for them.\n"
+            "The file is damaged, or the model has other rows than the one that the guide was made with."
+        )

@@ -18,6 +18,7 @@ from pyro_avi import families, guides
 from pyro_avi.encoder_inputs.window import Window
 from pyro_avi.encoders import MLP
 from pyro_avi.families import Family
+from pyro_avi.guide_bases.description import check_kinds
 from pyro_avi.guide_bases.local_guide import LocalGuide
 from pyro_avi.inspection.fingerprint import fingerprint
 from pyro_avi.tensor_files import read_tensors, write_tensors
@@ -131,7 +132,7 @@ def load(
             options["rows_path"] = header["rows_path"]
     options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])
     guide = _GUIDES[header["class"]](model, **options)
-    guide.expect(header, state)
+    guide.expect(header, state, family_is_given=family is not None)
     if args or kwargs:
         guide.setup(*args, **kwargs)
     return guide
@@ -139,15 +140,19 @@ def load(
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     header, state = read_tensors(path, key=_KEY, writer="avi.save")
-    if header is None or header.get("class") not in _GUIDES:
+    if header is None or not isinstance(header.get("class"), str) or header["class"] not in _GUIDES:
         raise ValueError(
             f"Expected a file written by avi.save at {path}, got a safetensors file without a guide's header."
         )
-    if header["format"] != _FORMAT:
+    if header.get("format") != _FORMAT:
         raise ValueError(
-            f"Expected format {_FORMAT} at {path}, got {header['format']}, written by pyro_avi "
-            f"{header['versions']['pyro_avi']}.\nInstall that version or a later one."
+            f"Expected format {_FORMAT} at {path}, got {header.get('format')}, written by pyro_avi "
+            f"{header.get('versions')}.\nInstall that version or a later one."
         )
+    try:
+        check_kinds(header)
+    except ValueError as error:
+        raise ValueError(f"Expected a whole file written by avi.save at {path}, got a damaged one: {error}") from error
     return header, state
 
 
@@ -157,15 +162,18 @@ def _family(path, described: dict[str, Any], given: families.Family | None) -> f
         if _as_json(given.describe()) != described:
             raise ValueError(f"Expected family= as described at {path}, {described}, got {given!r}.")
         return given
-    if described["class"] not in _FAMILIES:
+    if described.get("class") not in _FAMILIES:
         raise ValueError(
-            f"Expected a family of {sorted(_FAMILIES)} at {path}, got {described['class']!r}.\n"
+            f"Expected a family of {sorted(_FAMILIES)} at {path}, got {described.get('class')!r}.\n"
             "Files hold weights and no code: pass the same family= that the guide was made with."
         )
-    settings = described["settings"].items()
-    # Of a family that is made of another.
-    made = {name: _family(path, value, None) if isinstance(value, dict) else value for name, value in settings}
-    return _FAMILIES[described["class"]](**made)
+    settings = described.get("settings")
+    try:
+        # Of a family that is made of another.
+        made = {name: _family(path, x, None) if isinstance(x, dict) else x for name, x in dict(settings or {}).items()}
+        return _FAMILIES[described["class"]](**made)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"Expected settings of {described['class']} at {path}, got {settings}: {error}") from error
 
 
 def _as_json(description: dict[str, Any]) -> dict[str, Any]:

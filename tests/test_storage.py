@@ -303,3 +303,121 @@ def test_a_family_whose_settings_are_no_plain_data_is_not_saved(tmp_path):
     ):
         avi.save(guide, tmp_path / "guide")
     assert not list(tmp_path.iterdir())
+
+
+# --- files that declare more than they hold: they are refused before memory is taken for it
+
+HUGE = 10**9
+DECLARED = {
+    "rank": ("low rank", {"family": {"class": "LowRankNormal", "settings": {"rank": HUGE}}}),
+    "widths of a flow": (
+        "flow",
+        {"family": {"class": "Flow", "settings": {"transforms": 2, "hidden": [HUGE], "context": 8, "bins": 8}}},
+    ),
+    "transforms": ("flow", {"family": {"class": "Flow", "settings": {"transforms": HUGE, "hidden": [1]}}}),
+    "context": ("flow", {"family": {"class": "Flow", "settings": {"hidden": [1], "context": HUGE}}}),
+    "a flow of each row": ("factorized", {"family": {"class": "RowFlow", "settings": {"hidden": HUGE}}}),
+    "knots": ("factorized", {"family": {"class": "RowFlow", "settings": {"hidden": 2, "bins": HUGE}}}),
+    "a family in a family": (
+        "constant",
+        {
+            "family": {
+                "class": "Conditional",
+                "settings": {"family": {"class": "LowRankNormal", "settings": {"rank": HUGE}}},
+            }
+        },
+    ),
+    "widths": ("amortized", {"encoder": [HUGE]}),
+    "a window": ("amortized", {"inputs": [HUGE, 0], "reads": [[HUGE, 0]]}),
+    "many widths": ("amortized", {"encoder": [40, 40, 40]}),
+    "covariance": ("factorized", {"family": {"class": "MultivariateNormal", "settings": {}}}),
+}
+
+
+@pytest.mark.parametrize("case", DECLARED)
+def test_declared_sizes_are_compared_with_the_file(case, tmp_path):
+    name, changes = DECLARED[case]
+    _, path, _ = saved(name, tmp_path)
+    rewrite(path, **changes)
+    with pytest.raises(
+        ValueError, match="Expected a file with the [0-9,]+ numbers of .*one that holds [0-9,]+ for them"
+    ):
+        avi.load(path, model, X)
+
+
+@pytest.mark.parametrize("latents", [1, 2, 7])
+@pytest.mark.parametrize("transforms", [1, 3])
+@pytest.mark.parametrize("hidden", [(1,), (5, 3), (2, 4, 6)])
+def test_what_a_flow_shares_is_counted_without_making_it(latents, transforms, hidden):
+    flow = avi.Flow(transforms=transforms, hidden=hidden, context=3, bins=4)
+    counted = flow.num_shared(latents)
+    flow.prepare(latents)
+    assert counted == sum(parameter.numel() for parameter in flow.parameters())
+
+
+@pytest.mark.parametrize("latents", [1, 2, 3, 10, 24])
+@pytest.mark.parametrize("hidden", [1, 2, 6, 25])
+def test_what_a_flow_of_each_row_has_is_counted_without_its_units(latents, hidden):
+    flow = avi.RowFlow(hidden=hidden, bins=3)
+    reads = flow._reads(latents)
+    knots = 3 * 3 - 1
+    per_transform = sum(r + 1 + (latents - r) * knots for r in reads) + latents * knots
+    assert flow.num_parameters(latents) == 2 * latents + 2 * per_transform
+
+
+KINDS = {
+    "plate": 3,
+    "family": "DiagonalNormal",
+    "init_scale": "0.1",
+    "dtype": "save",
+    "global_latents": {"theta": "2"},
+    "row_sets": [{"plates": ["data"]}],
+    "encoder": [5.0],
+    "inputs": 1,
+    "standardize": "yes",
+    "covariates": [[{"argument": "x"}]],
+    "reads": [[1, 2, 3]],
+    "reads_globals": "all",
+    "sizes": [6],
+    "rows_on": "cuda",
+}
+
+
+@pytest.mark.parametrize("part", KINDS)
+def test_parts_of_another_kind_are_refused(part, tmp_path):
+    _, path, _ = saved("factorized" if part in ("sizes", "rows_on") else "amortized", tmp_path)
+    rewrite(path, **{part: KINDS[part]})
+    with pytest.raises(ValueError, match=f"(?s)got a damaged one: .* to have a {part} of a guide, got"):
+        avi.load(path, model, X)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        {"class": "LowRankNormal", "settings": {"rank": 0}},
+        {"class": "LowRankNormal", "settings": {"rank": "2"}},
+        {"class": "DiagonalNormal", "settings": {"rank": 2}},
+        {"class": "Conditional", "settings": {"family": {"class": "DiagonalNormal", "settings": [3]}}},
+    ],
+)
+def test_settings_that_make_no_family_are_refused(family, tmp_path):
+    _, path, _ = saved("constant", tmp_path)
+    rewrite(path, family=family)
+    with pytest.raises(ValueError, match="Expected settings of .* at"):
+        avi.load(path, model, X)
+
+
+def test_parameters_of_other_shapes_are_refused(tmp_path):
+    from safetensors import safe_open
+
+    _, path, _ = saved("constant", tmp_path)
+    with safe_open(path, framework="pt") as file:
+        metadata = {"pyro_avi": file.metadata()["pyro_avi"]}
+    tensors = load_file(path)
+    for changed in (
+        {name: x.repeat(2) if x.dim() == 1 else x for name, x in tensors.items()},
+        {"other": torch.ones(90)},
+    ):
+        save_file(changed, path, metadata=metadata)
+        with pytest.raises(ValueError, match="Expected (the parameters of the guide|a file with)"):
+            avi.load(path, model, X)

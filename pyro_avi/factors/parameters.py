@@ -7,6 +7,7 @@ import torch
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from torch import Tensor, nn
 
+from pyro_avi.errors import check_held
 from pyro_avi.factors.conditional_members import ConditionalMembers
 from pyro_avi.factors.discrete import DiscreteFactor
 from pyro_avi.factors.layout import Layout
@@ -24,13 +25,21 @@ class ParameterizedFactor(nn.Module):
         latents: the latents of the factor.
         frames: the plates of the rows, the one with the leftmost dimension first; none for a factor without rows.
         family: the set that a row's factor is taken from, not yet prepared.
+        most: of a family whose settings are a file's, the numbers that the file holds for these rows.
 
     Raises:
-        ValueError: if a conditional family cannot be, as in :class:`~pyro_avi.factors.conditional_members.ConditionalMembers`.
+        ValueError: if the family asks for more numbers than that, or a conditional family cannot be, as in
+            :class:`~pyro_avi.factors.conditional_members.ConditionalMembers`.
     """
 
     def __init__(
-        self, name: str, latents: Sequence[Latent], frames: Sequence[CondIndepStackFrame], family: Family | None = None
+        self,
+        name: str,
+        latents: Sequence[Latent],
+        frames: Sequence[CondIndepStackFrame],
+        family: Family | None = None,
+        *,
+        most: int | None = None,
     ):
         super().__init__()
         self.name, self.latents, self.frames = name, tuple(latents), tuple(frames)
@@ -49,6 +58,9 @@ class ParameterizedFactor(nn.Module):
         self._members = ConditionalMembers(self.family, self._discrete) if conditional else None
         of_family = 0
         if self._continuous:
+            if most is not None:
+                asked = self.family.num_parameters(self.num_latents) + self.family.num_shared(self.num_latents)
+                check_held(f"{self.family!r} for {self.num_latents} latents", asked, most)
             self.family.prepare(self.num_latents)
             of_family = self.family.num_parameters(self.num_latents) * self._num_members
         self._split = [of_family, *(factor.num_parameters for factor in self._discrete)]

@@ -21,10 +21,11 @@ class RowFactor(nn.Module):
         function: the inference function.
     """
 
-    def __init__(self, row_set: RowSet, family: Family):
+    def __init__(self, row_set: RowSet, family: Family, *, most: int | None = None):
         super().__init__()
         self.row_set = row_set
-        self.factor = Factor(f"_{'_'.join(row_set.plates)}_latents", row_set.latents, row_set.frames, family)
+        name = f"_{'_'.join(row_set.plates)}_latents"
+        self.factor = Factor(name, row_set.latents, row_set.frames, family, most=most)
         # Of another class in each guide.
         self.function: Any = None
 

@@ -70,6 +70,10 @@ class Conditional(Family):
         """``P``, the number of parameters of one member."""
         return self.family.num_parameters(num_latents)
 
+    def num_shared(self, num_latents: int) -> int:
+        """The weights that all rows share, those of the family of the members."""
+        return self.family.num_shared(num_latents)
+
     def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
         """Parameters ``[..., P]`` of the member at ``loc [..., K]`` with standard deviation ``scale``."""
         return self.family.initial(loc, scale)

@@ -76,6 +76,14 @@ class Family(nn.Module, ABC):
     def num_parameters(self, num_latents: int) -> int:
         """``P``, the number of parameters of one row with ``K = num_latents`` latents."""
 
+    def num_shared(self, num_latents: int) -> int:
+        """The number of weights that all rows share once the family is prepared for ``K = num_latents`` latents.
+
+        Args:
+            num_latents: ``K``.
+        """
+        return 0
+
     @abstractmethod
     def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
         """Parameters ``[..., P]`` of the member centred at ``loc [..., K]`` with standard deviation ``scale``.

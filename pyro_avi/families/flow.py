@@ -1,6 +1,7 @@
 """Normalizing flows: members that are not normal."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import pyro.distributions as dist
 import torch
@@ -117,6 +118,13 @@ class Flow(Family):
     def num_parameters(self, num_latents: int) -> int:
         """``2 K + C``: locations, log scales and the context."""
         return 2 * num_latents + self.context
+
+    def num_shared(self, num_latents: int) -> int:
+        """The weights and biases of every transform's network, from a row's coordinates and context to its knots."""
+        # A single coordinate has none before it to read.
+        read = self.context + (num_latents if num_latents > 1 else 0)
+        sizes = (read, *self.hidden, num_latents * (3 * self.bins - 1))
+        return self.transforms * sum((a + 1) * b for a, b in pairwise(sizes))
 
     def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
         """Parameters ``[..., P]`` at ``loc [..., K]`` and ``scale``: independent normals, as long as the weights are new."""

@@ -1,5 +1,6 @@
 """Normalizing flows whose networks are every row's own."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -107,8 +108,13 @@ class RowFlow(Family):
 
     def _sizes(self, num_latents: int) -> list[int]:
         """The numbers of weights and biases of the two layers."""
-        reads, knots = self._reads(num_latents), 3 * self.bins - 1
-        return [sum(reads), len(reads), sum(num_latents - r for r in reads) * knots, num_latents * knots]
+        knots = 3 * self.bins - 1
+        if num_latents == 1:
+            return [0, 0, 0, knots]
+        # The sum of `_reads`, of any number of units at once.
+        others, units = num_latents - 1, self.hidden
+        read = units + ((others - 1) * (units - 1) + math.gcd(others, units) - 1) // 2
+        return [read, units, (num_latents * units - read) * knots, num_latents * knots]
 
     def initial(self, loc: Tensor, scale: float | Tensor) -> Tensor:
         """Parameters ``[..., P]`` of independent normals at ``loc [..., K]`` with standard deviation ``scale``."""

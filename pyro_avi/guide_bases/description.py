@@ -1,32 +1,30 @@
 """A guide described by plain data, and compared with the description of the guide that was saved."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from math import inf
 from types import FunctionType
 from typing import Any
 
-from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.factors.layout import Layout
 from pyro_avi.inspection.structure import Structure
 
-__all__ = ["check_description", "describe_latents", "describe_option", "qualified_name"]
+__all__ = ["check_description", "check_kinds", "describe_latents", "describe_option", "qualified_name"]
 
 
-def describe_latents(structure: Structure, row_factors: Iterable[RowFactor]) -> dict[str, Any]:
+def describe_latents(structure: Structure) -> dict[str, Any]:
     """The latents of a guide and their shapes.
 
     Args:
         structure: of the model.
-        row_factors: the factors of its sets of rows.
     """
     return {
         "global_latents": {latent.name: list(latent.initial.shape) for latent in structure.global_latents},
         "row_sets": [
             {
-                "plates": list(row_factor.row_set.plates),
-                "latents": {
-                    latent.name: row_factor.factor.row_shape(latent.name) for latent in row_factor.row_set.latents
-                },
+                "plates": list(rows.plates),
+                "latents": {latent.name: Layout(latent, rows.frames).row_shape for latent in rows.latents},
             }
-            for row_factor in row_factors
+            for rows in structure.row_sets
         ],
     }
 
@@ -48,6 +46,97 @@ def check_description(found: Mapping[str, Any], expected: Mapping[str, Any]) -> 
                 "Pass the model, and arguments of the kind, that the guide was made with; for other rows of a "
                 "FactorizedGuide load it with its own and use avi.refine(model, guide, x_new, num_steps=...)."
             )
+
+
+def check_kinds(header: Mapping[str, Any]) -> None:
+    """Raise an error if a description from a file is not of the parts that a guide's has.
+
+    Args:
+        header: what stands in the file.
+
+    Raises:
+        ValueError: if a part is missing or of another kind; the message names it.
+    """
+    for part, is_right in {**_PARTS, **_MORE_PARTS.get(header["class"], {})}.items():
+        if part not in header and part not in _SOME_PARTS:
+            raise ValueError(f"Expected its description to have {part}, got none.")
+        if part in header and not is_right(header[part]):
+            raise ValueError(f"Expected its description to have a {part} of a guide, got {str(header[part])[:100]}.")
+
+
+def _is_one_of(*kinds: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kinds)
+
+
+def _is_list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(is_right, value))
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_covariate(value: Any) -> bool:
+    parts = {
+        "argument": _is_text,
+        "dims": _is_list_of(_is_one_of(int)),
+        "by_position": _is_one_of(bool),
+        "transform": _is_text,
+    }
+    return isinstance(value, dict) and value.keys() == parts.keys() and all(parts[name](value[name]) for name in parts)
+
+
+def _are_shapes(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_list_of(_is_size), value.values()))
+
+
+def _is_window(value: Any) -> bool:
+    return _is_list_of(_is_size)(value) and len(value) == 2
+
+
+def _is_reach(value: Any) -> bool:
+    return _is_window(value) or value in ("own row", "whole plate")
+
+
+def _is_row_set(value: Any) -> bool:
+    return isinstance(value, dict) and _is_list_of(_is_text)(value.get("plates")) and _are_shapes(value.get("latents"))
+
+
+def _is_family(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("class")) and isinstance(value.get("settings"), dict)
+
+
+_is_text = _is_one_of(str)
+_is_text_or_none = _is_one_of(str, type(None))
+
+# What every guide says of itself, what some do, and what not all files have.
+_PARTS: Mapping[str, Callable[[Any], bool]] = {
+    "plate": lambda value: value is None or _is_list_of(_is_text)(value),
+    "family": _is_family,
+    "init_scale": lambda value: isinstance(value, float | int) and 0 < value < inf,
+    "dtype": lambda value: value in ("float16", "bfloat16", "float32", "float64"),
+    "global_guide": _is_text_or_none,
+    "global_latents": _are_shapes,
+    "row_sets": _is_list_of(_is_row_set),
+}
+_MORE_PARTS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
+    "AmortizedGuide": {
+        "encoder": lambda value: isinstance(value, str) or (value != [] and _is_list_of(_is_size)(value)),
+        "inputs": lambda value: _is_text_or_none(value) or _is_window(value) or value == {"by": "verdict"},
+        "standardize": _is_one_of(bool, type(None)),
+        "covariates": _is_list_of(_is_list_of(_is_covariate)),
+        "reads": _is_list_of(_is_reach),
+        "reads_globals": lambda value: value in (None, "mean", "draw"),
+    },
+    "FactorizedGuide": {
+        "same_rows": _is_one_of(bool),
+        "rows_on": lambda value: value in (None, "cpu", "disk"),
+        "rows_path": _is_text,
+        "rows_version": _is_list_of(_is_size),
+        "sizes": _is_list_of(_is_list_of(_is_size)),
+    },
+}
+_SOME_PARTS = frozenset({"standardize", "covariates", "reads", "reads_globals", "rows_path", "rows_version"})
 
 
 def qualified_name(value: Any) -> str:

@@ -20,6 +20,7 @@ from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.row_factor import RowFactor, RowFactors
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guide_bases.description import check_description, describe_latents, qualified_name
+from pyro_avi.guide_bases.expected import Expected
 from pyro_avi.guide_bases.mean_field import MeanFieldNormal, check_has_latents, check_init_scale
 from pyro_avi.guide_bases.site_summaries import SiteSummaries
 from pyro_avi.inspection.inspect_model import inspect_model
@@ -88,7 +89,7 @@ class LocalGuide(SiteSummaries):
         self._given_family = (family or DiagonalNormal(),)
         self._given_global_guide = global_guide
         self._init_loc_fn, self._init_scale = init_loc_fn, init_scale
-        self._expected: dict[str, Any] | None = None
+        self._expected: Expected | None = None
 
     @abstractmethod
     def _create_function(
@@ -125,8 +126,12 @@ class LocalGuide(SiteSummaries):
         try:
             self._reader = self._create_reader(structure)
             with isolated_run():
-                self.row_factors.extend(RowFactor(r, copy.deepcopy(self._given_family[0])) for r in structure.row_sets)
+                mosts = self._expected and self._expected.most_of_families(structure)
+                for r, most in zip(structure.row_sets, mosts or itertools.repeat(None), strict=False):
+                    self.row_factors.append(RowFactor(r, copy.deepcopy(self._given_family[0]), most=most))
                 data, _ = self._find(args, kwargs, self._given_plates(args, kwargs), any_rows=True)
+                if self._expected is not None:
+                    self._check_expected_rows(self._expected, data)
                 for row_factor in self.row_factors:
                     initial = row_factor.factor.initial(self._init_scale)
                     row_factor.factor.to(initial)
@@ -136,7 +141,7 @@ class LocalGuide(SiteSummaries):
                     self.plates = self._plates(self._frames(), {}, structure.without_size)
                     self.global_guide(*args, **kwargs)
                 self._check_expected()
-                self._take_pending()
+                self._take_expected()
         except BaseException:
             # A call that failed leaves no half-made guide behind.
             self._structure = self._reader = self.global_guide = None
@@ -163,23 +168,48 @@ class LocalGuide(SiteSummaries):
             "init_scale": self._init_scale,
             "dtype": str(self._like.dtype).removeprefix("torch."),
             "global_guide": None if given is None else qualified_name(self.global_guide),
-            **describe_latents(structure, self.row_factors),
+            **describe_latents(structure),
         }
 
-    def expect(self, description: Mapping[str, Any], state: Mapping[str, Tensor]) -> None:
+    def expect(
+        self, description: Mapping[str, Any], state: Mapping[str, Tensor], *, family_is_given: bool = True
+    ) -> None:
         """Load parameters when the guide is set up, and raise an error if its description differs.
+
+        Sizes that the description declares are compared with those of the parameters before memory is taken for them.
 
         Args:
             description: what :meth:`describe` said of the guide that the parameters are of.
             state: its ``state_dict``.
+            family_is_given: whether the family is the caller's rather than made by the description.
         """
-        self._expected = dict(description)
+        self._expected = Expected.of(description, state, family_is_given=family_is_given)
+        self._expected.held = [held + self._held_elsewhere() for held in self._expected.held]
         self.load_state_dict(state)
+
+    def _held_elsewhere(self) -> int:
+        """The numbers that files beside that of the guide hold for it."""
+        return 0
+
+    def _check_expected_rows(self, expected: Expected, data: CallData) -> None:
+        """Raise an error for inference functions with more numbers than the file of the guide holds for them."""
+        for row_factor in self.row_factors:
+            expected.check_size(row_factor.row_set.plates, row_factor.factor.num_parameters)
+
+    def _take_expected(self) -> None:
+        try:
+            self._take_pending()
+        except RuntimeError as error:
+            if self._expected is None:
+                raise
+            raise ValueError(
+                f"Expected the parameters of the guide that the file describes, got others: {error}"
+            ) from error
 
     def _check_expected(self) -> None:
         if self._expected is not None:
-            self.to(getattr(torch, self._expected["dtype"]))
-            check_description(self.describe(), self._expected)
+            self.to(getattr(torch, self._expected.description["dtype"]))
+            check_description(self.describe(), self._expected.description)
 
     def _check_rows(self, structure: Structure) -> None:
         for plate in self._plates_asked or ():

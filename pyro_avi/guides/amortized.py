@@ -1,6 +1,7 @@
 """The amortized guide: a network predicts each row's factor."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from math import prod
 from typing import Any
 
@@ -178,6 +179,9 @@ class AmortizedGuide(LocalGuide):
             raise ValueError(f"Expected encoder= for {rows}, got those for {sorted(self._given_encoder[0])}.")
         by_widths = not isinstance(encoder, nn.Module)
         expected = self._expected_of(rows)
+        if self._expected is not None and isinstance(expected["reads"], list):
+            # The encoder has a weight at least for each row of its window.
+            self._expected.check_size(rows.plates, sum(expected["reads"]))
         reading = self._reading[rows.plates] = self._create_reading(rows, encoder, args, kwargs, expected)
         covariates = None if expected is None else expected["covariates"]
         reading.find(self.model, args, kwargs, data, by_widths=by_widths, expected=covariates)
@@ -196,8 +200,12 @@ class AmortizedGuide(LocalGuide):
         inputs = reading.join(parts, standardize, self._index(reading, data), of_globals)
         inputs = inputs if reading.is_series else inputs.flatten(0, reading.depth - 1)
         if by_widths:
-            made = Recurrent(inputs.shape[-1], encoder) if reading.is_series else MLP(prod(inputs.shape[1:]), encoder)
-            encoder = made.to(initial)
+            sizes = (inputs.shape[-1] if reading.is_series else prod(inputs.shape[1:]), *encoder)
+            if self._expected is not None:
+                # A recurrent layer has more than one that is not, and the head reads its last units at least.
+                least = sum((a + 1) * b for a, b in pairwise((*sizes, row_factor.factor.num_parameters)))
+                self._expected.check_size(rows.plates, least)
+            encoder = (Recurrent if reading.is_series else MLP)(sizes[0], encoder).to(initial)
         return Network(encoder, inputs, initial.flatten(0, -2), standardize)
 
     def _create_reading(self, rows: RowSet, encoder: Encoder, args, kwargs, expected) -> RowInputs:
@@ -227,8 +235,8 @@ class AmortizedGuide(LocalGuide):
         """What the file that the guide is loaded from says of the inputs of a set of rows."""
         if self._expected is None:
             return None
-        at = [tuple(each["plates"]) for each in self._expected["row_sets"]].index(rows.plates)
-        return {name: self._expected[name][at] for name in ("covariates", "reads")}
+        at = [tuple(each["plates"]) for each in self._expected.description["row_sets"]].index(rows.plates)
+        return {name: self._expected.description[name][at] for name in ("covariates", "reads")}
 
     def forward(self, *args, **kwargs) -> dict[str, Tensor]:
         """Sample every latent of the model; return the values by site.

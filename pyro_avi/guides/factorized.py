@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from os import PathLike
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.factors.row_factor import RowFactor
+from pyro_avi.guide_bases.description import check_description
 from pyro_avi.guide_bases.table_guide import TableGuide
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plates
@@ -104,7 +106,7 @@ class FactorizedGuide(TableGuide):
 
     def _check_expected(self):
         if self._expected is not None and self._rows_path is not None:
-            found, saved = [r.function.version for r in self.row_factors], self._expected["rows_version"]
+            found, saved = [r.function.version for r in self.row_factors], self._expected.description["rows_version"]
             if found != saved:
                 raise ValueError(
                     f"Expected the rows in {self._rows_path} as the guide was saved with them, after {saved} moves, got "
@@ -113,6 +115,17 @@ class FactorizedGuide(TableGuide):
                     "- the rows as they are now: save the guide at the end of its training"
                 )
         super()._check_expected()
+
+    def _held_elsewhere(self):
+        files = [] if self._rows_path is None else [path for path in self._rows_path.rglob("*") if path.is_file()]
+        # A number has at least two bytes.
+        return sum(path.stat().st_size for path in files) // 2
+
+    def _check_expected_rows(self, expected, data):
+        sizes = [[data.rows[name].size for name in row_factor.row_set.plates] for row_factor in self.row_factors]
+        check_description({"sizes": sizes}, expected.description)
+        for row_factor, size in zip(self.row_factors, sizes, strict=True):
+            expected.check_size(row_factor.row_set.plates, prod(size) * row_factor.factor.num_parameters)
 
     def _create_function(self, row_factor, initial, data, args, kwargs):
         sizes = tuple(data.rows[name].size for name in row_factor.row_set.plates)
