@@ -179,7 +179,7 @@ class AmortizedGuide(LocalGuide):
             raise ValueError(f"Expected encoder= for {rows}, got those for {sorted(self._given_encoder[0])}.")
         by_widths = not isinstance(encoder, nn.Module)
         expected = self._expected_of(rows)
-        if self._expected is not None and isinstance(expected["reads"], list):
+        if self._expected and expected and isinstance(expected["reads"], list):
             # The encoder has a weight at least for each row of its window.
             self._expected.check_size(rows.plates, sum(expected["reads"]))
         reading = self._reading[rows.plates] = self._create_reading(rows, encoder, args, kwargs, expected)
