@@ -11,6 +11,15 @@ from pyro_avi.diagnostics.sbc import sbc
 from pyro_avi.diagnostics.sbc_results import Calibration, Coverage
 from pyro_avi.diagnostics.validation import Validation
 from pyro_avi.distributed.tables import gather_tables
+from pyro_avi.elbos.doubly_reparameterized import DoublyReparameterizedELBO
+from pyro_avi.elbos.enumerated import EnumeratedELBO
+from pyro_avi.elbos.importance_weighted import ImportanceWeightedELBO
+from pyro_avi.elbos.leave_one_out import LeaveOneOutELBO
+from pyro_avi.elbos.rao_blackwellized import RaoBlackwellizedELBO
+from pyro_avi.elbos.relaxed import RelaxedELBO
+from pyro_avi.elbos.score_function import ScoreFunctionELBO
+from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
+from pyro_avi.elbos.vimco import VimcoELBO
 from pyro_avi.encoder_inputs.window import Window
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.evidence.ais import ais
@@ -24,9 +33,10 @@ from pyro_avi.families import (
     MultivariateNormal,
     RowFlow,
 )
+from pyro_avi.gradients.results import EstimatorNoise, GradientVariance
+from pyro_avi.gradients.variance import gradient_variance
 from pyro_avi.guide_bases.mean_field import MeanFieldNormal
 from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
-from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.storage import load, save
 from pyro_avi.sufficiency.amortizability import amortizability
 from pyro_avi.sufficiency.verdict import Amortizability
@@ -44,21 +54,31 @@ __all__ = [
     "Coverage",
     "DiagonalNormal",
     "DivergedError",
+    "DoublyReparameterizedELBO",
+    "EnumeratedELBO",
     "Estimate",
+    "EstimatorNoise",
     "FactorizedGuide",
     "Family",
     "Fit",
     "Flow",
     "Gaps",
+    "GradientVariance",
+    "ImportanceWeightedELBO",
+    "LeaveOneOutELBO",
     "LogWeights",
     "LowRankNormal",
     "MarkovNormal",
     "MeanFieldNormal",
     "MultivariateNormal",
+    "RaoBlackwellizedELBO",
+    "RelaxedELBO",
     "RowFlow",
+    "ScoreFunctionELBO",
     "StickingTheLandingELBO",
     "TailIndex",
     "Validation",
+    "VimcoELBO",
     "Window",
     "ais",
     "amortizability",
@@ -68,6 +88,7 @@ __all__ = [
     "fit",
     "fit_many",
     "gather_tables",
+    "gradient_variance",
     "iwelbo",
     "khat",
     "load",

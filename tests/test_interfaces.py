@@ -31,6 +31,7 @@ LONG = {
     "log_weights",
     "to_arviz",
     "posterior_predictive",
+    "gradient_variance",
     *(f"{guide}.posterior_by_row" for guide in ("AmortizedGuide", "ConstantGuide", "FactorizedGuide")),
 }
 
@@ -136,6 +137,12 @@ CALLS = {
     "log_weights": measured(avi.log_weights, lambda weights: weights.local, num_samples=2),
     "to_arviz": measured(avi.to_arviz, lambda data: torch.as_tensor(data["posterior"]["z"].values), num_samples=2),
     "posterior_predictive": measured(avi.posterior_predictive, lambda draws: draws["x"], num_samples=2),
+    "gradient_variance": measured(
+        avi.gradient_variance,
+        lambda noise: torch.stack([each.flatten()[0] for each in noise["pathwise"].mean.values()]),
+        num_samples=2,
+        estimators=["pathwise"],
+    ),
     "posterior_by_row": by_row,
 }
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, table_like, write_tables
 from pyro_avi.closing.weight_source import Draws, weight_source
+from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.estimators.gains import gains
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.enumerated import Enumerated, enumerating_elbo
@@ -17,7 +18,6 @@ from pyro_avi.evidence.one_row import as_one_row, write_back
 from pyro_avi.guide_bases.local_guide import LocalGuide, check_local_guide
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.lock import in_turn
-from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.seeds import as_seed
 from pyro_avi.training.fit import Fit, LearningRate, fit
 

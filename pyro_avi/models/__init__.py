@@ -11,6 +11,7 @@ from pyro_avi.models.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from pyro_avi.models.linear_vae import LinearVAE
 from pyro_avi.models.nonlinear1d import Nonlinear1d
 from pyro_avi.models.normal_normal import NormalNormal
+from pyro_avi.models.sigmoid_belief import SigmoidBelief
 from pyro_avi.models.state_space import LinearGaussianStateSpace
 from pyro_avi.models.vae import VAE
 
@@ -27,4 +28,5 @@ __all__ = [
     "LinearVAE",
     "Nonlinear1d",
     "NormalNormal",
+    "SigmoidBelief",
 ]

@@ -20,9 +20,9 @@ __all__ = ["LatentDecoder"]
 class LatentDecoder(PyroModule):
     r"""A latent vector for each row, decoded to the row's observation.
 
-    .. math:: z_n \sim N(0, I_K), \qquad x_n \sim p(x_n \mid \mathrm{decoder}(z_n)), \qquad n = 1, \dots, N
+    .. math:: z_n \sim p(z), \qquad x_n \sim p(x_n \mid \mathrm{decoder}(z_n)), \qquad n = 1, \dots, N
 
-    Subclasses are final and say where the decoder's weights come from.
+    Subclasses are final and say where the decoder's weights come from, and the prior where it is not :math:`N(0, I_K)`.
 
     Args:
         latent_dim: ``K``.
@@ -46,6 +46,10 @@ class LatentDecoder(PyroModule):
     @abstractmethod
     def _decode(self) -> Callable[[Tensor], Tensor]:
         """The decoder of this run of the model."""
+
+    def _prior(self, count: int) -> dist.TorchDistribution:
+        """The prior of so many rows' latents; standard normals unless a model has another."""
+        return dist.Normal(self.zero.expand(count, self.latent_dim), 1.0).to_event(1)
 
     def forward(self, x: Tensor | None = None, index: Tensor | None = None) -> Tensor:
         """Run the model.
@@ -73,7 +77,7 @@ class LatentDecoder(PyroModule):
         size = len(x) if x is not None and index is None else self.size
         decode = self._decode()
         with pyro.plate("data", size, subsample=index, dim=-1) as rows:
-            z = pyro.sample("z", dist.Normal(self.zero.expand(len(rows), self.latent_dim), 1.0).to_event(1))
+            z = pyro.sample("z", self._prior(len(rows)))
             output = decode(z)
             fn = self.likelihood(output).to_event(output.dim() - z.dim() + 1)
             # Other shapes would be broadcast, every row against every other.

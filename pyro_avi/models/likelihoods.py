@@ -72,7 +72,9 @@ class IsotropicNormal(dist.TorchDistribution):
     def __init__(self, loc: Tensor, scale: Tensor, event_dim: int = 0):
         self.loc, self.scale, self._event_dim = loc, scale, event_dim
         split = loc.dim() - event_dim
-        super().__init__(loc.shape[:split], loc.shape[split:], validate_args=False)
+        # Of a tensor whose provenance Pyro tracks, as in TraceGraph_ELBO, parts of the shape are bare tuples.
+        batch_shape, event_shape = torch.Size(loc.shape[:split]), torch.Size(loc.shape[split:])
+        super().__init__(batch_shape, event_shape, validate_args=False)
 
     @property
     def support(self) -> constraints.Constraint:

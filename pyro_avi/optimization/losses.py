@@ -16,7 +16,14 @@ from torch import Tensor
 from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 
-__all__ = ["HasDifferentiableLoss", "check_elbo", "find_parameters", "gives_loss", "keeps_one_graph"]
+__all__ = [
+    "HasDifferentiableLoss",
+    "averages_restored",
+    "check_elbo",
+    "find_parameters",
+    "gives_loss",
+    "keeps_one_graph",
+]
 
 # The names of running averages that TraceGraph_ELBO keeps in the param store and updates at every evaluation.
 _AVERAGES = "__baseline_avg_downstream_cost_"
@@ -122,7 +129,7 @@ def find_parameters(
     if not keeps_one_graph(elbo):
         pair = latents.recorded("model", model), latents.recorded("guide", guide)
     evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
-    with seeded(None), _averages_restored(), buffers_restored(model), warnings.catch_warnings():
+    with seeded(None), averages_restored(), buffers_restored(model), warnings.catch_warnings():
         # Pyro warns of what is an error below.
         warnings.filterwarnings("ignore", "Found (vars in model but not guide|non-auxiliary vars in guide)")
         try:
@@ -145,7 +152,7 @@ def find_parameters(
 
 
 @contextmanager
-def _averages_restored():
+def averages_restored():
     """A context for an evaluation that is no step: the running averages of baselines are the same afterwards."""
     store = pyro.get_param_store()
     before = {name: value.detach().clone() for name, value in store.items() if name.startswith(_AVERAGES)}

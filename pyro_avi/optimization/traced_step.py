@@ -17,14 +17,33 @@ from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.fallback import CannotCompile
 from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
 from pyro_avi.compilation.module_slots import in_modules
+from pyro_avi.elbos.doubly_reparameterized import DoublyReparameterizedELBO
+from pyro_avi.elbos.enumerated import EnumeratedELBO
+from pyro_avi.elbos.importance_weighted import ImportanceWeightedELBO
+from pyro_avi.elbos.leave_one_out import LeaveOneOutELBO
+from pyro_avi.elbos.relaxed import RelaxedELBO
+from pyro_avi.elbos.score_function import ScoreFunctionELBO
+from pyro_avi.elbos.several_draws import SeveralDrawsELBO
+from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
+from pyro_avi.elbos.vimco import VimcoELBO
 from pyro_avi.optimization.gradient import LossAndGrads
 from pyro_avi.optimization.step_state import StepTensors
-from pyro_avi.optimization.sticking_the_landing import StickingTheLandingELBO
 
 __all__ = ["TracedStep", "can_be_compiled", "check_can_be_traced", "surrogate_loss", "trace_step"]
 
 # What is known of these ELBOs: apart from the loss that they report, they read no number out of a tensor.
-_TRACEABLE = (Trace_ELBO, StickingTheLandingELBO, TraceMeanField_ELBO)
+_TRACEABLE = (
+    Trace_ELBO,
+    StickingTheLandingELBO,
+    TraceMeanField_ELBO,
+    ScoreFunctionELBO,
+    RelaxedELBO,
+    LeaveOneOutELBO,
+    ImportanceWeightedELBO,
+    VimcoELBO,
+    DoublyReparameterizedELBO,
+    EnumeratedELBO,
+)
 
 
 @dataclass(frozen=True)
@@ -93,6 +112,8 @@ def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kw
         model, guide: whose loss it is.
         call, kwargs: the arguments of both.
     """
+    if isinstance(elbo, SeveralDrawsELBO):
+        return elbo.value_and_surrogate(model, guide, call, kwargs)[1]
     losses = []
     for model_trace, guide_trace in elbo._get_traces(model, guide, call, kwargs):
         # Pyro turns the value into a number, which a graph cannot follow, and which is not used here. The model has run

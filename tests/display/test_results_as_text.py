@@ -14,6 +14,7 @@ import torch
 import pyro_avi as avi
 from pyro_avi.diagnostics.sbc_results import Calibration
 from pyro_avi.display.formatting import with_error
+from pyro_avi.gradients.results import GroupNoise
 from pyro_avi.sufficiency.verdict import Amortizability, LatentVerdict
 
 X = torch.linspace(-1.0, 1.0, 6)
@@ -70,6 +71,10 @@ def gaps(exact, slack):
     return avi.Gaps(*values, None, estimate(0.0), estimate(0.0), estimate(slack), exact, flags, ~flags, index)
 
 
+NOISE = avi.EstimatorNoise(
+    "pathwise", "ELBO", False, {}, {}, {"local": GroupNoise(4.01234, 0.0312, 2.0)}, {}, seconds=0.01, evaluations=1.0
+)
+
 RESULTS = {
     "estimate": (avi.Estimate(-80.8412, 0.0312, torch.zeros(12)), "Estimate(-80.841 ± 0.031 nats, 12 rows)"),
     "one row, one draw": (avi.Estimate(-3.5, math.nan, torch.zeros(1)), "Estimate(-3.5 ± nan nats, 1 row)"),
@@ -101,6 +106,11 @@ RESULTS = {
         gaps(False, 1.0),
         "Gaps(amortization 2.000 ± 0.040, approximation 1.000 ± 0.040 up to 1.100, inference 3.000 ± 0.040 up to 3.100 nats "
         "a row, 4 rows)",
+    ),
+    "the noise of an estimator": (NOISE, "EstimatorNoise(pathwise, variance local 4.012 ± 0.031, 1 evaluations)"),
+    "the noise of estimators": (
+        avi.GradientVariance({"pathwise": NOISE}, 50),
+        "GradientVariance(1 estimator, 50 draws each)",
     ),
     "a verdict": (
         Amortizability((LatentVerdict("z", ("data",), None, True, (), True, False, "It has no rule."),)),

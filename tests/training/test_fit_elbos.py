@@ -93,6 +93,11 @@ CASES = {
     ),
     "scores": (lambda: coins("none"), TraceGraph_ELBO),
     "scores and averages": (lambda: coins("average"), TraceGraph_ELBO),
+    "leave one out": (lambda: coins("none"), lambda: avi.LeaveOneOutELBO(3)),
+    "vimco": (lambda: coins("none"), lambda: avi.VimcoELBO(3)),
+    "twice reparameterized": (normals, lambda: avi.DoublyReparameterizedELBO(3)),
+    "enumerated": (lambda: coins("none"), avi.EnumeratedELBO),
+    "relaxed": (lambda: coins("none"), avi.RelaxedELBO),
     "scores and a net": (lambda: coins("net"), TraceGraph_ELBO),
 }
 

@@ -1,11 +1,10 @@
 """The ELBO with the path derivative as its gradient, without the score."""
 
 import torch
-from pyro.distributions import Delta
-from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pyro_avi.elbos.sites import is_latent, score_of
 
 __all__ = ["StickingTheLandingELBO"]
 
@@ -49,25 +48,8 @@ class StickingTheLandingELBO(Trace_ELBO):
     def _differentiable_loss_particle(self, model_trace, guide_trace):
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         for site in guide_trace.nodes.values():
-            if site["type"] == "sample" and not site["is_observed"] and not site_is_subsample(site):
-                score = _score(site)
+            if is_latent(site):
+                score = score_of(site)
                 if score is not None:
                     surrogate = surrogate - (self.weight.to(score) * score).sum()
         return loss, surrogate
-
-
-def _score(site) -> Tensor | None:
-    """Zero, with the gradient of the site's log density at a fixed value: the score."""
-    fn, value = site["fn"], site["value"]
-    if not fn.has_rsample or not value.requires_grad or _is_determined(fn):
-        return None
-    log_prob = fn.log_prob(value.detach(), *site["args"], **site["kwargs"])
-    score = scale_and_mask(log_prob, site["scale"], site["mask"]).sum()
-    return score - score.detach()
-
-
-def _is_determined(fn) -> bool:
-    """Whether the value is a function of other latents: its density is then a Jacobian, which belongs to the path."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return isinstance(fn, Delta)
