@@ -1,0 +1,46 @@
+"""The published saw of a series: what an encoder loses that does not read the row before, and what one gains that does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from experiments.comparison.cells import Comparison, Preset
+from experiments.runner.record import Record
+from experiments.runner.run_cell import Context
+
+if TYPE_CHECKING:
+    from experiments.reporting.document import Document
+
+__all__ = ["add_arguments", "count", "describe", "document", "estimate", "plan", "run", "summary"]
+
+summary = (
+    "latents around the last observation: encoders of x_n and of (x_{n-1}, x_n) against a table, with exact bounds"
+)
+
+_OWN, _BOTH = (10,), (4, 6, 10)
+_ARMS = ["F-VI", "constant", "x_n, linear", *(f"x_n, {k}" for k in _OWN), *(f"window(1, 0), {k}" for k in _BOTH)]
+_COMPARISON = Comparison(
+    "series",
+    dict.fromkeys(_ARMS, 1e-3),
+    2013,
+    {"quick": Preset(1_000, 3_000, 1, 5), "paper": Preset(1_000, 30_000, 100, 10)},
+)
+add_arguments, plan, count = _COMPARISON.add_arguments, _COMPARISON.plan, _COMPARISON.count
+describe, estimate = _COMPARISON.describe, _COMPARISON.estimate
+
+
+def run(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """Train one guide with all learning rates and seeds."""
+    from experiments.comparison.training import train
+    from experiments.sweeps.series.problem import Series
+
+    return train(Series(settings["rows"]), settings, context)
+
+
+def document(records: Mapping[str, Record]) -> Document:
+    """The report of these records, by key."""
+    from experiments.comparison.report import document
+    from experiments.sweeps.series import report
+
+    return document(records, title="The saw of a series", lead=report.LEAD, claims=report.claims, text=report.READING)
