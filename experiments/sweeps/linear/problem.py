@@ -11,7 +11,7 @@ TAU, SIGMA, DATA_SEED = 1.155, 2.43, 1954
 
 
 class Linear:
-    """x_n ~ N(theta + tau z_n, sigma^2), z_n ~ N(0, 1), a flat prior on theta; see `experiments.comparison.training.Problem`."""
+    """x_n ~ N(theta + tau z_n, sigma^2), z_n ~ N(0, 1), a flat prior on theta: a `comparison.training.Problem`."""
 
     def __init__(self, rows: int):
         self.model = avi.models.NormalNormal(TAU, SIGMA, size=rows)
@@ -34,7 +34,7 @@ class Linear:
         return self.evidence - self.model.inference_gap(self.x, q).item()
 
     def predicted(self, arm: str) -> float | None:
-        """What the best factors of an arm lose: nothing, or S_xx tau^2 / (2 sigma^2 (sigma^2 + tau^2)) where they are constant."""
+        """What the best factors of an arm lose: nothing, or if constant S_xx tau^2 / (2 sigma^2 (sigma^2 + tau^2))."""
         if arm != "degree 0":
             return 0.0
         x = self.x.double()

@@ -42,7 +42,7 @@ def _simulate(rows: int) -> Tensor:
 
 
 class Series:
-    """See `experiments.comparison.training.Problem`.
+    """The model on simulated data: a `comparison.training.Problem`.
 
     The best independent normals have, with y_n = x_n - a x_{n-1} ~ N(a theta, 1 + a^2),
 
@@ -100,7 +100,7 @@ class Series:
         return self._elbo(theta.mean.double(), theta.stddev.double(), loc, scale)
 
     def predicted(self, arm: str) -> float | None:
-        """What the best factors of an arm lose; of networks of x_n alone, which may follow the noise of the rows, no formula."""
+        """What the best factors of an arm lose; no formula for networks of x_n alone, which may follow the rows' noise."""
         if arm == "F-VI" or arm.startswith("window"):
             return 0.0
         if arm not in ("constant", "x_n, linear"):

@@ -1,0 +1,60 @@
+"""The cells of the sweep `context`: one a model, with all its windows."""
+
+import argparse
+from collections.abc import Mapping
+
+from experiments.runner.cell import Cell
+from experiments.runner.record import Record
+
+__all__ = ["add_arguments", "count", "describe", "estimate", "plan", "summary"]
+
+summary = "the gap of an encoder by the window that it reads, in hidden Markov chains and Gaussian processes"
+
+#: By model its numbers: (phi, q, r) of z_t ~ N(phi z_{t-1}, q^2), x_t ~ N(z_t, r^2); (length, r) of a Matern 3/2 process.
+_MODELS = {
+    "chain": ([0.9, 1.0, 1.0], [0.8, 1.0, 0.5], [0.5, 1.0, 2.0]),
+    "process": ([2.0, 0.5], [6.0, 0.5]),
+}
+#: By preset rows, steps of a training, series to measure on, and half-widths by kind.
+_PRESETS = {
+    "quick": (60, 800, 200, {"chain": [0, 1, 2, 3, 4], "process": [0, 1, 2, 4, 8]}),
+    "paper": (200, 5_000, 1_000, {"chain": [0, 1, 2, 3, 4, 6, 8], "process": [0, 1, 2, 4, 8, 16]}),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this sweep."""
+    parser.add_argument("--preset", choices=sorted(_PRESETS), default="quick", help="rows, steps, series and windows")
+    parser.add_argument("--models", nargs="+", choices=list(_MODELS), default=list(_MODELS), help="what is trained on")
+    parser.add_argument("--steps", type=int, help="steps of a training; by default the preset's")
+
+
+def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cell]:
+    """All cells: none depends on another."""
+    rows, steps, series, windows = _PRESETS[options.preset]
+    steps = options.steps or steps
+    if steps < 1:
+        raise ValueError(f"Expected --steps of at least 1, got {steps}.")
+    shared = {"rows": rows, "steps": steps, "series": series, "rate": 0.03, "seed": 0}
+    return [
+        Cell("context", {"model": kind, "numbers": numbers, "windows": windows[kind], **shared})
+        for kind in options.models
+        for numbers in _MODELS[kind]
+    ]
+
+
+def count(options: argparse.Namespace) -> int:
+    """The number of cells."""
+    return len(plan(options, {}))
+
+
+def describe(cell: Cell) -> str:
+    """A short label."""
+    s = cell.settings
+    return f"{s['model']} {', '.join(map(str, s['numbers']))}, {s['rows']} rows"
+
+
+def estimate(cell: Cell, *, device: str) -> float:
+    """Seconds, roughly."""
+    s = cell.settings
+    return 5 + len(s["windows"]) * (5e-3 * s["steps"] + 1e-2 * s["series"])

@@ -1,0 +1,113 @@
+"""The report of the sweep `context`: measured gaps on the curves of the closed form."""
+
+from collections.abc import Mapping
+from functools import partial
+from itertools import pairwise
+
+from matplotlib.figure import Figure as Drawing
+
+from experiments.reporting.document import Document, Figure, Note, pick, reading
+from experiments.reporting.figures import drawn, panels, ramp
+from experiments.reporting.statistics import Mean
+from experiments.reporting.tables import Column, Table
+
+__all__ = ["document"]
+
+#: A measured gap is on its curve if it is within so many of its standard errors.
+MOST = 5.0
+READING = """
+Chain: z_t ~ N(phi z_{t-1}, q^2), x_t ~ N(z_t, r^2), stationary. Process: a Matern 3/2 kernel of that length on a grid of
+spacing 1, seen through noise of scale r. An encoder reads x_{n-w} to x_{n+w} and is linear; the best factors are. Each is trained
+on series drawn anew at every step and measured on others. The gap is what it loses beyond independent normals, exact for each
+series, in nats for a row; the standard error is over series.
+
+The closed form is the least that an encoder of that window can lose on average: a linear map with zeros beyond the ends, and
+one scale. Training can only lose more.
+"""
+
+
+def document(records: Mapping[str, Mapping]) -> Document:
+    """The report of these records, by key."""
+    found = sorted(
+        ((record, line) for record in records.values() for line in pick(record, "result", "windows")),
+        key=lambda pair: (_name(pair[0]), pair[1]["window"]),
+    )
+    columns = [
+        Column("model", lambda pair: _name(pair[0])),
+        Column("half-width", lambda pair: pair[1]["window"]),
+        Column("closed form, nats a row", lambda pair: pair[1]["closed_form"] / _rows(pair[0])),
+        Column("measured", lambda pair: _gap(*pair)),
+        Column("standard errors apart", lambda pair: _apart(pair[1]), text="{:.1f}".format),
+    ]
+    figure = Figure("gaps", "Gap by half-width", "Lines: the closed form. Dots: measured, with 2 standard errors.",
+                    partial(_curves, found))  # fmt: skip
+    return Document(
+        title="How far an encoder has to look",
+        lead="The gap of an encoder that reads a window around its row, where the best factor depends on the whole series.",
+        notes=_claims(found),
+        tables=[Table("Gap by window", columns, found, group="model", file="summary")],
+        figures=[figure],
+        parts=[reading(READING)],
+    )
+
+
+def _claims(found: list[tuple[Mapping, Mapping]]) -> list[Note]:
+    on = [pair for pair in found if abs(_apart(pair[1])) <= MOST]
+    models = {_name(record) for record, _ in found}
+    whole = models - {_name(record) for record, line in found if abs(_apart(line)) > MOST}
+    text = (
+        f"{len(on)} of {len(found)} measured gaps are within {MOST:.0f} standard errors of the closed form, and all of "
+        f"{len(whole)} of {len(models)} models."
+    )
+    notes = [Note("answer" if len(on) == len(found) else "warning", text)]
+    for name in sorted(name for name in models if name.startswith("chain")):
+        lines = [line for record, line in found if _name(record) == name]
+        steps = [(a, b) for a, b in pairwise(lines) if b["window"] == a["window"] + 1 and a["gap"] > 0]
+        ratios = ", ".join(f"{b['gap'] / a['gap']:.3f} ({b['closed_form'] / a['closed_form']:.3f})" for a, b in steps)
+        notes.append(
+            Note(
+                "answer",
+                f"{name}: each further row on both sides leaves of the gap, by the closed form in brackets: {ratios}.",
+            )
+        )
+    return notes
+
+
+def _name(record: Mapping) -> str:
+    s = record["settings"]
+    names = ("phi", "q", "r") if s["model"] == "chain" else ("length", "r")
+    return s["model"] + " " + ", ".join(f"{name} {number:g}" for name, number in zip(names, s["numbers"], strict=True))
+
+
+def _rows(record: Mapping) -> int:
+    return record["settings"]["rows"]
+
+
+def _gap(record: Mapping, line: Mapping) -> Mean:
+    return Mean(line["gap"] / _rows(record), line["se"] / _rows(record), 1)
+
+
+def _apart(line: Mapping) -> float:
+    return (line["gap"] - line["closed_form"]) / line["se"]
+
+
+@drawn
+def _curves(found: list[tuple[Mapping, Mapping]]) -> Drawing:
+    """A panel a kind of model, a line a model."""
+    kinds = sorted({record["settings"]["model"] for record, _ in found})
+    figure, grid = panels(1, len(kinds), sharey=True)
+    for axes, kind in zip(grid[0], kinds, strict=True):
+        names = sorted({_name(record) for record, _ in found if record["settings"]["model"] == kind})
+        for name, colour in zip(names, ramp(len(names)), strict=True):
+            lines = [(line, _gap(record, line), _rows(record)) for record, line in found if _name(record) == name]
+            at = [line["window"] for line, _, _ in lines]
+            axes.plot(
+                at, [line["closed_form"] / rows for line, _, rows in lines], color=colour, label=name.removeprefix(kind)
+            )
+            axes.errorbar(
+                at, [g.value for _, g, _ in lines], [2 * g.se for _, g, _ in lines], fmt="o", ms=4, color=colour
+            )
+        axes.set(yscale="log", xlabel="rows read on either side", title=kind)
+        axes.legend()
+    grid[0][0].set_ylabel("amortization gap, nats a row")
+    return figure
