@@ -17,9 +17,9 @@ __all__ = ["document"]
 MOST = 5.0
 READING = """
 Chain: z_t ~ N(phi z_{t-1}, q^2), x_t ~ N(z_t, r^2), stationary. Process: a Matern 3/2 kernel of that length on a grid of
-spacing 1, seen through noise of scale r. An encoder reads x_{n-w} to x_{n+w} and is linear; the best factors are. Each is trained
-on series drawn anew at every step and measured on others. The gap is what it loses beyond independent normals, exact for each
-series, in nats for a row; the standard error is over series.
+spacing 1, seen through noise of scale r. An encoder reads x_{n-w} to x_{n+w} and is linear, as the best factors are. Each is
+trained on series drawn anew at every step and measured on others. The gap is what it loses beyond independent normals, exact
+for each series, in nats for a row; the standard error is over series.
 
 The closed form is the least that an encoder of that window can lose on average: a linear map with zeros beyond the ends, and
 one scale. Training can only lose more.

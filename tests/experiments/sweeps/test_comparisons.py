@@ -1,0 +1,215 @@
+"""The sweeps `linear` and `series`: closed forms, a training, and what their reports say."""
+
+import argparse
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_avi as avi
+from experiments.comparison.report import document, lines_of, shown, soonest
+from experiments.reporting.document import ReportError
+from experiments.reporting.pages import data, terminal
+from experiments.runner.run_cell import Context, run_cell
+from experiments.sweeps import linear, series
+from experiments.sweeps.linear.problem import Linear
+from experiments.sweeps.series.problem import WIDE, A, Series
+from tests.marks import needs_compiler
+
+
+@pytest.fixture(autouse=True)
+def surroundings():
+    random_state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(random_state)
+    pyro.clear_param_store()
+
+
+def options(sweep, *argv):
+    parser = argparse.ArgumentParser()
+    sweep.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+# --- closed forms
+
+
+def test_a_constant_factor_loses_the_closed_form():
+    problem = Linear(30)
+    constant = problem.model.inference_gap(problem.x, problem.model.best_constant(problem.x))
+
+    assert math.isclose(
+        constant, problem.model.approximation_gap(problem.x) + problem.predicted("degree 0"), rel_tol=1e-9
+    )
+
+
+def best_table(problem, theta, theta_scale, loc, scale):
+    guide = avi.FactorizedGuide(problem.model).setup(problem.x).double()
+    with torch.no_grad():
+        guide.table.copy_(torch.stack([loc.flatten(), scale.log().flatten()], -1))
+        guide.global_guide.vector.copy_(torch.stack([theta, theta_scale.log()]))
+    return guide
+
+
+def linear_best(problem):
+    best = problem.model.best_diagonal(problem.x)
+    z = best["z"].base_dist
+    return best_table(problem, best["theta"].mean, best["theta"].stddev, z.loc, z.scale)
+
+
+def series_best(problem):
+    x = problem.x.double()
+    before, precision = torch.cat([x.new_zeros(1), x[:-1]]), len(x) * A**2 + WIDE**-2
+    y = x - A * before
+    theta = A * y.sum() / (1 + A**2) / (len(x) * A**2 / (1 + A**2) + WIDE**-2)
+    loc = (before + A * (x - A * theta)) / (1 + A**2)
+    return best_table(problem, theta, x.new_tensor(precision**-0.5), loc, torch.full_like(loc, (1 + A**2) ** -0.5))
+
+
+PROBLEMS = {"linear": (Linear, linear_best), "series": (Series, series_best)}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_best_bound_is_that_of_the_best_factors_and_of_their_draws(name):
+    make, best = PROBLEMS[name]
+    problem = make(12)
+    guide = best(problem)
+
+    assert math.isclose(problem.bound(guide), problem.best, rel_tol=1e-9)
+    with pyro.validation_enabled(False):
+        weights = avi.log_weights(problem.model, guide, problem.x, num_samples=400, seed=0, progress=False)
+    total = (weights.local.sum(-1) + weights.global_).double()
+    error = total.std() / 20
+    assert abs(total.mean() - problem.best) < 5 * error < 0.25
+    # The log weights spread as the closed form says; a product of two normals has a kurtosis of 9 at most.
+    assert abs(total.std() / problem.spread - 1) < 5 * (8 / (4 * 400)) ** 0.5
+    # Other factors are worse, and a bound without its constants would not be below the evidence as this is.
+    with torch.no_grad():
+        guide.table.add_(0.05)
+    assert problem.bound(guide) < problem.best < problem.evidence
+
+
+def test_the_evidence_of_a_series_is_that_of_its_innovations():
+    problem = Series(12)
+    x = problem.x.double()
+    y = x - A * torch.cat([x.new_zeros(1), x[:-1]])
+    covariance = (1 + A**2) * torch.eye(12).double() + A**2 * WIDE**2
+
+    exact = dist.MultivariateNormal(torch.zeros(12).double(), covariance).log_prob(y)
+
+    # Given the rows before it a row is y_n and a known shift.
+    assert math.isclose(exact, problem.evidence, rel_tol=1e-6)
+
+
+def test_what_an_encoder_of_one_row_loses_is_reached_and_not_passed():
+    problem = Series(40)
+    guide = series_best(problem)
+    loc = guide.posterior(problem.x).mean.flatten().detach()
+    design = torch.stack([torch.ones(40).double(), problem.x.double()], -1)
+    fitted = design @ torch.linalg.lstsq(design, loc).solution
+    with torch.no_grad():
+        guide.table[:, 0] = fitted
+
+    loss = problem.best - problem.bound(guide)
+
+    assert math.isclose(loss, problem.predicted("x_n, linear"), rel_tol=1e-6)
+    assert problem.predicted("constant") > loss > 0 == problem.predicted("window(1, 0), 4")
+
+
+@pytest.mark.parametrize("sweep, problem", [(linear, Linear), (series, Series)])
+def test_every_arm_has_a_guide(sweep, problem):
+    problem = problem(8)
+    for cell in sweep.plan(options(sweep), {}):
+        guide = problem.guide(cell.settings["arm"]).setup(problem.x)
+        assert problem.bound(guide) < problem.best
+
+
+# --- cells
+
+
+def test_bad_sizes_are_refused():
+    with pytest.raises(ValueError, match="at least 4 rows"):
+        linear.plan(options(linear, "--rows", "2"), {})
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep, arm", [(linear, "degree 1"), (series, "window(1, 0), 4")])
+def test_a_cell_trains_and_its_record_is_drawn(sweep, arm):
+    line = ("--arms", arm, "--rows", "20", "--steps", "60", "--seeds", "2")
+    (cell,) = sweep.plan(options(sweep, *line), {})
+
+    record = run_cell(cell, Context("cpu", None, False))
+
+    result = record["result"]
+    assert len(result["runs"]) == 2 * 4 and len(result["seconds"]) == len(result["looks"])
+    first, last = ([run["bounds"][at] for run in result["runs"]] for at in (0, -1))
+    assert all(one < two < result["best"] for one, two in zip(first, last, strict=True))
+    drawn = sweep.document({cell.key: record})
+    assert arm in terminal(drawn) and all(figure.png for part in drawn.walk() for figure in part.drawings)
+
+
+# --- reports
+
+
+def record(arm, gaps, *, predicted=0.0, rate=0.1):
+    """A record of two looks, whose last gaps are given by protocol and seed."""
+    cell = next(c for c in linear.plan(options(linear), {}) if c.settings["arm"] == arm)
+    runs = [
+        {"protocol": protocol, "rate": rate, "seed": seed, "bounds": [-2000.0, -1000.0 - gap]}
+        for protocol, by_seed in gaps.items()
+        for seed, gap in enumerate(by_seed)
+    ]
+    result = {"best": -1000.0, "evidence": -999.0, "spread": 0.5, "predicted_loss": predicted}
+    result |= {"looks": [1, 500], "seconds": [0.0, 0.25], "runs": runs}
+    return {"key": cell.key, "settings": cell.settings, "result": result}
+
+
+def test_a_report_says_gaps_and_when_each_guide_is_near():
+    records = {
+        "a": record("degree 1", {"published": [20.0, 5.0], "fair": [0.1, 0.3]}),
+        "b": record("degree 0", {"published": [90.0, 90.0], "fair": [111.0, 111.2]}, predicted=111.1),
+    }
+
+    drawn = linear.document(records)
+
+    (part, _) = drawn.parts
+    assert [note.kind for note in part.notes] == ["answer", "answer"]
+    lines = data(drawn)["summary"]
+    of = {(line["protocol"], line["guide"]): line for line in lines}
+    assert of["fair", "degree 1"]["gap_nats_a_row"] == pytest.approx(2e-4)
+    assert of["fair", "degree 1"]["steps_to_1"] == 500 and of["fair", "degree 1"]["seconds_to_1"] == 0.25
+    assert of["published", "degree 1"]["steps_to_1_is_lower_bound"] and of["fair", "degree 0"][
+        "closed_form"
+    ] == pytest.approx(0.1111)
+    assert all(figure.png for figure in part.drawings)
+
+
+def test_a_gap_that_is_left_is_a_warning():
+    records = {
+        "a": record("degree 1", {"published": [1.0], "fair": [0.1, 1.5]}),
+        "b": record("degree 0", {"published": [1.0], "fair": [111.1, 113.0]}, predicted=111.1),
+    }
+
+    assert [note.kind for note in linear.document(records).parts[0].notes] == ["warning", "warning"]
+
+
+def test_the_best_rate_and_the_soonest_are_told_apart():
+    slow, quick = record("degree 1", {"fair": [0.1]}), record("degree 1", {"fair": [9.0]}, rate=0.3)
+    slow["result"]["runs"][0]["bounds"] = [-2000.0, -1000.1]
+    quick["result"]["runs"][0]["bounds"] = [-1009.0, -1009.0]
+
+    lines = lines_of({"a": slow, "b": quick})
+
+    (best,) = shown(lines)
+    assert best.rate == 0.1 and soonest(lines, best).rate == 0.3
+
+
+def test_records_of_another_sweep_are_refused():
+    broken = record("degree 1", {"fair": [0.1]})
+    del broken["result"]["spread"]
+
+    with pytest.raises(ReportError, match="Expected result.spread in the record"):
+        document({"a": broken}, title="", lead="", claims=lambda lines: [], text="")
