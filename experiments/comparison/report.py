@@ -10,9 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
-from experiments.reporting.document import Document, Figure, Note, pick, reading
+from experiments.reporting.document import Document, Figure, Note
 from experiments.reporting.figures import CONSTANT, FACTORIZED, INK, drawn, legend, panels, ramp
-from experiments.reporting.statistics import Duration, Mean, Measured, mean_over_seeds, median_duration
+from experiments.reporting.records import pick
+from experiments.reporting.statistics import Duration, Mean, mean_over_seeds, median_duration
 from experiments.reporting.tables import Column, Table
 
 __all__ = ["Line", "document"]
@@ -51,7 +52,7 @@ class Line:
     @property
     def gap(self) -> Mean:
         """In nats a row, at the end."""
-        return mean_over_seeds(Measured(float(gap) / self.rows) for gap in self.gaps)
+        return mean_over_seeds(Mean(float(gap) / self.rows, 0.0) for gap in self.gaps)
 
     @property
     def gaps(self) -> np.ndarray:
@@ -85,7 +86,7 @@ def shown(lines: Iterable[Line]) -> list[Line]:
     best: dict[tuple[str, str], Line] = {}
     for line in lines:
         key = line.arm, line.protocol
-        if key not in best or np.nan_to_num(line.gap.value, nan=np.inf) < best[key].gap.value:
+        if key not in best or _mean_gap(line) < _mean_gap(best[key]):
             best[key] = line
     return [best[key] for key in sorted(best, key=lambda key: (key[1] != "published", _place(key[0])))]
 
@@ -94,6 +95,11 @@ def soonest(lines: Sequence[Line], line: Line) -> Line:
     """Of an arm's learning rates in a protocol the one that gets near the best first."""
     same = [each for each in lines if (each.arm, each.protocol) == (line.arm, line.protocol)]
     return min(same, key=lambda each: ((soon := median_duration(each.soon(each.looks))).censored, soon.value))
+
+
+def _mean_gap(line: Line) -> float:
+    """The mean gap, infinite where a seed diverged."""
+    return float(np.nan_to_num(line.gaps.mean(), nan=np.inf))
 
 
 def _place(arm: str) -> tuple:
@@ -120,7 +126,7 @@ def document(
     for (rows, steps, draws, seeds), some in by_size.items():
         name = f"{rows:,} rows, {steps:,} steps, {draws} {'draw' if draws == 1 else 'draws'} a step, {seeds} seeds"
         parts.append(_part(name, lines_of(some), claims))
-    return Document(title, lead, parts=[*parts, reading(READING + "\n" + text)])
+    return Document(title, lead, parts=[*parts, Document("How to read this", READING + "\n" + text)])
 
 
 def _part(title: str, lines: list[Line], claims: Callable[[list[Line]], list[Note]]) -> Document:
@@ -137,7 +143,7 @@ def _part(title: str, lines: list[Line], claims: Callable[[list[Line]], list[Not
         Column("rate", lambda line: line.rate),
         Column("gap, nats a row", lambda line: line.gap, text=lambda gap: _small(gap)),
         Column("closed form", lambda line: None if line.predicted is None else line.predicted / line.rows),
-        Column("ELBO", lambda line: mean_over_seeds(Measured(float(b)) for b in line.bounds[:, -1]), "page"),
+        Column("ELBO", lambda line: mean_over_seeds(Mean(float(b), 0.0) for b in line.bounds[:, -1]), "page"),
         Column("soonest rate", lambda line: quick[line.arm, line.protocol].rate, "page"),
         Column("steps to 1 %", lambda line: soon(line, "looks")),
         Column("seconds to 1 %", lambda line: soon(line, "seconds")),

@@ -71,7 +71,9 @@ def train(problem: Problem, settings: Mapping[str, Any], context: Context) -> di
         if fits[0].steps in looks:
             now = time.process_time()
             seconds.append(now - paused)
-            bounds.append([problem.bound(guide) for guide in guides])
+            # One that has diverged has no bound, and is no reason to stop the others.
+            with pyro.validation_enabled(False):
+                bounds.append([problem.bound(guide) for guide in guides])
             context.progress(fits[0].steps, steps, f"gap {problem.best - max(bounds[-1]):.3g}")
             paused += time.process_time() - now
 

@@ -6,8 +6,9 @@ from itertools import pairwise
 
 from matplotlib.figure import Figure as Drawing
 
-from experiments.reporting.document import Document, Figure, Note, pick, reading
+from experiments.reporting.document import Document, Figure, Note
 from experiments.reporting.figures import drawn, panels, ramp
+from experiments.reporting.records import pick
 from experiments.reporting.statistics import Mean
 from experiments.reporting.tables import Column, Table
 
@@ -47,7 +48,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
         notes=_claims(found),
         tables=[Table("Gap by window", columns, found, group="model", file="summary")],
         figures=[figure],
-        parts=[reading(READING)],
+        parts=[Document("How to read this", READING)],
     )
 
 

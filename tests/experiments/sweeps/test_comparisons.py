@@ -10,8 +10,8 @@ import torch
 
 import pyro_avi as avi
 from experiments.comparison.report import document, lines_of, shown, soonest
-from experiments.reporting.document import ReportError
 from experiments.reporting.pages import data, terminal
+from experiments.reporting.records import ReportError
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import linear, series
 from experiments.sweeps.linear.problem import Linear

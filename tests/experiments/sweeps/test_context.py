@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import pyro_avi as avi
-from experiments.reporting.document import ReportError
 from experiments.reporting.pages import data, terminal
+from experiments.reporting.records import ReportError
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import context
 
