@@ -12,10 +12,10 @@ from pathlib import Path
 
 from experiments.reporting.document import Document, Note
 from experiments.reporting.pages import save, terminal
-from experiments.reporting.provenance import cells_csv, made_by, warnings
+from experiments.reporting.provenance import made_by, warnings
 from experiments.reporting.records import ReportError
 from experiments.runner import registry
-from experiments.runner.store import Contents, Store, StoreError
+from experiments.runner.store import Store, StoreError
 
 __all__ = ["document", "draw", "has_report", "main", "names"]
 
@@ -37,30 +37,22 @@ def document(name: str, out: Path) -> Document:
         ReportError: if no such report exists, or the store holds no record of the sweep.
         StoreError: if a record cannot be read, or a later version of this code wrote it.
     """
-    return _document(name, out)[0]
-
-
-def _document(name: str, out: Path) -> tuple[Document, Contents]:
     if name not in registry.names() or not has_report(name):
         raise ReportError(f"Expected a sweep with a report, one of {', '.join(names())}; got {name!r}.")
     contents = Store(out).read(name)
-    records = contents.records
-    if not records:
+    if not contents.records:
         raise ReportError(
             f"Expected records of sweep {name!r} under {out}, got none.\n"
             f"Try one of the following fixes:\n"
             f"- run it first: python -m experiments.sweep {name} --out {out}\n"
             f"- name the folder that holds its records: python -m experiments.report {name} --out FOLDER"
         )
-    drawn = registry.find(name).document(records)
-    notes = [*drawn.notes, *warnings(records), *_left_out(contents)]
-    return replace(drawn, notes=notes, parts=[*drawn.parts, made_by(records)]), contents
-
-
-def _left_out(contents: Contents) -> list[Note]:
-    files = [f"{path.name} ({reason})" for path, reason in contents.damaged.items()]
-    text = f"{len(files)} files are damaged or foreign, and no numbers are taken from them: {'; '.join(files)}."
-    return [Note("warning", text, "Left out")] if files else []
+    drawn = registry.find(name).document(contents.records)
+    notes = [*drawn.notes, *warnings(contents.records)]
+    if damaged := [f"{path.name} ({reason})" for path, reason in contents.damaged.items()]:
+        text = f"{len(damaged)} files are damaged or foreign, and no numbers are taken from them: {'; '.join(damaged)}."
+        notes.append(Note("warning", text, "Left out"))
+    return replace(drawn, notes=notes, parts=[*drawn.parts, made_by(contents.records)])
 
 
 def draw(name: str, out: Path) -> tuple[Path, str]:
@@ -72,8 +64,8 @@ def draw(name: str, out: Path) -> tuple[Path, str]:
     Raises:
         ReportError, StoreError: as `document`.
     """
-    drawn, contents = _document(name, out)
-    return save(drawn, Path(out) / name / "report", cells=cells_csv(contents.records)), terminal(drawn)
+    drawn = document(name, out)
+    return save(drawn, Path(out) / name / "report"), terminal(drawn)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,18 +18,15 @@ __all__ = ["data", "render", "save", "terminal"]
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def save(drawn: Document, folder: Path, **texts: str) -> Path:
+def save(drawn: Document, folder: Path) -> Path:
     """Write every file of a report into `folder`, each whole or not at all; returns the path of its ``report.html``.
-
-    `texts` are further CSV files by their names.
 
     Raises:
         ReportError: if a file cannot be written.
     """
     figures, page = folder / "figures", folder / "report.html"
     files = {figures / f"{drawn.names[figure]}.png": figure.png for part in drawn.walk() for figure in part.drawings}
-    texts |= {name: csv_text(lines) for name, lines in data(drawn).items()}
-    files |= {folder / f"{name}.csv": text.encode() for name, text in texts.items()}
+    files |= {folder / f"{name}.csv": csv_text(lines).encode() for name, lines in data(drawn).items()}
     files |= {folder / "summary.md": render("summary.md", drawn).encode(), page: render(page.name, drawn).encode()}
     try:
         figures.mkdir(parents=True, exist_ok=True)

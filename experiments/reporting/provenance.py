@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from operator import itemgetter
 
 import pandas
 
@@ -12,22 +14,29 @@ from experiments.reporting.tables import Column, Table
 
 
 def made_by(records: Mapping[str, Mapping]) -> Document:
-    """The commits, machines and commands of the records.
+    """The commits, machines and commands of the records, and the file of all cells.
 
     Raises:
         ReportError: if a record does not say it.
     """
     told = (Column("commit", _commit, "page"), Column("machine", _machine, "page"))
     told += (Column("torch", "provenance.versions.torch", "page"), Column("command", "provenance.command", "page"))
-    groups: dict[tuple, list[Mapping]] = {}
-    for record in records.values():
-        groups.setdefault(tuple(str(column.of(record)) for column in told), []).append(record)
-    columns = [
-        Column("cells", len, "page"),
-        *(column._replace(value=lambda group, column=column: column.of(group[0])) for column in told),
-    ]
+    groups = Counter(tuple(str(column.of(record)) for column in told) for record in records.values())
+    columns = [Column("cells", lambda group: groups[group], "page")]
+    columns += [Column(column.name, itemgetter(place), "page") for place, column in enumerate(told)]
     note = "Cells of a machine that ran at once shared it: seconds do not repeat, steps do."
-    return Document("Made by", tables=[Table("", columns, [groups[key] for key in sorted(groups)], note)])
+    return Document("Made by", tables=[Table("", columns, sorted(groups), note), cells(records)])
+
+
+def cells(records: Mapping[str, Mapping]) -> Table:
+    """A line a record and a column a number or word, by its path; curves and other lists are left to the records.
+
+    >>> cells({"k": {"key": "k", "result": {"elbo": 1.5, "curve": [1, 2]}}}).numbers()
+    [{'key': 'k', 'result.elbo': 1.5}]
+    """
+    frame = pandas.json_normalize([dict(record) for record in records.values()]).astype(object)
+    columns = [Column(name, itemgetter(name), "csv") for name in frame if not frame[name].map(type).eq(list).any()]
+    return Table("Cells", columns, frame.to_dict("records"), file="cells")
 
 
 def warnings(records: Mapping[str, Mapping]) -> Iterator[Note]:
@@ -51,14 +60,3 @@ def _commit(record: Mapping) -> str:
 def _machine(record: Mapping) -> str:
     machine = pick(record, "provenance", "machine")
     return f"{machine['processor']}, {machine['cores']} cores"
-
-
-def cells_csv(records: Mapping[str, Mapping]) -> str:
-    """A line a record and a column a number or word, by its path; curves and other lists are left to the records.
-
-    >>> print(cells_csv({"k": {"key": "k", "result": {"elbo": 1.5, "curve": [1, 2]}}}), end="")
-    key,result.elbo
-    k,1.5
-    """
-    frame = pandas.json_normalize([dict(record) for record in records.values()])
-    return frame.drop(columns=[name for name in frame if frame[name].map(type).eq(list).any()]).to_csv(index=False)

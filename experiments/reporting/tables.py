@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple
 
 import pandas
@@ -31,7 +32,7 @@ def as_text(value: Value) -> str:
 
 
 class Column(NamedTuple):
-    """`value` of each item, a function of it or the path of a record's field as in "result.elbo", under a `name`.
+    """`value` of each item, under a `name`: a function of it, or the path of an attribute or a record's field.
 
     `show` says where: everywhere, not on a terminal ("page"), or in the CSV alone. `best`, `max` or `min`, marks the best
     value of each group of lines; `text` writes a value for readers.
@@ -44,7 +45,9 @@ class Column(NamedTuple):
     text: Callable[[Any], str] = as_text
 
     def of(self, item: Any) -> Value:
-        return pick(item, *self.value.split(".")) if isinstance(self.value, str) else self.value(item)
+        if callable(self.value):
+            return self.value(item)
+        return pick(item, *self.value.split(".")) if isinstance(item, Mapping) else attrgetter(self.value)(item)
 
 
 @dataclass
@@ -131,7 +134,8 @@ def _number(value: Value) -> float | None:
 
 
 def _numbers(name: str, value: Value) -> Iterator[tuple[str, str | float | None]]:
-    name = re.sub(r"[^a-z0-9.]+", "_", name.lower()).strip("_")
+    # The path of a field stays as it is.
+    name = name if "." in name else re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")
     yield name, value if isinstance(value, str) else _number(value)
     if isinstance(value, Mean):
         yield f"{name}_se", _number(value.se)

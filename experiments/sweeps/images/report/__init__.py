@@ -49,13 +49,13 @@ def _answer(section: Section, colours: figures.Colours) -> Note:
     comparison = section.comparisons[-1]
     grid = figures.panels([comparison], colours, figures.BOUNDS[1:])
     figure = Figure("opening", "Training ELBO by second", "A line a seed.", partial(curves, grid))
-    best, constant = comparison.best(), comparison.arms.get("constant")
+    best, constant = comparison.best(), comparison.arm("constant")
     if best is None or not comparison.bound:
         text = f"No seed of both F-VI and an amortized guide has finished under the {comparison.protocol} protocol."
         return Note("warning", text, section.title, figure)
-    _, race, final = claims.compare(comparison, best)
+    _, race, final = claims.compare(section, comparison, best)
     chain = f"F-VI ({final.factorized}) {'<' if final.gap.sign < 0 else '≥'} {best.label} ({final.amortized})"
-    if constant is not None and constant.done:
+    if constant.done:
         lead = paired_difference(best.each(*BOUND), constant.each(*BOUND))
         chain += f" {'<' if lead.sign < 0 else '≥'} constant ({constant.mean(*BOUND)})"
     late = "; ".join(_late(comparison, best.label))
@@ -71,16 +71,13 @@ def _answer(section: Section, colours: figures.Colours) -> Note:
 
 def _late(comparison: Comparison, best: str) -> Iterator[str]:
     """What the bounds of F-VI, the best A-VI and the constant guide still gained, and at what cost, where not converged."""
-    runs = {"F-VI": [arm.runs[seed] for seed, arm in comparison.trained.items()]}
-    runs |= {
-        label: list(comparison.arms[label].done.values()) for label in (best, "constant") if label in comparison.arms
-    }
-    for label, every in runs.items():
+    runs = {label: list(comparison.arm(label).done.values()) for label in (best, "constant")}
+    for label, every in ({"F-VI": [arm.runs[seed] for seed, arm in comparison.trained.items()]} | runs).items():
         late = [run for run in every if not run.converged]
-        means = (
-            mean_over_seeds(run.mean("convergence", f"late_{name}") for run in late) for name in ("gain", "seconds")
+        gain, seconds = (
+            mean_over_seeds(run.mean("convergence", name) for run in late).value
+            for name in ("late_gain", "late_seconds")
         )
-        gain, seconds = (mean.value for mean in means)
         if late:
             yield f"{label} {'+' * (gain > 0)}{significant(gain, 2)} nats a row in {significant(seconds, 2)} s"
 
@@ -117,28 +114,25 @@ def _part(section: Section, colours: figures.Colours) -> Document:
 
 def _warnings(section: Section) -> Iterator[Note]:
     """What keeps the numbers of a section from carrying a conclusion."""
-    named = {arm: f"{arm.label} ({comparison.protocol})" for comparison, arm in section.arms}
-    lost = [(name, run) for arm, name in named.items() for run in arm.runs.values() if run.diverged]
+    runs = [(f"{arm.label} ({arm.protocol})", run) for arm in section.arms for run in arm.runs.values()]
+    lost = [(name, run.setting("seed"), run.result("diverged_at")) for name, run in runs if run.diverged]
     found = {
-        "Diverged, left out": [
-            f"{name}, seed {run.setting('seed')}, step {run.result('diverged_at')}" for name, run in lost
+        "Diverged, left out": [f"{name}, seed {seed}, step {step}" for name, seed, step in lost],
+        "Not converged": [name for name, run in runs if run.converged is False and not run.diverged],
+        "Learning rates at the edge of those tried": _edges(section),
+        "Trained in another way, left out": [
+            f"{run.label} ({run.setting('protocol')}) at {run.variant}" for run in section.left_out
         ],
-        "Not converged": [
-            name for arm, name in named.items() if any(run.converged is False for run in arm.done.values())
-        ],
-        "Learning rates at the edge of those tried": list(_edges(section)),
-        "Trained in another way, left out": sorted(
-            {f"{run.label} ({run.setting('protocol')}) at {run.variant}" for run in section.left_out}
-        ),
     }
-    yield from (Note("warning", "; ".join(told), title) for title, told in found.items() if told)
+    texts = {title: "; ".join(dict.fromkeys(told)) for title, told in found.items()}
+    yield from (Note("warning", text, title) for title, text in texts.items() if text)
 
 
 def _edges(section: Section) -> Iterator[str]:
     """Tuned learning rates at the edge of all that were tried: a better one may lie beyond."""
-    for _, arm in section.arms:
+    for arm in section.arms:
         trials = [trial for run in arm.tunings for trial in run.result("trials")]
         for name in ("lr_local", "lr_global"):
-            rates, chosen = {trial[name] for trial in trials}, arm.first.setting(name)
+            rates, chosen = {trial[name] for trial in trials}, next(iter(arm.runs.values())).setting(name)
             if len(rates) > 1 and chosen in (min(rates), max(rates)):
                 yield f"{arm.label}: {name} {chosen:g} of {min(rates):g} to {max(rates):g}"

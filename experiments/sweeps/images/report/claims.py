@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from operator import attrgetter
 from typing import NamedTuple
 
 from experiments.reporting.statistics import (
@@ -26,7 +25,7 @@ LEVEL_SHARE = 0.02
 class Claim(NamedTuple):
     """Training bounds of A-VI and F-VI, their difference paired by seed, and the times of A-VI (fast) and F-VI (slow)."""
 
-    comparison: Comparison
+    section: Section
     arm: Arm
     at: str
     amortized: Mean
@@ -43,7 +42,7 @@ class Claim(NamedTuple):
         return "unknown" if not self.gap.known else {-1: "above", 0: "yes", 1: "no"}[self.gap.sign]
 
 
-def compare(comparison: Comparison, arm: Arm) -> Iterator[Claim]:
+def compare(section: Section, comparison: Comparison, arm: Arm) -> Iterator[Claim]:
     """One amortized guide against F-VI: equal steps, equal seconds, and the end of training.
 
     Curves are raced: F-VI from its own start, the highest bounds after the steps or seconds of A-VI's training, times to A-VI's
@@ -52,9 +51,9 @@ def compare(comparison: Comparison, arm: Arm) -> Iterator[Claim]:
 
     def claim(at: str, bounds: Sequence[Mapping[int, Mean]], times: Sequence[Sequence[Duration]]) -> Claim:
         means = (mean_over_seeds(by_seed.values()) for by_seed in bounds)
-        return Claim(comparison, arm, at, *means, paired_difference(*reversed(bounds)), *map(median_duration, times))
+        return Claim(section, arm, at, *means, paired_difference(*reversed(bounds)), *map(median_duration, times))
 
-    own, level = comparison.arms.get("F-VI", Arm({})), levels(comparison, arm)
+    own, level = comparison.arm("F-VI"), levels(comparison, arm)
     for unit, at in (("step", "equal steps"), ("seconds", "equal seconds")):
         ends = {seed: run.curve[unit][-1] for seed, run in arm.done.items() if seed in own.done}
         reached = [{seed: each.done[seed].at(unit, end) for seed, end in ends.items()} for each in (arm, own)]
@@ -71,27 +70,26 @@ def compare(comparison: Comparison, arm: Arm) -> Iterator[Claim]:
 def levels(comparison: Comparison, arm: Arm) -> dict[int, float]:
     """A-VI's last bound less a share of its lead over the constant guide, by seed; read off curves, as are times."""
     lasts = {seed: run.curve["elbo"][-1] for seed, run in arm.done.items()}
-    constant = comparison.arms.get("constant", Arm({}))
-    floor = mean_over_seeds(Mean(run.curve["elbo"][-1], 0.0, 1) for run in constant.done.values())
-    lead = {seed: max(last - floor.value, 0.0) if floor.known else 0.0 for seed, last in lasts.items()}
-    return {seed: last - LEVEL_SHARE * lead[seed] for seed, last in lasts.items()}
+    floor = comparison.arm("constant").average(lambda run: run.curve["elbo"][-1])
+    # Nothing is above a floor that is not known, nan.
+    return {seed: last - LEVEL_SHARE * (last - floor if last > floor else 0.0) for seed, last in lasts.items()}
 
 
 def table(sections: Sequence[Section]) -> Table:
     """Both claims of the published comparison, by data set and protocol."""
-    pairs = [
-        (section, claim)
-        for section in sections
-        for comparison in section.comparisons
-        if comparison.bound and (arm := comparison.best(least=WIDE))
-        for claim in compare(comparison, arm)
-    ]
-    named = {"protocol": "comparison.protocol", "compared at": "at", "reaches F-VI?": "reached", "F-VI - A-VI": "gap"}
-    named |= {"A-VI": "amortized", "width": "arm.width", "F-VI": "factorized"}
     columns = [
-        Column("data", lambda pair: f"{pair[0].data}, {pair[0].settings['noise']}", "page"),
-        *(Column(name, lambda pair, path=path: attrgetter(path)(pair[1]), "page") for name, path in named.items()),
-        Column("time, F-VI / A-VI", lambda pair: ratio_text(pair[1].slow, pair[1].fast), "page"),
+        Column("data", lambda claim: f"{claim.section.data}, {claim.section.settings['noise']}", "page"),
+        Column("protocol", "arm.protocol", "page"),
+        Column("compared at", "at", "page"),
+        Column("reaches F-VI?", "reached", "page"),
+        Column("F-VI - A-VI", "gap", "page"),
+        Column("A-VI", "amortized", "page"),
+        Column("width", "arm.width", "page"),
+        Column("F-VI", "factorized", "page"),
+        Column("time, F-VI / A-VI", lambda claim: ratio_text(claim.slow, claim.fast), "page"),
     ]
+    pairs = [(section, each) for section in sections for each in section.comparisons if each.bound]
+    arms = [(*pair, pair[1].best(least=WIDE)) for pair in pairs]
+    found = [claim for section, each, arm in arms if arm for claim in compare(section, each, arm)]
     note = f"Nats a row ± one standard error; times to A-VI's level, last of all training. A-VI: the best from width {WIDE} on."
-    return Table('"k ≥ 64 reaches F-VI", "two to three times faster"', columns, pairs, note, group="data")
+    return Table('"k ≥ 64 reaches F-VI", "two to three times faster"', columns, found, note, group="data")

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from experiments.reporting.figures import CONSTANT, CONTINUED, FACTORIZED, INK, Curve, Panel, drawn, ramp
 from experiments.reporting.statistics import mean_over_seeds
 from experiments.sweeps.images.report.claims import levels
-from experiments.sweeps.images.report.sections import Arm, Comparison, Section
+from experiments.sweeps.images.report.sections import Comparison, Section
 
 Colours = Mapping[str, str]
 LABELS = {"step": "steps", "seconds": "training seconds", "elbo": "ELBO, watched rows (nats a row)"}
@@ -21,7 +21,7 @@ ERRORS = (("seconds", "train_mse"), ("seconds", "test_mse"))
 
 def palette(sections: Iterable[Section]) -> dict[str, str]:
     """The colour of each guide from constant to F-VI, the same in every figure of a report."""
-    arms = {arm.label: arm for section in sections for _, arm in section.arms}
+    arms = {arm.label: arm for section in sections for arm in section.arms}
     amortized = sorted({arm.width for arm in arms.values() if arm.guide == "amortized"})
     widths = dict(zip(amortized, ramp(len(amortized)), strict=True))
     others = {"constant": CONSTANT, "factorized": FACTORIZED, "continued": CONTINUED}
@@ -34,29 +34,25 @@ def panels(comparisons: Sequence[Comparison], colours: Colours, shown: Sequence[
 
 
 def _panel(comparison: Comparison, colours: Colours, x: str, y: str) -> Panel:
-    lines, best = [], comparison.best()
-    for arm in comparison.arms.values():
-        for run in arm.runs.values():
-            known = np.isfinite(run.curve[y])
-            lines.append(
-                Curve(arm.label, colours[arm.label], run.curve[x][known], run.curve[y][known], broke=run.diverged)
-            )
+    lines, best, runs = [], comparison.best(), [run for arm in comparison.arms.values() for run in arm.runs.values()]
+    for run in runs:
+        known = np.isfinite(run.curve[y])
+        lines.append(Curve(run.label, colours[run.label], run.curve[x][known], run.curve[y][known], broke=run.diverged))
     if y == "elbo":
         level = np.mean(list(levels(comparison, best).values())) if best else np.nan
         return Panel(LABELS[x], LABELS[y], lines, comparison.protocol, level, "A-VI's level")
     rows = y.removesuffix("_mse")
-    means = (run.mean("mean_image_mse", rows) for arm in comparison.arms.values() for run in arm.runs.values())
-    level = mean_over_seeds(means).value
+    level = mean_over_seeds(run.mean("mean_image_mse", rows) for run in runs).value
     return Panel(LABELS[x], "MSE a pixel", lines, f"{comparison.protocol}, {rows} rows", level, "mean image")
 
 
 @drawn
 def reconstructions(comparison: Comparison, colours: Colours) -> Figure:
     """Test images above each guide's reconstruction at the posterior means."""
-    arms = pictured(comparison)
-    first = arms[0].first.result("images")
+    found = pictured(comparison)
+    first = next(iter(found.values()))
     lines = [("original", INK, first["originals"])]
-    lines += [(arm.label, colours[arm.label], arm.first.result("images", "reconstructions")) for arm in arms]
+    lines += [(label, colours[label], images["reconstructions"]) for label, images in found.items()]
     count = len(first["originals"])
     figure = Figure(figsize=(0.82 * count + 1.25, 0.82 * len(lines)), layout="constrained")
     for row, (label, colour, images) in zip(figure.subplots(len(lines), count, squeeze=False), lines, strict=True):
@@ -68,7 +64,7 @@ def reconstructions(comparison: Comparison, colours: Colours) -> Figure:
     return figure
 
 
-def pictured(comparison: Comparison) -> list[Arm]:
-    """The guides whose first seed that did not diverge has images in its record."""
-    arms = [arm for arm in comparison.arms.values() if not arm.first.diverged]
-    return [arm for arm in arms if arm.first.result("images") and arm.first.result("images", "originals")]
+def pictured(comparison: Comparison) -> dict[str, Mapping]:
+    """By guide the images in the record of the first seed that did not diverge, where there are any."""
+    firsts = {arm.label: next(iter(arm.done.values())).result("images") for arm in comparison.arms.values() if arm.done}
+    return {label: images for label, images in firsts.items() if images and images["originals"]}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -24,30 +24,14 @@ BOUND = ("final", "train", "elbo")
 class Arm:
     """The runs of one guide under one protocol, by seed, and the tunings of its learning rates."""
 
+    label: str
+    guide: str
+    width: int | None
+    protocol: str
     runs: Mapping[int, Run]
     tunings: Sequence[Run] = ()
 
-    @property
-    def first(self) -> Run:
-        return next(iter((self.done or self.runs).values()))
-
-    @property
-    def label(self) -> str:
-        return self.first.label
-
-    @property
-    def guide(self) -> str:
-        return self.first.setting("guide")
-
-    @property
-    def width(self) -> int | None:
-        return self.first.setting("width")
-
-    @property
-    def place(self) -> tuple[int, int]:
-        return GUIDES.index(self.guide), self.width or 0
-
-    @property
+    @cached_property
     def done(self) -> dict[int, Run]:
         return {seed: run for seed, run in self.runs.items() if not run.diverged}
 
@@ -58,6 +42,9 @@ class Arm:
     def mean(self, *path: str) -> Mean:
         return mean_over_seeds(self.each(*path).values())
 
+    def average(self, of: Callable[[Run], float]) -> float:
+        return mean_over_seeds(Mean(of(run), 0.0, 1) for run in self.done.values()).value
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -65,6 +52,10 @@ class Comparison:
 
     protocol: str
     arms: Mapping[str, Arm]
+
+    def arm(self, label: str) -> Arm:
+        """The guide of this name, without runs if there is none."""
+        return self.arms.get(label) or Arm(label, "", None, self.protocol, {})
 
     def of(self, *guides: str) -> list[Arm]:
         return [arm for arm in self.arms.values() if arm.guide in guides]
@@ -87,7 +78,7 @@ class Comparison:
             return self.trained
         return _highest([*dict.fromkeys(self.trained.values()), *self.of("amortized")])
 
-    @property
+    @cached_property
     def bound(self) -> dict[int, Mean]:
         """F-VI's final training bound by seed."""
         return {seed: arm.each(*BOUND)[seed] for seed, arm in self.starts.items()}
@@ -117,8 +108,8 @@ class Section:
         return f"{self.data}, {fixed['architecture']} decoder, {fixed['noise']} noise, {fixed['latent_dim']} latents"
 
     @property
-    def arms(self) -> list[tuple[Comparison, Arm]]:
-        return [(comparison, arm) for comparison in self.comparisons for arm in comparison.arms.values()]
+    def arms(self) -> list[Arm]:
+        return [arm for comparison in self.comparisons for arm in comparison.arms.values()]
 
 
 def _highest(arms: Iterable[Arm]) -> dict[int, Arm]:
@@ -135,34 +126,35 @@ def read(records: Mapping[str, Mapping]) -> list[Section]:
     """The records sorted into sections: results into arms, tuning beside the fair arms that it served."""
     runs = [Run.read(record) for _, record in sorted(records.items())]
     tunings = [run for run in runs if run.setting("purpose") == "tuning"]
-    sections: dict[tuple, dict[str, dict[str, list[Run]]]] = {}
+    sections: dict[tuple, dict[tuple, list[Run]]] = {}
     for run in (run for run in runs if run.setting("purpose") != "tuning"):
-        comparisons = sections.setdefault(tuple(run.setting(name) for name in FIXED), {})
-        comparisons.setdefault(run.setting("protocol"), {}).setdefault(run.label, []).append(run)
-    return [_section(key, sections[key], tunings) for key in sorted(sections, key=str)]
+        key = tuple(run.setting(name) for name in FIXED)
+        sections.setdefault(key, {}).setdefault((run.setting("protocol"), run.label), []).append(run)
+    return [_section(key, list(sections[key].values()), tunings) for key in sorted(sections, key=str)]
 
 
-def _section(key: tuple, found: Mapping[str, Mapping[str, Sequence[Run]]], tunings: Sequence[Run]) -> Section:
-    """One section from its runs, by protocol and label, and every tuning of the store."""
-    comparisons, left_out = [], []
-    for protocol in sorted(found, key=PROTOCOLS.index):
-        arms = []
-        for members in found[protocol].values():
-            kept = _most_repeated(members)
-            left_out += [run for run in members if run not in kept]
-            # All but their lengths, seeds and rates agree.
-            same = (*FIXED, "protocol", "guide", "width")
-            served = [each for each in tunings if all(each.setting(name) == kept[0].setting(name) for name in same)]
-            further = [run.continuation for run in kept if run.continuation]
-            arms += [_arm(runs, tunings) for runs, tunings in ((kept, served), (further, ())) if runs]
-        arms.sort(key=lambda arm: arm.place)
-        comparisons.append(Comparison(protocol, {arm.label: arm for arm in arms}))
+def _section(key: tuple, groups: Sequence[Sequence[Run]], tunings: Sequence[Run]) -> Section:
+    """One section from the runs of each guide and protocol, and every tuning of the store."""
+    arms: list[Arm] = []
+    for members in groups:
+        kept = _most_repeated(members)
+        # All but their lengths, seeds and rates agree.
+        same = (*FIXED, "protocol", "guide", "width")
+        served = [each for each in tunings if all(each.setting(name) == kept[0].setting(name) for name in same)]
+        arms.append(_arm(kept, served))
+        if further := [run.continuation for run in kept if run.continuation]:
+            arms.append(_arm(further, ()))
+    arms.sort(key=lambda arm: (GUIDES.index(arm.guide), arm.width or 0))
+    under = {protocol: {arm.label: arm for arm in arms if arm.protocol == protocol} for protocol in PROTOCOLS}
+    comparisons = [Comparison(protocol, found) for protocol, found in under.items() if found]
+    left_out = [run for members in groups for run in members if run not in _most_repeated(members)]
     return Section(dict(zip(FIXED, key, strict=True)), comparisons, left_out)
 
 
 def _arm(runs: Sequence[Run], tunings: Sequence[Run]) -> Arm:
     by_seed = {int(run.setting("seed")): run for run in runs}
-    return Arm({seed: by_seed[seed] for seed in sorted(by_seed)}, tunings)
+    named = (runs[0].setting(name) for name in ("guide", "width", "protocol"))
+    return Arm(runs[0].label, *named, {seed: by_seed[seed] for seed in sorted(by_seed)}, tunings)
 
 
 def _most_repeated(members: Sequence[Run]) -> list[Run]:
@@ -170,5 +162,6 @@ def _most_repeated(members: Sequence[Run]) -> list[Run]:
     variants: dict[str, list[Run]] = {}
     for run in members:
         variants.setdefault(run.variant, []).append(run)
-    started = {name: max(pick(run.record, "provenance", "started") for run in runs) for name, runs in variants.items()}
-    return variants[max(variants, key=lambda name: (len(variants[name]), started[name]))]
+    return max(
+        variants.values(), key=lambda runs: (len(runs), max(pick(run.record, "provenance", "started") for run in runs))
+    )

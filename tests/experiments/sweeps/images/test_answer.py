@@ -137,9 +137,10 @@ def test_both_claims_are_answered_by_steps_by_seconds_and_at_convergence():
 
 
 def test_equal_steps_and_seconds_are_read_off_the_curves():
-    fair = section_of(make_records()).comparisons[1]
+    section = section_of(make_records())
+    fair = section.comparisons[1]
     best = fair.best(least=64)
-    for claimed, step in zip(compare(fair, best), (4800, 28.8 / 0.008), strict=False):
+    for claimed, step in zip(compare(section, fair, best), (4800, 28.8 / 0.008), strict=False):
         a, f = (TRUTH[guide][0] - 900 * math.exp(-at / TRUTH[guide][1])
                 for guide, at in ((("amortized", 256), 4800), (("factorized", None), step)))  # fmt: skip
         assert claimed.gap.value == pytest.approx(f - a, abs=1.5)

@@ -118,7 +118,7 @@ def test_both_protocols_share_their_axes():
             assert one.get_xlim() == other.get_xlim() and one.get_xscale() == other.get_xscale()
         # Where every training ended is in view.
         low, high = grid[0, 0].get_ylim()
-        ends = [run.curve[y][-1] for _, y in shown for _, arm in section.arms for run in arm.runs.values()]
+        ends = [run.curve[y][-1] for _, y in shown for arm in section.arms for run in arm.runs.values()]
         assert all(low < end < high for end in ends if math.isfinite(end))
 
 
