@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from experiments.reporting.document import Figure, Note
 from experiments.reporting.figures import dots
+from experiments.reporting.tables import Column, Table
 
 
 class Limit(NamedTuple):
@@ -40,3 +41,9 @@ def verdict(limits: Sequence[Limit]) -> Note:
         worst = max(above, key=lambda each: each.ratio / each.most)
         text += f", most of all {worst.what}: {worst.ratio:.2f}, at most {worst.most:.2f}"
     return Note("warning" if above else "answer", f"{text}.", figure=figure)
+
+
+def table(title: str, limits: Sequence[Limit]) -> Table:
+    """A line a ratio."""
+    columns = [Column("against", "what"), Column("ratio", "ratio", text="{:.2f}".format)]
+    return Table(title, [*columns, Column("at most", "most", text="{:.2f}".format)], limits)

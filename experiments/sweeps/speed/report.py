@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from experiments.reporting.document import Document, Figure
 from experiments.reporting.figures import dots
-from experiments.reporting.limits import Limit, verdict
+from experiments.reporting.limits import Limit, table, verdict
 from experiments.reporting.records import pick
 from experiments.reporting.tables import Column, Table
 
@@ -77,9 +77,6 @@ def document(records: Mapping[str, Mapping]) -> Document:
         for field in ("ms", "median_ms", "seconds_until_ready")
     )
     ways, limits = dict.fromkeys(way for ms in times.values() for way in ms), list(_limits(rounds, times))
-    columns = [Column("against", lambda limit: limit.what)]
-    columns += [Column("ratio", lambda limit: limit.ratio, text="{:.2f}".format)]
-    columns += [Column("at most", lambda limit: limit.most, text="{:.2f}".format)]
     wide = [Column("workload", lambda name: name, "csv")]
     wide += [Column(way, lambda name, way=way: times[name].get(way), "csv") for way in ways]
     series = {way: [(ms.get(way, math.nan), math.nan, math.nan) for ms in times.values()] for way in ways}
@@ -89,7 +86,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
         "A training step of the library against other ways of taking the same step, in turns, one thread each.",
         [verdict(limits)],
         [
-            *([Table("Compiled step against", columns, limits)] if limits else []),
+            *([table("Compiled step against", limits)] if limits else []),
             Table("", wide, times, file="summary"),
         ],
         [Figure("ms", "Milliseconds of a step", "Medians over rounds.", drawing)],

@@ -19,7 +19,7 @@ from experiments.sweeps import suboptimality
 from experiments.sweeps.suboptimality import report, training
 from experiments.sweeps.suboptimality.cells import _FAMILIES, _RICHER
 from experiments.sweeps.suboptimality.report.arms import SUMS, read
-from experiments.sweeps.suboptimality.report.rows import mean_of_rows, share
+from experiments.sweeps.suboptimality.report.rows import mean_between, mean_of_rows, share
 from experiments.sweeps.suboptimality.training import binary_images, build, learning_rate
 
 TINY = (
@@ -311,7 +311,7 @@ def test_annealing_raises_the_evidence_where_it_is_the_better_bound(ais, added):
     records = known_records(ais=ais)
     arm = read(records)[0].arms[0]
 
-    means = {name: arm.mean("train", name) for name in SUMS}
+    means = {name: arm.mean(name) for name in SUMS}
 
     assert means["approximation"].value == pytest.approx(1.0 + added)
     assert means["inference"].value == pytest.approx(means["approximation"].value + means["amortization"].value)
@@ -334,11 +334,11 @@ def test_a_share_of_no_gap_is_none():
 
 
 def test_generalization_is_between_other_rows():
-    arm = read(known_records())[0].arms[0]
+    train, test, *_ = read(known_records())[0].arms
 
-    gap = arm.generalization
+    gap = mean_between(test.rows("amortization"), train.rows("amortization"))
 
-    one_row = np.std(arm.rows("train", "amortization")[0], ddof=1)
+    one_row = np.std(train.rows("amortization")[0], ddof=1)
     assert gap.value == pytest.approx(0.5) and gap.se == pytest.approx(one_row * math.sqrt(2 / 400))
 
 

@@ -41,14 +41,14 @@ def document(records: Mapping[str, Mapping]) -> Document:
 
 def _answer(section: Section) -> Note:
     """Of the first guide: which gap is larger, and what steps of refinement close."""
-    if not section.measured:
+    if not section.arms:
         return Note("warning", "Every cell diverged.", section.title)
-    arm = section.measured[0]
-    order = {1: ">", 0: "≈", -1: "<"}[arm.mean("train", "difference").sign]
-    closed = arm.closed("test", QUOTED)
+    train, test, *_ = section.arms
+    order = {1: ">", 0: "≈", -1: "<"}[train.mean("difference").sign]
+    closed = test.closed(QUOTED)
     text = (
-        f"{arm.label.capitalize()}: amortization gap {arm.mean('train', 'amortization')} {order} approximation gap "
-        f"{arm.mean('train', 'approximation')} nats a training row"
+        f"{train.guide.capitalize()}: amortization gap {train.mean('amortization')} {order} approximation gap "
+        f"{train.mean('approximation')} nats a training row"
     )
     if closed.known:
         text += f"; {QUOTED} steps of refinement close {closed.value:.0%} ± {closed.se:.0%} of that of test rows"
@@ -63,12 +63,12 @@ def _part(section: Section) -> Document:
         f"{s['rows']:,} training and test rows by {s['num_samples']:,} draws, {s['ais_rows']:,} of them annealed too."
     )
     part = Document(section.title, lead, list(_warnings(section)), name=f"{s['dataset']}-{s['steps']}")
-    if not section.measured:
+    if not section.arms:
         return part
     error = "± one standard error."
     shown = [
         Figure("gaps", "Gaps by encoder and family", error, partial(dots, *_gaps(found), "nats a row")),
-        Figure("refinement", "Refinement", error, partial(curves, [_shares(section.measured)], low=-10.0)),
+        Figure("refinement", "Refinement", error, partial(curves, [_shares(section.arms)], low=-10.0)),
     ]
     return replace(part, tables=[results(section, found), differences(section), refinement(section)], figures=shown)
 
@@ -80,37 +80,37 @@ def _gaps(found: Sequence[Line]) -> tuple[list[str], dict[str, list[tuple[float,
         title: [(m.value, m.value - m.se, m.value + m.se) for m in (line.means[name] for line in found)]
         for name, title in names.items()
     }
-    return [f"{line.label}, {line.part}" for line in found], series
+    return [f"{line.guide}, {line.part}" for line in found], series
 
 
 def _shares(arms: Sequence[Arm]) -> list[Panel]:
     """The share of the amortization gap that refinement closes by its steps, a panel for each kind of rows."""
+    guides = list(dict.fromkeys(arm.guide for arm in arms))
+    colours = dict(zip(guides, ramp(len(guides)), strict=True))
     panels = []
     for part in PARTS:
-        shares = [[arm.closed(part, steps) for steps in STEPS] for arm in arms]
-        percents = [[[100 * value for value in (each.value, each.se)] for each in of_arm] for of_arm in shares]
-        found = zip(arms, ramp(len(arms)), percents, strict=True)
-        drawn = [Curve(arm.label, colour, STEPS, *zip(*percent, strict=True)) for arm, colour, percent in found]
+        drawn = []
+        for arm in (arm for arm in arms if arm.part == part):
+            shares = [arm.closed(steps) for steps in STEPS]
+            values, errors = ([100 * getattr(each, name) for each in shares] for name in ("value", "se"))
+            drawn.append(Curve(arm.guide, colours[arm.guide], STEPS, values, errors))
         panels.append(Panel("steps of refinement", "% of the amortization gap closed", drawn, f"{part} rows", 100.0))
     return panels
 
 
 def _warnings(section: Section) -> Iterator[Note]:
     """What the numbers rest on: rows that have converged, evidence that holds, latents in use, seeds that did not diverge."""
-    every = [(arm, part) for arm in section.measured for part in PARTS]
-    rows = sum(sum(arm.each(part, "rows")) for arm, part in every)
-    late, heavy = (
-        sum(len(each) for arm, part in every for each in arm.each(part, name))
-        for name in ("not_converged", "unreliable")
-    )
-    unused = [arm.label for arm in section.measured if arm.mean("train", "above the mean image").sign < 1]
-    lost = [f"{arm.label}, seed {seed}" for arm in section.arms for seed in arm.records if seed not in arm.done]
+    rows = sum(sum(arm.each("rows")) for arm in section.arms)
+    late, heavy = (sum(arm.count(name) for arm in section.arms) for name in ("not_converged", "unreliable"))
+    unused = [arm.guide for arm in section.arms if arm.part == "train" and arm.mean("above the mean image").sign < 1]
     found = {
-        "Rows that have not converged": f"{late:,} of {rows:,}: their amortization gap is a bound from below."
-        * bool(late),
-        "Rows of unreliable evidence": f"{heavy:,} of {rows:,}: their approximation gap is a loose bound."
-        * bool(heavy),
+        "Rows that have not converged": f"{late:,} of {rows:,}: their amortization gap is a bound from below"
+        if late
+        else "",
+        "Rows of unreliable evidence": f"{heavy:,} of {rows:,}: their approximation gap is a loose bound"
+        if heavy
+        else "",
         "Latents are not used": "; ".join(unused),
-        "Diverged, left out": "; ".join(lost),
+        "Diverged, left out": "; ".join(section.diverged),
     }
     yield from (Note("warning", text, title) for title, text in found.items() if text)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TypeVar
 
 import numpy as np
 
 from experiments.reporting.records import pick
 from experiments.reporting.statistics import Mean
-from experiments.sweeps.suboptimality.report.rows import mean_between, mean_of_rows, share
+from experiments.sweeps.suboptimality.report.rows import mean_of_rows, share
 
 PARTS = ("train", "test")
 ENCODERS, FAMILIES = ("small", "wide", "conv"), ("diagonal", "full", "flow")
@@ -40,88 +39,77 @@ def summed(name: str, bounds: Mapping[str, Bound]) -> Bound:
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """The cells of one guide, by seed. Numbers are in nats a row, by row ``[S, R]`` of ``S`` seeds and ``R`` rows."""
+    """One guide on training or on test rows. Numbers are in nats a row, by row ``[S, R]`` of ``S`` seeds and ``R`` rows."""
 
+    guide: str
     encoder: str
     family: str
-    richer: str | None
-    records: Mapping[int, Mapping]
+    part: str
+    results: Mapping[int, Mapping]  # what the records hold of this part, by seed
 
-    @property
-    def label(self) -> str:
-        """The name of the guide in every figure, table and sentence."""
-        return f"{self.encoder}, {self.family}" + (", q** a flow" if self.richer == "flow" else "")
+    def each(self, *path: str) -> list:
+        """What stands at `path` of every seed's result."""
+        return [pick(result, *path) for result in self.results.values()]
 
-    @cached_property
-    def done(self) -> dict[int, Mapping]:
-        return {seed: record for seed, record in self.records.items() if pick(record, "result", "status") == "done"}
+    def count(self, name: str) -> int:
+        """In how many rows, of all seeds, "not_converged" or "unreliable" was found."""
+        return sum(map(len, self.each(name)))
 
-    def each(self, part: str, *path: str) -> list:
-        """What stands at `path` of a part of every seed's result."""
-        return [pick(record, "result", "parts", part, *path) for record in self.done.values()]
-
-    def bound(self, part: str, name: str) -> np.ndarray:
+    def bound(self, name: str) -> np.ndarray:
         """A bound by row, that of "ais" of the annealed rows alone; all nan where it was not measured."""
-        pairs = zip(self.each(part, "bounds", name), self.each(part, "rows"), strict=True)
+        pairs = zip(self.each("bounds", name), self.each("rows"), strict=True)
         return np.array([values or [None] * rows for values, rows in pairs], dtype=float)
 
-    def rows(self, part: str, name: str) -> np.ndarray:
+    def rows(self, name: str) -> np.ndarray:
         """What `SUMS` names, by row."""
-        return summed(name, {bound: self.bound(part, bound) for bound in SUMS[name]})
+        return summed(name, {bound: self.bound(bound) for bound in SUMS[name]})
 
-    def mean(self, part: str, name: str) -> Mean:
+    def mean(self, name: str) -> Mean:
         """The mean of what `SUMS` names; what annealing adds to the evidence counts where it is the better bound."""
-        mean, weight, raised = mean_of_rows(self.rows(part, name)), SUMS[name].get("iwae"), self.annealing(part)
+        mean, weight, raised = mean_of_rows(self.rows(name)), SUMS[name].get("iwae"), self.annealing
         if not weight or raised is None or not raised.value > 0:
             return mean
         return Mean(mean.value + weight * raised.value, math.hypot(mean.se, raised.se), mean.seeds)
 
-    def annealing(self, part: str) -> Mean | None:
+    @property
+    def annealing(self) -> Mean | None:
         """What annealing adds to the mean evidence of the rows that were annealed; None where it was not run."""
-        if None in self.each(part, "bounds", "ais"):
+        if None in self.each("bounds", "ais"):
             return None
-        annealed = self.bound(part, "ais")
-        return mean_of_rows(annealed - self.bound(part, "iwae")[:, : annealed.shape[1]])
+        annealed = self.bound("ais")
+        return mean_of_rows(annealed - self.bound("iwae")[:, : annealed.shape[1]])
 
-    def refined(self, part: str, steps: int, name: str) -> np.ndarray:
+    def refined(self, steps: int, name: str) -> np.ndarray:
         """The gain by row, or the seconds by seed, of so many steps of refinement."""
-        return np.array([at[name] for each in self.each(part, "refinement") for at in each if at["steps"] == steps])
+        return np.array([at[name] for each in self.each("refinement") for at in each if at["steps"] == steps])
 
-    def closed(self, part: str, steps: int) -> Mean:
+    def closed(self, steps: int) -> Mean:
         """The share of the amortization gap that so many steps close."""
-        return share(self.refined(part, steps, "gain"), self.rows(part, "amortization"))
+        return share(self.refined(steps, "gain"), self.rows("amortization"))
 
-    def minus(self, other: Arm | None, name: str, part: str) -> Mean | None:
+    def minus(self, other: Arm | None, name: str) -> Mean | None:
         """The mean of what `SUMS` names minus the other guide's, row by row over the seeds of both; None of itself."""
         if other is None or other is self:
             return None
-        common = sorted(self.done.keys() & other.done.keys())
-        rows = [arm.rows(part, name)[[list(arm.done).index(seed) for seed in common]] for arm in (self, other)]
+        common = sorted(self.results.keys() & other.results.keys())
+        rows = [arm.rows(name)[[list(arm.results).index(seed) for seed in common]] for arm in (self, other)]
         return mean_of_rows(rows[0] - rows[1])
-
-    @property
-    def generalization(self) -> Mean:
-        """The amortization gap of test rows minus that of training rows."""
-        return mean_between(*(self.rows(part, "amortization") for part in ("test", "train")))
 
 
 @dataclass(frozen=True)
 class Section:
-    """The guides of one data set, trained and measured in the same way."""
+    """The guides of one data set, trained and measured in the same way; each on training rows, then on test rows."""
 
     settings: Mapping
     arms: Sequence[Arm]
+    diverged: Sequence[str]
 
     @property
     def title(self) -> str:
         return f"{self.settings['dataset']}, {self.settings['steps']:,} steps"
 
-    @property
-    def measured(self) -> list[Arm]:
-        return [arm for arm in self.arms if arm.done]
-
-    def arm(self, encoder: str, family: str) -> Arm | None:
-        return next((arm for arm in self.measured if (arm.encoder, arm.family) == (encoder, family)), None)
+    def arm(self, encoder: str, family: str, part: str) -> Arm | None:
+        return next((arm for arm in self.arms if (arm.encoder, arm.family, arm.part) == (encoder, family, part)), None)
 
 
 def read(records: Mapping[str, Mapping]) -> list[Section]:
@@ -130,17 +118,22 @@ def read(records: Mapping[str, Mapping]) -> list[Section]:
     Raises:
         ReportError: if a record lacks a field of this sweep.
     """
-    found: dict[tuple, dict[tuple, dict[int, Mapping]]] = {}
+    sections: dict[tuple, dict[tuple, list[Mapping]]] = {}
     for record in sorted(records.values(), key=lambda record: pick(record, "settings", "seed")):
         varied = {name: pick(record, "settings", name) for name in VARIED}
         fixed = tuple(sorted(record["settings"].items() - varied.items()))
-        arm = (ENCODERS.index(varied["encoder"]), FAMILIES.index(varied["family"]), varied["richer"] or "")
-        found.setdefault(fixed, {}).setdefault((*arm, varied["encoder_dim"]), {})[varied["seed"]] = record
-    sections = []
-    for fixed in sorted(found, key=str):
-        arms = [
-            Arm(ENCODERS[e], FAMILIES[f], richer or None, found[fixed][e, f, richer, width])
-            for e, f, richer, width in sorted(found[fixed])
-        ]
-        sections.append(Section(dict(fixed), arms))
-    return sections
+        guide = (ENCODERS.index(varied["encoder"]), FAMILIES.index(varied["family"]), varied["richer"] or "")
+        sections.setdefault(fixed, {}).setdefault((*guide, varied["encoder_dim"]), []).append(record)
+    return [_section(dict(fixed), dict(sorted(sections[fixed].items()))) for fixed in sorted(sections, key=str)]
+
+
+def _section(settings: Mapping, guides: Mapping[tuple, Sequence[Mapping]]) -> Section:
+    arms, diverged = [], []
+    for (encoder, family, richer, _), records in guides.items():
+        named = (ENCODERS[encoder], FAMILIES[family])
+        label = ", ".join(named) + (", q** a flow" if richer == "flow" else "")
+        parts = {record["settings"]["seed"]: pick(record, "result", "parts") for record in records}
+        diverged += [f"{label}, seed {seed}" for seed, measured in parts.items() if measured is None]
+        done = {seed: measured for seed, measured in parts.items() if measured is not None}
+        arms += [Arm(label, *named, part, {seed: done[seed][part] for seed in done}) for part in PARTS if done]
+    return Section(settings, arms, diverged)
