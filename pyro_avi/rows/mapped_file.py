@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-__all__ = ["MappedFile"]
+__all__ = ["MappedFile", "is_large"]
 
 # The share of the machine's memory above which a file is not expected to stay there.
 _SHARE = 0.1
@@ -99,7 +99,7 @@ class MappedFile:
         # Rows of a batch lie anywhere: of what is read around them nothing would be used.
         self._memory.madvise(mmap.MADV_RANDOM)
         # A smaller file soon is in memory, and asking for its pages takes longer than a step with few rows.
-        self._asks = len(self._memory) > _SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
+        self._asks = is_large(len(self._memory))
         self.head = torch.frombuffer(self._memory, dtype=torch.int64, count=self._HEAD // 8)
         numbers = torch.frombuffer(self._memory, dtype=self._dtype, count=size * self._width, offset=self._HEAD)
         self.rows = numbers.view(size, self._width)
@@ -138,6 +138,11 @@ class MappedFile:
         """Write back all that changed; return when the disk has it."""
         with _explained(self.path):
             self._memory.flush()
+
+
+def is_large(length: int) -> bool:
+    """Whether a file of so many bytes is not expected to stay in the memory of the machine."""
+    return length > _SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE
 
 
 @contextlib.contextmanager

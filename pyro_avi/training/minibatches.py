@@ -1,5 +1,6 @@
-"""Minibatches of tensors that stand in memory."""
+"""Minibatches of tensors that stand in memory, or in files that are mapped into it."""
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor
 from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.errors import check_count
 from pyro_avi.seeds import as_seed
+from pyro_avi.training.read_ahead import ReadAhead
 
 __all__ = ["minibatches"]
 
@@ -23,6 +25,8 @@ def minibatches(
 
     Args:
         tensors: each ``[N, ...]``; also NumPy arrays and data frames, whose floating-point numbers get torch's default type.
+            Arrays on disk, as ``np.load(path, mmap_mode="r")`` gives them, stay there: the rows of a batch are read, and those
+            of the next one while a step is taken.
         batch_size: ``B``, of all processes together.
         distributed: as for :func:`~pyro_avi.fit`: with ``True`` process ``k`` of ``K`` gets its share of every batch, from its
             own rows ``k, k + K, ...``. The tensors are the same in all processes, and ``index`` are positions in them.
@@ -42,7 +46,8 @@ def minibatches(
         >>> [len(index) for x, index in (next(batches) for _ in range(4))]
         [4, 4, 2, 4]
     """
-    tensors = tuple(map(_tensor, tensors))
+    ahead, found = ReadAhead(tensors), list(map(_tensor, tensors))
+    tensors, dtypes = tuple(tensor for tensor, _ in found), tuple(dtype for _, dtype in found)
     sizes = {len(tensor) for tensor in tensors}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(f"Expected tensors with one and the same number of rows, at least 1, got {sorted(sizes)}.")
@@ -55,27 +60,41 @@ def minibatches(
             f"Expected batch_size of at least the number of processes, {shard.count}, and a row for each of them in every "
             f"batch, got {batch_size} of {size} rows.\nPass a larger batch_size=, or start fewer processes."
         )
-    return _Minibatches(tensors, rows, batch_size, cast(int, ranks.seed(as_seed(seed))))
+    return _Minibatches(tensors, dtypes, rows, batch_size, cast(int, ranks.seed(as_seed(seed))), ahead)
 
 
-def _tensor(given: Any) -> Tensor:
+def _tensor(given: Any) -> tuple[Tensor, torch.dtype]:
+    """An array as a tensor, with the type that its batches have."""
     if isinstance(given, Tensor):
-        return given
+        return given, given.dtype
     array = np.asarray(given)
     if array.dtype.kind not in "biuf" or array.ndim == 0:
         raise TypeError(
             f"Expected tensors or arrays of numbers with a row for each observation, got a {type(given).__name__} of "
             f"{array.dtype} and {array.ndim} dimensions.\nPass categories as whole numbers, for example by pandas.factorize."
         )
-    tensor = torch.as_tensor(array.copy() if not array.flags.writeable else array)
-    return tensor.to(torch.get_default_dtype()) if tensor.is_floating_point() else tensor
+    with warnings.catch_warnings():
+        # Of arrays that cannot be written; a batch is a copy of its rows.
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        tensor = torch.as_tensor(array)
+    dtype = torch.get_default_dtype() if tensor.is_floating_point() else tensor.dtype
+    return tensor if isinstance(given, np.memmap) else tensor.to(dtype), dtype
 
 
 class _Minibatches(Iterator[tuple[Tensor, ...]]):
     """Endless minibatches of all rows or of some; a few can be passed over at the cost of their permutations alone."""
 
-    def __init__(self, tensors: tuple[Tensor, ...], rows: Tensor | None, batch_size: int, seed: int):
-        self._tensors, self._rows, self._batch_size = tensors, rows, batch_size
+    def __init__(
+        self,
+        tensors: tuple[Tensor, ...],
+        dtypes: tuple[torch.dtype, ...],
+        rows: Tensor | None,
+        batch_size: int,
+        seed: int,
+        ahead: ReadAhead,
+    ):
+        self._tensors, self._dtypes, self._rows, self._batch_size = tensors, dtypes, rows, batch_size
+        self._ahead = ahead
         self._generator = torch.Generator().manual_seed(seed)
         # Of this epoch, by batch, and how many were taken.
         self._indices: tuple[Tensor, ...] = ()
@@ -86,8 +105,13 @@ class _Minibatches(Iterator[tuple[Tensor, ...]]):
             self._shuffle()
         index = self._indices[self._taken]
         self._taken += 1
+        for following in self._indices[self._taken : self._taken + 1]:
+            self._ahead(following)
         # Faster than tensor[index], the same rows.
-        return (*(tensor.index_select(0, index) for tensor in self._tensors), index)
+        rows = (
+            tensor.index_select(0, index).to(dtype) for tensor, dtype in zip(self._tensors, self._dtypes, strict=True)
+        )
+        return (*rows, index)
 
     def skip(self, count: int) -> None:
         """Pass over so many batches."""
@@ -113,3 +137,4 @@ class _Minibatches(Iterator[tuple[Tensor, ...]]):
         else:
             # In step with the shares of other processes, whose numbers of rows may differ by one.
             self._indices, self._taken = order.tensor_split(-(-size // self._batch_size)), 0
+        self._ahead(self._indices[0])

@@ -66,12 +66,12 @@ def test_costs_are_products_of_what_was_measured():
     costs = data(report.document({"a": record}))["costs"]
 
     billion = costs[-1]
-    assert billion["on disk, GB"] == pytest.approx(200) and billion["table and moments in memory, GB"] == 0
-    assert billion["hours of one core"] == pytest.approx(10 * 10**9 / 250 * 0.009 / 3600)
+    assert billion["on_disk_gb"] == pytest.approx(200) and billion["table_and_moments_in_memory_gb"] == 0
+    assert billion["hours_of_one_core"] == pytest.approx(10 * 10**9 / 250 * 0.009 / 3600)
     # Of 8 processes each takes an eighth of the 4 million steps of a pass.
-    assert billion["network of 8, GB a pass"] == pytest.approx(0.5e6 * 2 * 7 / 8 * 4000 / 1e9)
+    assert billion["network_of_8_gb_a_pass"] == pytest.approx(0.5e6 * 2 * 7 / 8 * 4000 / 1e9)
     in_memory = {**record, "settings": {**settings, "guide": "factorized"}}
-    assert data(report.document({"a": in_memory}))["costs"][-1]["table and moments in memory, GB"] == pytest.approx(196)
+    assert data(report.document({"a": in_memory}))["costs"][-1]["table_and_moments_in_memory_gb"] == pytest.approx(196)
 
 
 def test_records_of_another_sweep_are_refused():
