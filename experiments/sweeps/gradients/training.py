@@ -1,0 +1,80 @@
+"""The cells of the sweep `gradients` that train: an autoencoder of binary images, by one estimator."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+
+import pyro_avi as avi
+from experiments import datasets
+from experiments.runner.run_cell import Context
+
+__all__ = ["train"]
+
+# Evaluations of the bound on the test rows in a training, and draws of each.
+_EVALUATIONS, _DRAWS = 20, 10
+
+
+def _elbos(num_particles: int) -> dict[str, Callable[[], ELBO]]:
+    several = {"num_particles": num_particles, "vectorize_particles": True, "max_plate_nesting": 1}
+    return {
+        "pathwise": Trace_ELBO,
+        "sticking_the_landing": avi.StickingTheLandingELBO,
+        "closed_form_kl": TraceMeanField_ELBO,
+        "score_function": avi.ScoreFunctionELBO,
+        "decaying_baseline": lambda: avi.RaoBlackwellizedELBO("average", continuous=True),
+        "learned_baseline": lambda: avi.RaoBlackwellizedELBO("learned", continuous=True),
+        "leave_one_out": lambda: avi.LeaveOneOutELBO(continuous=True, **several),
+        "vimco": lambda: avi.VimcoELBO(continuous=True, **several),
+        "enumeration": lambda: avi.EnumeratedELBO(max_plate_nesting=1),
+        "gumbel_softmax": lambda: avi.RelaxedELBO(0.5),
+        "straight_through": lambda: avi.RelaxedELBO(0.5, straight_through=True),
+    }
+
+
+def train(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
+    """The ELBO of test rows, in nats a row, by steps and by seconds of the processor."""
+    images = datasets.load(settings["dataset"], data_dir=context.data_dir, download=context.download)
+    # Whole batches: an average by the position of a row in the batch needs them.
+    size = settings["batch_size"]
+    train, test = (torch.as_tensor(part).gt(0.5).float() for part in (images.train, images.test))
+    train, test = train[: len(train) // size * size], test[:500]
+    torch.manual_seed(settings["seed"])
+    decoder = avi.models.DenseDecoder(settings["latent_dim"], settings["widths"], train.shape[1:])
+    if settings["latents"] == "binary":
+        model: Any = avi.models.SigmoidBelief(decoder, size=len(train))
+    else:
+        model = avi.models.VAE(decoder, size=len(train), likelihood=avi.models.BernoulliLikelihood())
+    guide = avi.AmortizedGuide(model, encoder=settings["widths"][::-1], init_scale=0.5).setup(
+        train[:size], torch.arange(size)
+    )
+    curve: list[dict[str, float]] = []
+    every, evaluating, began = max(1, settings["steps"] // _EVALUATIONS), 0.0, time.process_time()
+
+    def evaluate(fit: avi.Fit) -> None:
+        nonlocal evaluating
+        if fit.steps % every:
+            return
+        started = time.process_time()
+        weights = avi.log_weights(model, guide, test, num_samples=_DRAWS, seed=1, progress=False)
+        bound = avi.elbo(weights).per_row
+        curve.append({"step": fit.steps, "seconds": started - began - evaluating, "elbo": bound.value, "se": bound.se})
+        evaluating += time.process_time() - started
+        context.progress(fit.steps, settings["steps"], f"ELBO {bound.value:.1f}")
+
+    avi.fit(
+        model,
+        guide,
+        batches=avi.minibatches(train, batch_size=size, seed=settings["seed"]),
+        num_steps=settings["steps"],
+        lr=settings["lr"],
+        elbo=_elbos(settings["num_particles"])[settings["estimator"]](),
+        # All steps eager: the times of those that can be compiled would tell of that.
+        compile=False,
+        callbacks=[evaluate],
+        seed=settings["seed"],
+        progress=False,
+    )
+    return {"curve": curve}
