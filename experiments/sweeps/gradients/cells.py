@@ -34,6 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kinds", nargs="+", choices=_KINDS, default=list(_KINDS), help="what to measure")
     parser.add_argument("--dataset", choices=("digits", "mnist", "fashionmnist"), help="of the training")
     parser.add_argument("--steps", type=int, help="of a training")
+    every = list(dict.fromkeys((*CONTINUOUS, *DISCRETE)))
+    parser.add_argument("--estimators", nargs="+", choices=every, default=every, help="what to train by")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings")
 
 
@@ -69,7 +71,7 @@ def _linear(preset: Mapping) -> Iterator[dict]:
 
 def _trainings(options: argparse.Namespace, preset: Mapping) -> Iterator[dict]:
     for latents, estimators in (("continuous", CONTINUOUS), ("binary", DISCRETE)):
-        for estimator in estimators:
+        for estimator in (each for each in estimators if each in options.estimators):
             for seed in options.seeds:
                 yield {
                     "kind": "training",
