@@ -20,8 +20,8 @@ class GroupNoise:
         variance: the sum of the variances of all elements of the gradient, that of one evaluation.
         se: its standard error.
         snr: the signal-to-noise ratio, the length of the mean (without what noise adds to it) over the root of the variance.
-        bias: the distance of the mean from that of the reference, the unbiased estimator of the same bound with the least
-            variance; ``nan`` of the reference itself, and where there is none.
+        bias: the distance of the mean from that of the reference: of the unbiased estimators of the same bound that were
+            measured before, the one with the least variance. ``nan`` where there is none.
         bias_noise: the distance that noise alone leads to expect.
     """
 

@@ -10,6 +10,7 @@ from pyro_avi.models.gaussian_process import GaussianProcess
 from pyro_avi.models.likelihoods import BernoulliLikelihood, GaussianLikelihood
 from pyro_avi.models.linear_vae import LinearVAE
 from pyro_avi.models.nonlinear1d import Nonlinear1d
+from pyro_avi.models.normal_mixture import NormalMixture
 from pyro_avi.models.normal_normal import NormalNormal
 from pyro_avi.models.sigmoid_belief import SigmoidBelief
 from pyro_avi.models.state_space import LinearGaussianStateSpace
@@ -27,6 +28,7 @@ __all__ = [
     "LinearGaussianStateSpace",
     "LinearVAE",
     "Nonlinear1d",
+    "NormalMixture",
     "NormalNormal",
     "SigmoidBelief",
 ]

@@ -74,17 +74,17 @@ def fit(
             parameters of the model) has the other; a part that is left out is not trained.
         optimizer: a function that makes a ``torch.optim.Optimizer`` from parameter groups and ``lr=``, for example
             ``torch.optim.AdamW``; it moves all parameters. By default Adam, row by row for tables.
-        elbo: one of Pyro's ELBOs; by default ``Trace_ELBO()``. Where it has several losses, as ``ReweightedWakeSleep``, their
-            sum is recorded. Networks that serve as baselines of ``TraceGraph_ELBO`` are trained where they are registered,
-            as submodules of model or guide or by ``pyro.module``.
+        elbo: one of Pyro's ELBOs or of this library's, which :doc:`/gradients` compares; by default ``Trace_ELBO()``. Where
+            it has several losses, as ``ReweightedWakeSleep``, their sum is recorded. Networks that serve as baselines of
+            ``TraceGraph_ELBO`` are trained where they are registered, as submodules of model or guide or by ``pyro.module``.
         clip_norm: the largest norm of the gradient of all parameters together; by default it is not clipped.
         precision: of matrix products and convolutions: ``"float32"``, that of the tensors given; ``"bfloat16"`` rounds
             their factors to 8 significant bits and leaves sums, activations, densities and parameters as they are;
             ``"tf32"`` rounds to 11 bits, on CUDA only.
         compile: ``True`` to take every step as one compiled graph for each shape of the arguments: loss, gradient and Adam.
             A step then takes about half the time, after ten seconds to a minute of compiling. It needs a C++ compiler,
-            parameters that belong to modules, and one of ``Trace_ELBO``, ``TraceMeanField_ELBO`` and
-            :class:`~pyro_avi.StickingTheLandingELBO`. A step that cannot be traced, or whose graph gives another gradient, is
+            parameters that belong to modules, and one of ``Trace_ELBO``, ``TraceMeanField_ELBO`` and this library's, all but
+            :class:`~pyro_avi.RaoBlackwellizedELBO`. A step that cannot be traced, or whose graph gives another gradient, is
             taken eagerly, with a warning that says why. ``"auto"``: compiled where that is possible and the steps to go, by a
             count of their operations, save more time than compiling takes. ``False``: eager. A graph rounds sums
             differently.
