@@ -105,7 +105,7 @@ class _ItemIsTensor(TorchFunctionMode):
 
 
 def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
-    """The loss whose derivative is the gradient, without the value of the ELBO that Pyro reports beside it.
+    """The loss with the gradient of the estimator, as a tensor alone: Pyro reads the value of the ELBO as a number.
 
     Args:
         elbo: one that :func:`check_can_be_traced` accepts.
@@ -113,13 +113,15 @@ def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kw
         call, kwargs: the arguments of both.
     """
     if isinstance(elbo, SeveralDrawsELBO):
-        return elbo.value_and_surrogate(model, guide, call, kwargs)[1]
+        return elbo.differentiable_loss(model, guide, *call, **kwargs)
     losses = []
     for model_trace, guide_trace in elbo._get_traces(model, guide, call, kwargs):
-        # Pyro turns the value into a number, which a graph cannot follow, and which is not used here. The model has run
-        # by now: numbers that it reads out of tensors are found while it is traced.
+        # Pyro turns the value into a number, which a graph cannot follow. The model has run by now: numbers that it reads
+        # out of tensors are found while it is traced.
         with _ItemIsTensor():
-            losses.append(elbo._differentiable_loss_particle(model_trace, guide_trace)[1])
+            value, surrogate = elbo._differentiable_loss_particle(model_trace, guide_trace)
+        # With scores, what is differentiated has another value than the loss.
+        losses.append(value.detach() + (surrogate - surrogate.detach()))
     return sum(losses) / len(losses)
 
 

@@ -54,10 +54,13 @@ def train(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     every, evaluating, began = max(1, settings["steps"] // _EVALUATIONS), 0.0, time.process_time()
 
     def evaluate(fit: avi.Fit) -> None:
-        nonlocal evaluating
+        nonlocal evaluating, began
+        started = time.process_time()
+        if fit.steps == 1:
+            # What the first step of a process sets up is no estimator's.
+            began = started
         if fit.steps % every:
             return
-        started = time.process_time()
         weights = avi.log_weights(model, guide, test, num_samples=_DRAWS, seed=1, progress=False)
         bound = avi.elbo(weights).per_row
         curve.append({"step": fit.steps, "seconds": started - began - evaluating, "elbo": bound.value, "se": bound.se})
