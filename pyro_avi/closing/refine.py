@@ -2,12 +2,14 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
+from pyro_avi.closing.natural_steps import NaturalSteps
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, table_like, write_tables
 from pyro_avi.closing.weight_source import Draws, weight_source
 from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
@@ -23,8 +25,8 @@ from pyro_avi.training.fit import Fit, LearningRate, fit
 
 __all__ = ["refine", "take_steps"]
 
-# Draws by which start and end of a row are compared.
-_DRAWS = 100
+# Draws by which start and end of a row are compared, and those of a step.
+_DRAWS, _PARTICLES = 100, 2
 
 
 @in_turn
@@ -33,7 +35,7 @@ def refine(
     guide: LocalGuide,
     *args,
     num_steps: int,
-    lr: LearningRate = 0.05,
+    lr: LearningRate = 0.2,
     start: Tensor | dict[tuple[str, ...], Tensor] | None = None,
     seed: int | None = 0,
     progress: bool = True,
@@ -54,10 +56,12 @@ def refine(
         guide: any of the three guides.
         *args, **kwargs: the model's arguments for the rows to refine, all rows of a data set: for held-out rows the model
             must take another number of rows than it was trained on.
-        num_steps: the number of steps of row-wise Adam, each over all rows. The result is the mean of the tables after each
-            step of the second half: what one draw a step leaves of noise in a table mostly cancels in it. After a
-            quarter of the steps the gradient is that of the path alone, see :class:`~pyro_avi.StickingTheLandingELBO`.
-        lr: the learning rate, a number or a function of the step from 0.
+        num_steps: the number of steps, each over all rows by two draws: along the natural gradient, by the diagonal of the
+            Fisher information of the row's factor, and by the path alone (:class:`~pyro_avi.StickingTheLandingELBO`). The
+            result is the mean of the tables after each step of the second half: what few draws a step leave of noise in a
+            table mostly cancels in it.
+        lr: the share of the natural gradient that a step goes, a number or a function of the step from 0. A parameter moves
+            by its factor's own scale at most: a location of a normal by a standard deviation.
         start: ``[N, P]`` where to start, for several row sets by the names of their plates; by default the guide's own
             output for the rows, of a factorized guide the rows of its table. It has none for rows that it was not fitted to:
             they start at the mean of its table, its best constant guess.
@@ -75,7 +79,8 @@ def refine(
     References:
         Kim, Wiseman, Miller, Sontag and Rush, "Semi-Amortized Variational Autoencoders", 2018,
         https://arxiv.org/abs/1802.02550. Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992,
-        https://doi.org/10.1137/0330046.
+        https://doi.org/10.1137/0330046. Amari, "Natural gradient works efficiently in learning", 1998,
+        https://doi.org/10.1162/089976698300017746.
 
     Example::
 
@@ -129,17 +134,17 @@ def take_steps(
     """
     tables = guide.row_tables()
     mean = _MeanOfTables(tables, first=num_steps // 2 + 1)
-    schedule = _LossSchedule(guide, num_steps // 4)
     summed = enumerating_elbo(model, guide, args, kwargs)
-    trained, elbo = (guide, schedule.elbo) if summed is None else (Enumerated(guide), summed)
+    trained, elbo = (guide, _loss(guide)) if summed is None else (Enumerated(guide), summed)
     scaled = [] if shares is None else [_ScaledRates(tables, shares)]
+    fisher = {id(row_factor.function.table): row_factor.factor.fisher for row_factor in guide.row_factors}
     # Only the tables are trained: shared weights would make the rows depend on one another.
     shared = [parameter for row_factor in guide.row_factors for parameter in row_factor.factor.parameters()]
     # In evaluation mode, in which Pyro does not warn about parameters without a gradient.
     guide.row_factors.eval()
     for parameter in shared:
         parameter.requires_grad_(False)
-    callbacks: list[Callable[[Fit], None]] = [*scaled, mean, schedule]
+    callbacks: list[Callable[[Fit], None]] = [*scaled, mean]
     with warnings.catch_warnings(), evaluation_mode():
         # The warning is about global latents after local ones in the model; frozen, they only add a constant.
         warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
@@ -149,6 +154,7 @@ def take_steps(
             *args,
             num_steps=num_steps,
             lr={"local": lr},
+            optimizer=partial(NaturalSteps, fisher=fisher),
             elbo=elbo,
             callbacks=callbacks,
             seed=seed,
@@ -190,7 +196,7 @@ class _MeanOfTables:
 class _ScaledRates:
     """Rows that move by a share of the learning rate; a callback of a training.
 
-    What Adam moves a row by is proportional to the rate, so that a share of the move is the move at a share of the rate.
+    What a step moves a row by is proportional to the rate, so that a share of the move is the move at a share of the rate.
 
     Args:
         tables: by name.
@@ -208,26 +214,14 @@ class _ScaledRates:
             self._last[name].copy_(table)
 
 
-class _LossSchedule:
-    """The loss of a refinement, by the gradient of the path alone from one of its steps on; a callback of a training.
-
-    Far from the optimum the noise of that gradient can be large, and exact entropies do better.
-    """
-
-    def __init__(self, guide: FactorizedGuide, start: int):
-        self._start, self._weight = start, torch.full((1,), float(start == 0))
-        discrete = any(
-            latent.num_values is not None for row_factor in guide.row_factors for latent in row_factor.row_set.latents
-        )
-        if not guide.family.cheap_density and not discrete:
-            # The gradient of the path alone needs the inverse of a flow.
-            self.elbo: ELBO = TraceMeanField_ELBO()
-        else:
-            self.elbo = StickingTheLandingELBO(weight=self._weight)
-
-    def __call__(self, training: Fit) -> None:
-        if training.steps == self._start:
-            self._weight.fill_(1.0)
+def _loss(guide: FactorizedGuide) -> ELBO:
+    """The loss of a refinement: where there is one, by the gradient of the path alone, which has no noise at the posterior."""
+    discrete = any(
+        latent.num_values is not None for row_factor in guide.row_factors for latent in row_factor.row_set.latents
+    )
+    # The gradient of the path alone needs the inverse of a flow.
+    by_path = guide.family.cheap_density or discrete
+    return (StickingTheLandingELBO if by_path else TraceMeanField_ELBO)(num_particles=_PARTICLES)
 
 
 def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> Tables:

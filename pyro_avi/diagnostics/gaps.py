@@ -42,7 +42,7 @@ def measure_gaps(
     *args,
     num_samples: int,
     num_steps: int,
-    lr: float = 0.05,
+    lr: float = 0.2,
     max_rounds: int = 5,
     tolerance: float = 0.01,
     starts: Sequence[Tensor] = (),

@@ -37,7 +37,7 @@ def sbc(
     num_simulations: int,
     num_samples: int,
     num_steps: int = 0,
-    lr: float = 0.05,
+    lr: float = 0.2,
     theta: Theta = "mean",
     seed: int | None = 0,
     progress: bool = True,

@@ -53,6 +53,11 @@ class DiscreteFactor:
             return dist.Bernoulli(logits=logits[..., 1] - logits[..., 0]).to_event(event_dim)
         return dist.Categorical(logits=logits).to_event(event_dim)
 
+    def fisher(self, rows: Tensor) -> Tensor:
+        """The diagonal ``[*B, P]`` of the Fisher information: ``q (1 - q)`` for a value of probability ``q``."""
+        probs = rows.unflatten(-1, (-1, self.num_values)).softmax(-1)
+        return (probs * (1 - probs)).flatten(-2)
+
     def certain_of(self, value: Tensor) -> Tensor:
         """The parameters ``[*B, P]`` of factors with all mass on a value in the site's shape."""
         rows = self._layout.to_rows(value)

@@ -120,6 +120,19 @@ class ParameterizedFactor(nn.Module):
         ]
         return torch.cat([of_family, *parts], -1)
 
+    def fisher(self, parameters: Tensor) -> Tensor:
+        """The diagonal ``[*B, P]`` of the Fisher information; of a conditional family that of each member by itself.
+
+        Args:
+            parameters: ``[*B, P]``, one row for each row of the plates.
+        """
+        of_family, *of_discrete = parameters.split(self._split, -1)
+        parts = [factor.fisher(x) for factor, x in zip(self._discrete, of_discrete, strict=True)]
+        if self._continuous:
+            members = of_family.unflatten(-1, (self._num_members, -1))
+            parts.insert(0, self.family.fisher(members).flatten(-2))
+        return torch.cat(parts, -1)
+
     def row_shape(self, name: str) -> list[int]:
         """The shape of a latent's unconstrained coordinates in one row: other plates, then event dimensions."""
         return self._layouts[name].row_shape

@@ -90,6 +90,10 @@ class Conditional(Family):
         """The normal of each coordinate of a member, where it is one."""
         return self.family.marginals(parameters)
 
+    def fisher(self, parameters: Tensor) -> Tensor:
+        """The diagonal of the Fisher information of a member."""
+        return self.family.fisher(parameters)
+
     def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
         """The ``q``-quantiles of every coordinate of a member."""
         return self.family.quantile(parameters, q)

@@ -57,6 +57,11 @@ class DiagonalNormal(Family):
         """The coordinates themselves."""
         return self.coordinates(parameters)
 
+    def fisher(self, parameters: Tensor) -> Tensor:
+        """``1 / s^2`` for a location and 2 for the logarithm of a standard deviation."""
+        log_scale = parameters.chunk(2, -1)[1]
+        return torch.cat([torch.exp(-2 * log_scale), torch.full_like(log_scale, 2.0)], -1)
+
     def settings(self) -> Mapping[str, Setting]:
         """Nothing to set: ``{}``."""
         return {}

@@ -68,6 +68,20 @@ class MultivariateNormal(Family):
         normal = self.distribution(parameters)
         return dist.Normal(normal.loc, normal.stddev)
 
+    def fisher(self, parameters: Tensor) -> Tensor:
+        r"""The diagonal of the Fisher information, with the precision :math:`Q = \Sigma^{-1}`.
+
+        :math:`Q_{ii}` for a location, :math:`1 + Q_{ii} \Sigma_{ii}` for the logarithm of a scale, :math:`s_i^2 Q_{ii}` for an
+        element of row :math:`i` below the diagonal.
+        """
+        normal = self.distribution(parameters)
+        count = normal.event_shape[0]
+        precision = torch.cholesky_inverse(normal.scale_tril).diagonal(dim1=-2, dim2=-1)
+        log_scale = parameters[..., count : 2 * count]
+        row = torch.tril_indices(count, count, -1, device=parameters.device)[0]
+        lower = (torch.exp(2 * log_scale) * precision)[..., row]
+        return torch.cat([precision, 1 + precision * normal.variance, lower], -1)
+
     def settings(self) -> Mapping[str, Setting]:
         """Nothing to set: ``{}``."""
         return {}

@@ -12,6 +12,7 @@ from pyro.infer import TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import pyro_avi as avi
+from pyro_avi.closing.natural_steps import NaturalSteps
 from pyro_avi.closing.refine import take_steps
 
 # z_n ~ N(0, 1), x_n ~ N(theta + TAU z_n, SIGMA^2), theta ~ N(0, 2^2)
@@ -114,18 +115,15 @@ def test_the_learning_rate_is_a_number_or_as_told():
     assert not torch.equal(table(lr=0.1), table(lr=lambda step: 0.1 / (step + 1)))
 
 
-def test_the_result_is_the_mean_of_the_second_half_and_the_path_alone_counts_after_a_quarter():
-    guide, weight = make("constant"), torch.zeros(1)
+def test_the_result_is_the_mean_of_the_second_half():
+    guide = make("constant")
     refined, tables = avi.FactorizedGuide(model, global_guide=copy.deepcopy(guide.global_guide)).setup(X), []
     with torch.no_grad():
         refined.table.copy_(guide.variational_parameters(X))
-
-    def keep(fit):
-        tables.append(refined.table.detach().clone())
-        weight.fill_(float(fit.steps >= 2))
-
-    elbo = avi.StickingTheLandingELBO(weight=weight)
-    avi.fit(model, refined, X, num_steps=9, lr={"local": 0.05}, elbo=elbo, progress=False, callbacks=[keep])
+    fisher = {id(refined.table): avi.DiagonalNormal().fisher}
+    options = {"elbo": avi.StickingTheLandingELBO(num_particles=2), "optimizer": partial(NaturalSteps, fisher=fisher)}
+    options |= {"lr": {"local": 0.2}, "callbacks": [lambda fit: tables.append(refined.table.detach().clone())]}
+    avi.fit(model, refined, X, num_steps=9, progress=False, **options)
     torch.testing.assert_close(
         avi.refine(model, guide, X, num_steps=9).table.detach(), torch.stack(tables[4:]).mean(0), rtol=0.0, atol=1e-12
     )
@@ -286,7 +284,7 @@ def test_a_table_answers_for_its_own_rows_and_the_mean_for_others():
         torch.testing.assert_close(start(x), guide.table.mean(0).expand(len(x), 2), rtol=0.0, atol=0.0)
 
 
-@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("steps", [1, 5])
 def test_rows_at_their_best_in_one_of_two_modes_lose_nothing(steps):
     x = torch.linspace(1.0, 4.0, 20, dtype=torch.float64)
     guide = avi.FactorizedGuide(two_modes).setup(x)
@@ -303,9 +301,9 @@ def test_rows_at_their_best_in_one_of_two_modes_lose_nothing(steps):
     assert gain.mean() >= -2 * gain.std() / 500**0.5
     # Twin: the steps themselves lose.
     moved = copy.deepcopy(guide)
-    take_steps(two_modes, moved, (x,), {}, num_steps=steps, lr=0.05, seed=0)
+    take_steps(two_modes, moved, (x,), {}, num_steps=steps, lr=0.5, seed=0)
     lost = (rows(moved) - rows(guide)).sum(1)
-    assert lost.mean() < -5 * lost.std() / 500**0.5
+    assert lost.mean() < -3 * lost.std() / 500**0.5
 
 
 def test_rows_that_a_factor_ties_gain_together():

@@ -36,8 +36,6 @@ _FINAL_DRAWS = 20
 _WATCHED_ROWS = 500
 # Steps of refinement: of held-out rows at a point of a curve (from where the last point left them), and at the end.
 _CURVE_REFINEMENT, _FINAL_REFINEMENT = 10, 60
-# From the mean of a table rows have far to go. From a guide's own output they have not, and noise grows with the rate.
-_FAR_LR, _NEAR_LR = 0.1, 0.02
 
 
 @dataclass
@@ -125,7 +123,7 @@ class Watch:
         if not isinstance(self.guide, avi.FactorizedGuide):
             return self.guide
         start = None if self.held_out is None or len(self.held_out.table) != len(x) else self.held_out.table.detach()
-        refined = _refine(self.model, self.guide, x, num_steps, _FAR_LR, start)
+        refined = _refine(self.model, self.guide, x, num_steps, start)
         if refined is not None:
             self.held_out = refined
         return refined
@@ -172,12 +170,10 @@ def of_training_rows(model, guide, train: Tensor) -> dict[str, Any]:
     return {"elbo": elbo, "elbo_se": error, "mse": error_of_mean, "rows": len(train)}
 
 
-def _refine(
-    model, guide, x: Tensor, num_steps: int, lr: float, start: Tensor | None = None
-) -> avi.FactorizedGuide | None:
+def _refine(model, guide, x: Tensor, num_steps: int, start: Tensor | None = None) -> avi.FactorizedGuide | None:
     """The refined guide, None where its training diverges: that is no divergence of the guide's own training."""
     try:
-        return avi.refine(model, guide, x, num_steps=num_steps, lr=lr, start=start, progress=False)
+        return avi.refine(model, guide, x, num_steps=num_steps, start=start, progress=False)
     except avi.DivergedError:
         return None
 
@@ -205,7 +201,7 @@ def _local(model, guide, x: Tensor) -> dict[str, Any]:
 
 def _gain(model, guide, x: Tensor) -> dict[str, Any]:
     """What rows gain by refinement from the guide's own output, globals frozen: their amortization gap."""
-    refined = _refine(model, guide, x, _FINAL_REFINEMENT, _NEAR_LR)
+    refined = _refine(model, guide, x, _FINAL_REFINEMENT)
     before, after = _local(model, guide, x), _local(model, refined, x)
     if before["elbo"] is None or after["elbo"] is None:
         return after | {"gain": None, "gain_se": None}

@@ -39,7 +39,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "rows": 100,
         "num_samples": 500,
         "refine_steps": 200,
-        "refine_lr": 0.02,
+        "refine_lr": 0.2,
         "max_rounds": 5,
         "ais_rows": 10,
         "ais_chains": 25,
@@ -64,7 +64,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "rows": 1000,
         "num_samples": 5000,
         "refine_steps": 600,
-        "refine_lr": 0.01,
+        "refine_lr": 0.2,
         "max_rounds": 10,
         "ais_rows": 1000,
         "ais_chains": 100,
@@ -99,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--refine-lr",
         type=float,
-        help="the learning rate of the search for a row's best factor; half in each further round",
+        help="of a step in search of a row's best factor, as a share of the natural gradient; less where a row gains little",
     )
     numbers = {
         "steps": "training steps of a cell",

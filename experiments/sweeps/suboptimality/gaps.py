@@ -14,9 +14,8 @@ from experiments.sweeps.suboptimality.training import RICHER, binary_images, bui
 
 __all__ = ["measure_cell"]
 
-# Steps of refinement from the encoder's output (Kim et al. take 20), their learning rate, and draws to measure by. At a
-# rate of 0.05 a few steps lose what they gain to noise.
-_REFINEMENTS, _REFINEMENT_LR, _REFINEMENT_DRAWS = (1, 5, 20, 100), 0.01, 20
+# Steps of refinement from the encoder's output (Kim et al. take 20), and draws to measure by.
+_REFINEMENTS, _REFINEMENT_DRAWS = (1, 5, 20, 100), 20
 # Seeds of draws that have to be independent.
 _GAPS, _REFINE, _ANNEAL = 1, 2, 3
 # Points of the curve of losses.
@@ -126,7 +125,7 @@ def _refine(model, guide, x: Tensor, seed: int) -> list[dict[str, Any]]:
     fit = []
     for steps in _REFINEMENTS:
         started = time.perf_counter()
-        options = {"num_steps": steps, "lr": _REFINEMENT_LR, "seed": seed + 10, "progress": False}
+        options = {"num_steps": steps, "seed": seed + 10, "progress": False}
         refined = avi.refine(model, guide, x, **options)
         seconds = time.perf_counter() - started
         # By the same draws, moved and stretched: most of their noise cancels in the difference.
