@@ -7,6 +7,7 @@ from pyro_avi.diagnostics.arviz_export import to_arviz
 from pyro_avi.diagnostics.gap_results import Gaps
 from pyro_avi.diagnostics.gaps import measure_gaps
 from pyro_avi.diagnostics.posterior_predictive import posterior_predictive
+from pyro_avi.diagnostics.results_by_row import results_by_row
 from pyro_avi.diagnostics.sbc import sbc
 from pyro_avi.diagnostics.sbc_results import Calibration, Coverage
 from pyro_avi.diagnostics.validation import Validation
@@ -98,6 +99,7 @@ __all__ = [
     "models",
     "posterior_predictive",
     "refine",
+    "results_by_row",
     "save",
     "sbc",
     "to_arviz",
