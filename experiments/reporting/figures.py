@@ -33,9 +33,8 @@ def ramp(count: int) -> list[str]:
     >>> ramp(2) == [RAMP[0], RAMP[-1]]
     True
     """
-    places = [0.5] if count == 1 else np.linspace(0, 1, count)
     colours = matplotlib.colors.LinearSegmentedColormap.from_list("ramp", RAMP)
-    return [matplotlib.colors.to_hex(colours(place)) for place in places]
+    return [matplotlib.colors.to_hex(colour) for colour in colours(np.linspace(0, 1, count) if count > 1 else [0.5])]
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., bytes]:
@@ -61,13 +60,11 @@ def packed(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def panels(
-    rows: int, columns: int, *, width: float = 4.3, height: float = 2.8, **kwargs: object
-) -> tuple[Figure, np.ndarray]:
+def panels(rows: int, columns: int, *, width: float = 4.3, height: float = 2.8) -> tuple[Figure, np.ndarray]:
     """A figure and its axes [rows, columns]; `width` and `height` of one panel in inches."""
     figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
+    return figure, figure.subplots(rows, columns, squeeze=False)
 
 
 class Curve(NamedTuple):

@@ -32,9 +32,8 @@ def verdict(limits: Sequence[Limit]) -> Note:
         return Note("warning", "None of the ratios that are to keep to a limit was measured.")
     labels, most = [each.what for each in limits], [(each.most, math.nan, math.nan) for each in limits]
     series = {"ratio": [(each.ratio, each.low, each.high) for each in limits], "at most": most}
-    figure = Figure(
-        "limits", "Ratios and limits", "A line: from quartile to quartile.", partial(dots, labels, series, "ratio")
-    )
+    caption = "A line: from quartile to quartile." if any(math.isfinite(each.low) for each in limits) else ""
+    figure = Figure("limits", "Ratios and limits", caption, partial(dots, labels, series, "ratio"))
     above = [each for each in limits if each.ratio > each.most]
     text = f"{len(above)} of {len(limits)} ratios are above their limits"
     if above:
