@@ -2,10 +2,12 @@
 
 import itertools
 import sys
+import warnings
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.utils.data import DataLoader, DistributedSampler, SubsetRandomSampler, TensorDataset
 
 import pyro_avi as avi
 from tests.distributed.trainings import BATCH, GUIDES, SIZE, STEPS, X, build, outcome, train, without_noise
@@ -15,18 +17,18 @@ def batches(seed=1):
     return avi.minibatches(X, batch_size=BATCH, distributed=True, seed=seed)
 
 
-def trainings(rank, **options):
-    """Each guide with and without noise; the processes begin with other values, which process 0 then gives all."""
+def trainings(rank, noises, **options):
+    """Each guide with or without noise; the processes begin with other values, which process 0 then gives all."""
     found = {}
-    for kind, noise in itertools.product(GUIDES, (True, False)):
+    for kind, noise in itertools.product(GUIDES, noises):
         pair = build(kind, seed=rank)
-        if kind == "factorized":
+        if "factorized" in kind:
             # Rows begin with what their process has.
             pair[1].load_state_dict(build(kind)[1].state_dict())
         taken = list(itertools.islice(batches(), STEPS))
         with without_noise(not noise):
             fit = train(*pair, batches=taken, distributed=True, **options)
-        shape = None if kind != "factorized" else tuple(pair[1].table.shape)
+        shape = None if "factorized" not in kind else tuple(pair[1].table.shape)
         avi.gather_tables(pair[1])
         found[kind, noise] = {"batches": taken, "held": shape, **outcome(*pair, fit)}
     return found
@@ -57,6 +59,15 @@ def errors(rank):
     def run(kind="amortized", size=SIZE, **options):
         return train(*build(kind, size=size), distributed=True, **{"batches": batches(), **options})
 
+    def loaded(kind, sampler):
+        loader = DataLoader(rows, batch_size=4, sampler=sampler)
+        taken = []
+        fit = run(kind, batches=(taken.append(index) or (x, index) for _ in range(5) for x, index in loader))
+        again = run(kind, batches=loader)
+        return fit.steps, again.steps, torch.cat(taken[:3]).tolist()
+
+    rows, own = TensorDataset(X, torch.arange(SIZE)), range(rank, SIZE, 2)
+
     def stops(fit):
         return rank == 1 and fit.steps == 4
 
@@ -83,6 +94,7 @@ def errors(rank):
         "small batch": error_of(lambda: avi.minibatches(X, batch_size=1, distributed=True)),
         "few rows": error_of(lambda: avi.minibatches(X[:1], batch_size=2, distributed=True)),
         "goes on": run().steps,
+        "loaders": [loaded("amortized", DistributedSampler(rows)), loaded("factorized", SubsetRandomSampler(own))],
     }
 
 
@@ -119,9 +131,13 @@ def resumed(folder, rank):
 if __name__ == "__main__":
     folder, what = Path(sys.argv[1]), sys.argv[2]
     torch.set_num_threads(1)
+    # A test of compiled steps is not to compare eager ones.
+    warnings.filterwarnings("error", "The training step is taken eagerly")
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    kinds = {"eager": lambda: {"trainings": trainings(rank), "errors": errors(rank), "resumed": resumed(folder, rank)}}
-    kinds["compiled"] = lambda: {"trainings": trainings(rank, compile=True)}
-    torch.save(kinds[what](), folder / f"{rank}.pt")
+    if what == "compiled":
+        found = {"trainings": trainings(rank, (True,), compile=True)}
+    else:
+        found = {"trainings": trainings(rank, (True, False)), "errors": errors(rank), "resumed": resumed(folder, rank)}
+    torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()

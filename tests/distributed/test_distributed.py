@@ -1,17 +1,23 @@
 """A model that two processes train is that of one process with all their rows; what goes wrong in one ends both."""
 
+import copy
 import re
 import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import patch
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyro_avi as avi
 from pyro_avi.distributed.ranks import Ranks
-from tests.distributed.trainings import GUIDES, SIZE, OfAllBatches, X, build, outcome, train, without_noise
+from pyro_avi.rows.shard import Shard
+from pyro_avi.training.loaders import arguments_from_batches
+from tests.distributed.trainings import GUIDES, SIZE, Model, OfAllBatches, X, build, outcome, train, without_noise
 from tests.marks import needs_compiler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,7 +28,7 @@ def launch(folder, what):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(__file__).with_name("program.py")
     environment = {"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(folder)}
-    subprocess.run([*command, str(program), str(folder), what], check=True, timeout=600, env=environment)
+    subprocess.run([*command, str(program), str(folder), what], check=True, timeout=1500, env=environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -166,12 +172,30 @@ def test_another_number_of_processes_cannot_go_on(results, folder):
         train(*build("factorized"), X, checkpoint=folder / "training")
 
 
+def test_loaders_give_each_process_its_rows(results):
+    for rank, result in enumerate(results):
+        *amortized, rows = result["errors"]["loaders"][0]
+        *factorized, own = result["errors"]["loaders"][1]
+        assert amortized == factorized == [10, 10]
+        assert sorted(own) == list(range(rank, SIZE, 2))
+        # The sampler gives one row to both, so that both have as many.
+        assert len(set(rows)) == 12
+
+
+def test_a_sampler_of_several_processes_shuffles_every_epoch():
+    data = TensorDataset(torch.arange(8))
+    loader = DataLoader(data, batch_size=4, sampler=DistributedSampler(data, num_replicas=2, rank=0))
+    calls = arguments_from_batches(loader, lambda index: None, seed=0)
+    epochs = [next(calls)[0].tolist() for _ in range(6)]
+    assert len(set(map(tuple, epochs))) == 6
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_a_compiled_training_is_the_eager_one(results, tmp_path):
     for compiled, eager in zip(launch(tmp_path, "compiled"), results, strict=True):
-        for key in eager["trainings"]:
-            assert distance(numbers(compiled["trainings"][key]), numbers(eager["trainings"][key])) < 1e-9
+        for key, found in compiled["trainings"].items():
+            assert distance(numbers(found), numbers(eager["trainings"][key])) < 1e-9
 
 
 def test_torch_distributed_is_to_be_initialized():
@@ -194,3 +218,63 @@ def test_nccl_takes_no_tensors_of_the_cpu():
         pytest.raises(ValueError, match="Expected a model on CUDA, .* by nccl, got one on cpu"),
     ):
         ranks.check_device(torch.device("cpu"))
+
+
+class OfAllRows(Model):
+    """A model that draws the rows of a batch itself."""
+
+    def forward(self, x):
+        with pyro.plate("data", len(x), subsample_size=4) as rows:
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x[rows])
+
+
+def crossed(x):
+    with pyro.plate("one", 4, dim=-2), pyro.plate("other", 5, dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def test_a_shard_is_the_rows_of_the_whole_table():
+    model, guide = build("factorized")
+    whole, index = copy.deepcopy(guide), torch.tensor([1, 7, 22])
+    guide.hold_shard(Shard(1, 3))
+    assert guide.table.equal(whole.table[1::3])
+    assert guide.variational_parameters(X[index], index).equal(whole.variational_parameters(X[index], index))
+    with pytest.raises(ValueError, match=r"rows 1, 4, ... of plate 'data'.*, got row 2 among them"):
+        guide.posterior(X[:3], torch.tensor([1, 2, 4]))
+    with pytest.raises(ValueError, match=r"rows 1, 4, ... of plate 'data'.*, got all 23 in order"):
+        guide.posterior(X)
+    guide.hold_shard(Shard(1, 3))
+    with pytest.raises(ValueError, match="process 0 of 2, got one with those of process 1 of 3"):
+        guide.hold_shard(Shard(0, 2))
+
+
+def test_a_new_guide_makes_its_own_rows_alone():
+    guide = avi.FactorizedGuide(Model())
+    guide.hold_shard(Shard(2, 3))
+    assert guide.setup(X).table.equal(build("factorized")[1].table[2::3])
+
+
+def test_a_shard_is_not_saved_or_extended(tmp_path):
+    guide = build("factorized")[1]
+    guide.hold_shard(Shard(0, 2))
+    for call in (lambda: avi.save(guide, tmp_path / "guide"), lambda: guide.append_rows(2)):
+        with pytest.raises(ValueError, match="Expected .* parameters of all rows.*\n.*gather_tables"):
+            call()
+
+
+def test_what_cannot_be_shared_says_so(tmp_path):
+    guide = avi.FactorizedGuide(OfAllRows())
+    guide.hold_shard(Shard(0, 2))
+    with pytest.raises(ValueError, match="a model that draws the rows of plate 'data' itself"):
+        guide.setup(X)(X)
+    guide = avi.FactorizedGuide(crossed).setup(torch.zeros(4, 5))
+    with pytest.raises(ValueError, match="Expected rows of one plate, .* got those of \\('one', 'other'\\)"):
+        guide.hold_shard(Shard(0, 2))
+    with pytest.raises(ValueError, match="Expected a table in memory"):
+        avi.FactorizedGuide(Model(), rows_on="disk", rows_path=tmp_path).hold_shard(Shard(0, 2))
+    loaded = avi.FactorizedGuide(Model())
+    loaded.load_state_dict(build("factorized")[1].state_dict())
+    with pytest.raises(ValueError, match="parameters were loaded and not used yet"):
+        loaded.hold_shard(Shard(0, 2))

@@ -1,6 +1,7 @@
 """Trainings that several processes take together, and that one process takes over again."""
 
 from contextlib import nullcontext
+from functools import partial
 from unittest.mock import patch
 
 import pyro
@@ -15,7 +16,12 @@ from pyro_avi.seeds import Stream, seed_of_rank
 # Two processes hold 12 and 11 rows, and the last batch of an epoch has 4 and 3.
 SIZE, BATCH, STEPS, SEED = 23, 8, 10, 3
 X = torch.randn(SIZE, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0))
-GUIDES = {"constant": avi.ConstantGuide, "amortized": avi.AmortizedGuide, "factorized": avi.FactorizedGuide}
+GUIDES = {
+    "constant": avi.ConstantGuide,
+    "amortized": partial(avi.AmortizedGuide, encoder=(6,)),
+    "factorized": avi.FactorizedGuide,
+    "factorized, host memory": partial(avi.FactorizedGuide, rows_on="cpu"),
+}
 
 
 class Model(pyro.nn.PyroModule):
@@ -36,8 +42,7 @@ def build(kind, seed=0, size=SIZE):
     """A model, and a guide that has been set up with all rows."""
     torch.manual_seed(seed)
     model = Model(size)
-    options = {"encoder": (6,)} if kind == "amortized" else {}
-    return model, GUIDES[kind](model, **options).setup(X[:size])
+    return model, GUIDES[kind](model).setup(X[:size])
 
 
 def train(model, guide, *args, **options):
