@@ -43,7 +43,9 @@ class Ranks:
     """
 
     def __init__(self, distributed: Any):
-        if not isinstance(distributed, bool | dist.ProcessGroup):
+        # Some builds of torch come without it.
+        is_group = dist.is_available() and isinstance(distributed, dist.ProcessGroup)
+        if not (isinstance(distributed, bool) or is_group):
             raise TypeError(f"Expected distributed to be True, False or a process group, got {distributed!r}.")
         if distributed is not False and not (dist.is_available() and dist.is_initialized()):
             raise ValueError(
@@ -92,9 +94,10 @@ class Ranks:
         """The tensors of all processes, of one shape."""
         if self.alone:
             return [tensor]
-        tensors = [torch.empty_like(tensor) for _ in range(self.count)]
-        dist.all_gather(tensors, tensor.contiguous(), group=self._group)
-        return tensors
+        own = tensor.to(self._device).contiguous()
+        tensors = [torch.empty_like(own) for _ in range(self.count)]
+        dist.all_gather(tensors, own, group=self._group)
+        return [each.to(tensor.device) for each in tensors]
 
     def all(self, flag: bool) -> bool:
         """Whether a flag is set in every process."""
@@ -220,5 +223,5 @@ class Ranks:
 
     @property
     def _device(self) -> torch.device:
-        """Where tensors can be exchanged that are like no parameter."""
+        """Where tensors can be exchanged that are like no parameter; gloo gathers none of CUDA."""
         return torch.device("cuda" if dist.get_backend(self._group) == "nccl" else "cpu")
