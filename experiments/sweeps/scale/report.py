@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from experiments.reporting.document import Document, Note, pick, reading
+from experiments.reporting.document import Document, Note
+from experiments.reporting.records import pick
 from experiments.reporting.tables import Column, Table
 
 __all__ = ["document"]
@@ -59,7 +60,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
             Table("Measured", columns, lines, group="guide", file="measured"),
             Table(f"{PASSES} passes over more rows", _cost_columns(), costs, group="guide", file="costs"),
         ],
-        parts=[reading(READING)],
+        parts=[Document("How to read this", READING)],
     )
 
 

@@ -5,8 +5,8 @@ import argparse
 import pyro
 import pytest
 
-from experiments.reporting.document import ReportError
 from experiments.reporting.pages import data
+from experiments.reporting.records import ReportError
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import scale
 from experiments.sweeps.scale import report
