@@ -60,11 +60,13 @@ def packed(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def panels(rows: int, columns: int, *, width: float = 4.3, height: float = 2.8) -> tuple[Figure, np.ndarray]:
+def panels(
+    rows: int, columns: int, *, width: float = 4.3, height: float = 2.8, **kwargs: object
+) -> tuple[Figure, np.ndarray]:
     """A figure and its axes [rows, columns]; `width` and `height` of one panel in inches."""
     figure = Figure(figsize=(width * columns, height * rows + 0.4), layout="constrained")
     figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
 class Curve(NamedTuple):
