@@ -35,7 +35,7 @@ def test_a_damaged_guide_is_refused_or_the_same(tmp_path, examples):
             assert str(path) in str(error)
         else:
             # As its first call would.
-            assert damage == content or same(again.setup(X).state_dict(), whole)
+            assert damage in (content, foreign) or same(again.setup(X).state_dict(), whole)
 
     search(check, damaged(content, foreign), examples=examples)
 
@@ -43,7 +43,8 @@ def test_a_damaged_guide_is_refused_or_the_same(tmp_path, examples):
 SAVED = ("constant", "amortized", "factorized", "low rank", "flow", "crossed plates")
 
 
-@pytest.mark.parametrize("examples", [pytest.param(40, id="fast"), EXAMPLES[1]])
+@pytest.mark.filterwarnings("ignore:The parameters of the model are not those")
+@pytest.mark.parametrize("examples", [40, pytest.param(1000, marks=pytest.mark.slow)])
 def test_what_a_guide_says_of_itself_is_refused_or_makes_one(tmp_path, examples):
     """Without a checksum, as of an earlier version or by somebody who makes one: no memory, no other error."""
     files = {}

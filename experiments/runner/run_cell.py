@@ -11,7 +11,6 @@ import re
 import resource
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +21,10 @@ from pathlib import Path
 
 from experiments.runner import registry
 from experiments.runner.cell import JSON, Cell
+from experiments.runner.compile_cache import keep_compiled
 from experiments.runner.record import FORMAT, MOST_BYTES, Record
 
-__all__ = ["Context", "Progress", "keep_compiled", "one_thread", "run_cell", "usable_cores"]
+__all__ = ["Context", "Progress", "one_thread", "run_cell", "usable_cores"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -147,21 +147,6 @@ def one_thread() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         if torch:
             torch.set_num_threads(threads)
-
-
-def keep_compiled() -> None:
-    """Keep compiled steps in the user's cache, where the next cell or process of the same shapes finds them.
-
-    torch's own folder for them is a temporary one, which is left where nothing can be written to the user's.
-    `TORCHINDUCTOR_CACHE_DIR` names another.
-    """
-    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
-        return
-    kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pyro_avi"
-    with suppress(OSError):
-        kept.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=kept):
-            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(kept)
 
 
 @contextmanager

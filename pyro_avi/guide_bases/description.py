@@ -62,6 +62,11 @@ def check_kinds(header: Mapping[str, Any]) -> None:
             raise ValueError(f"Expected its description to have {part}, got none.")
         if part in header and not is_right(header[part]):
             raise ValueError(f"Expected its description to have a {part} of a guide, got {str(header[part])[:100]}.")
+        if part in header and part in _BY_ROW_SET and len(header[part]) != len(header["row_sets"]):
+            raise ValueError(
+                f"Expected its description to have {part} for {len(header['row_sets'])} sets of rows, got those for "
+                f"{len(header[part])}."
+            )
 
 
 def _is_one_of(*kinds: type) -> Callable[[Any], bool]:
@@ -136,6 +141,7 @@ _MORE_PARTS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
         "sizes": _is_list_of(_is_list_of(_is_size)),
     },
 }
+_BY_ROW_SET = frozenset({"covariates", "reads", "sizes", "rows_version"})
 _SOME_PARTS = frozenset({"standardize", "covariates", "reads", "reads_globals", "rows_path", "rows_version"})
 
 
