@@ -137,7 +137,7 @@ class TableGuide(LocalGuide):
         return {self._table_name(row_factor): row_factor.function.table for row_factor in self.row_factors}
 
     def row_moments(self, name: str) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The memory of a new training's moments of the table of a name, see :class:`~pyro_avi.rows.table.Table`."""
+        """The memory of a new training's moments of the table of a name, as the table itself has it; ``None`` for none."""
         return next(r for r in self.row_factors if self._table_name(r) == name).function.moments()
 
     def _read_rows(self, row_factor: RowFactor, data: CallData) -> Tensor:
