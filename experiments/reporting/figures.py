@@ -30,11 +30,11 @@ STYLE = Path(__file__).parent / "templates" / "figure.mplstyle"
 def ramp(count: int) -> list[str]:
     """So many colours of the ramp, as far apart as they can be.
 
-    >>> ramp(2) == [RAMP[0], RAMP[-1]]
-    True
+    >>> ramp(2) == [RAMP[0], RAMP[-1]], ramp(0)
+    (True, [])
     """
     colours = matplotlib.colors.LinearSegmentedColormap.from_list("ramp", RAMP)
-    return [matplotlib.colors.to_hex(colour) for colour in colours(np.linspace(0, 1, count) if count > 1 else [0.5])]
+    return [matplotlib.colors.to_hex(colour) for colour in colours([0.5] if count == 1 else np.linspace(0, 1, count))]
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., bytes]:

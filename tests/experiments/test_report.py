@@ -7,7 +7,7 @@ import types
 import pytest
 
 from experiments import report
-from experiments.reporting import document, limits, provenance, records, statistics, tables
+from experiments.reporting import document, figures, limits, provenance, records, statistics, tables
 from experiments.reporting.document import Document, Figure, Note
 from experiments.runner.cell import Cell
 from experiments.runner.record import FORMAT
@@ -48,7 +48,9 @@ def files(folder):
 
 
 @pytest.mark.parametrize(
-    "module", [document, limits, provenance, records, statistics, tables, rows], ids=lambda module: module.__name__
+    "module",
+    [document, figures, limits, provenance, records, statistics, tables, rows],
+    ids=lambda module: module.__name__,
 )
 def test_the_docstrings_hold(module):
     done = doctest.testmod(module)

@@ -81,14 +81,12 @@ def document(records: Mapping[str, Mapping]) -> Document:
     wide += [Column(way, lambda name, way=way: times[name].get(way), "csv") for way in ways]
     series = {way: [(ms.get(way, math.nan), math.nan, math.nan) for ms in times.values()] for way in ways}
     drawing = partial(dots, list(times), series, "milliseconds a step", log=True)
+    tables = [table("Compiled step against", limits)] if limits else []
     return Document(
         "Speed",
         "A training step of the library against other ways of taking the same step, in turns, one thread each.",
         [verdict(limits)],
-        [
-            *([table("Compiled step against", limits)] if limits else []),
-            Table("", wide, times, file="summary"),
-        ],
+        [*tables, Table("", wide, times, file="summary")],
         [Figure("ms", "Milliseconds of a step", "Medians over rounds.", drawing)],
         [Document("From start to end", tables=[_every_way(times, starts)]), Document("How to read this", READING)],
     )

@@ -84,27 +84,19 @@ def _late(comparison: Comparison, best: str) -> Iterator[str]:
 
 def _part(section: Section, colours: figures.Colours) -> Document:
     """One section of the report."""
-    fixed, comparisons = section.settings, section.comparisons
+    fixed, caption = section.settings, "A line a seed; a cross: it diverged."
+    bounds, errors = (
+        partial(curves, figures.panels(section.comparisons, colours, shown))
+        for shown in (figures.BOUNDS, figures.ERRORS)
+    )
     shown = [
-        Figure(
-            name,
-            title,
-            "A line a seed; a cross: it diverged.",
-            partial(curves, figures.panels(comparisons, colours, pairs)),
-        )
-        for name, title, pairs in (
-            ("elbo", "ELBO by step and by second", figures.BOUNDS),
-            ("mse", "Reconstruction error by second", figures.ERRORS),
-        )
+        Figure("elbo", "ELBO by step and by second", caption, bounds),
+        Figure("mse", "Reconstruction error by second", caption, errors),
     ]
-    for comparison in filter(figures.pictured, comparisons):
-        drawing = partial(figures.reconstructions, comparison, colours)
-        caption = "Test images and their reconstructions at the posterior means, first seeds."
-        shown.append(
-            Figure(
-                f"{comparison.protocol} reconstructions", f"Reconstructions, {comparison.protocol}", caption, drawing
-            )
-        )
+    for each in filter(figures.pictured, section.comparisons):
+        drawing = partial(figures.reconstructions, each, colours)
+        caption = "Test images, and reconstructions at the posterior means by the first seeds."
+        shown.append(Figure(f"{each.protocol} reconstructions", f"Reconstructions, {each.protocol}", caption, drawing))
     lead = (
         f"{fixed['num_train']:,} training rows, minibatches of {fixed['batch_size']:,}, {fixed['latent_dim']} latents a row, "
         f"hidden layers of {fixed['hidden_dim']}."
