@@ -14,15 +14,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from experiments.runner import registry
 from experiments.runner.cell import JSON, Cell
 from experiments.runner.compile_cache import keep_compiled
 from experiments.runner.record import FORMAT, MOST_BYTES, Record
+from experiments.runner.scratch import SCRATCH, Scratch
 
 __all__ = ["Context", "Progress", "one_thread", "run_cell", "usable_cores"]
 
@@ -31,6 +31,7 @@ Progress = Callable[[int, int, str], None]
 # Held while a cell runs.
 _RUNNING = threading.Lock()
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_NOTE_EVERY = 5.0  # seconds between notes of what a cell has cost
 _PACKAGES = ("torch", "pyro-ppl", "pyro_avi", "numpy")
 
 
@@ -48,7 +49,8 @@ class Context:
         download: whether missing data may be downloaded.
         progress: called by the cell with the steps done, the steps in all and a short note.
         command: the command line, without paths, kept in the record.
-        store: what tells the records that the cell is for from those of others, such as their folder.
+        store: the folder of the records that the cell is for, of all sweeps; it tells them from others.
+        scratch: where the cell keeps what it goes on from when it is killed.
     """
 
     device: str
@@ -57,6 +59,7 @@ class Context:
     progress: Progress = _unwatched
     command: str = ""
     store: str = ""
+    scratch: Scratch = field(default_factory=Scratch)
 
 
 def run_cell(cell: Cell, context: Context) -> Record:
@@ -78,13 +81,16 @@ def run_cell(cell: Cell, context: Context) -> Record:
 def _run_cell(cell: Cell, context: Context) -> Record:
     keep_compiled()
     sweep = registry.find(cell.sweep)
-    started = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _reset_peak_memory(context.device)
     begin = time.perf_counter()
-    with one_thread(), _graphs() as graphs:
-        result = _as_json(sweep.run(copy.deepcopy(cell.settings), context), cell)
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
+    folder = Path(context.store) / cell.sweep / SCRATCH / cell.key if context.store else None
+    scratch = Scratch(folder, {**_source(), **versions, "device": context.device})
+    with one_thread(), _graphs() as graphs, closing(scratch):
+        run_with = replace(context, scratch=scratch, progress=_noting(scratch, begin, graphs, context.progress))
+        result = _as_json(sweep.run(copy.deepcopy(cell.settings), run_with), cell)
         threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else 1
-    seconds = time.perf_counter() - begin
+    before = scratch.before
     return {
         "format": FORMAT,
         "sweep": cell.sweep,
@@ -92,19 +98,20 @@ def _run_cell(cell: Cell, context: Context) -> Record:
         "settings": cell.settings,
         "result": result,
         "provenance": {
-            "started": started,
-            "seconds": seconds,
+            "started": before["started"],
+            "seconds": before["seconds"] + time.perf_counter() - begin,
+            "resumed": before["resumed"],
             "command": context.command,
             **_source(),
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+            "versions": versions,
             "machine": {
                 "system": f"{platform.system()} {platform.machine()}",
                 "processor": _processor(),
                 "cores": usable_cores(),
             },
             "threads": threads,
-            "compiled": sorted({graph.what for graph in graphs if graph.fallback is None}),
-            "fallbacks": sorted({_without_paths(graph.getMessage()) for graph in graphs if graph.fallback is not None}),
+            "compiled": sorted({*before["compiled"], *graphs.compiled}),
+            "fallbacks": sorted({*before["fallbacks"], *graphs.fallbacks}),
             "device": context.device,
             "device_name": _device_name(context.device),
             "peak_memory_bytes": _peak_memory(context.device),
@@ -149,21 +156,37 @@ def one_thread() -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
+class _Graphs(logging.Handler):
+    """What the library says of its compiled graphs, and of what it evaluates eagerly in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.compiled: set[str] = set()
+        self.fallbacks: set[str] = set()
+        self.note: Callable[[], None] = lambda: None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep it, and have it noted before anything that was computed so is."""
+        if record.fallback is None:
+            self.compiled.add(record.what)
+        else:
+            self.fallbacks.add(_without_paths(record.getMessage()))
+        self.note()
+
+
 @contextmanager
-def _graphs() -> Iterator[list[logging.LogRecord]]:
-    """What the library says of its compiled graphs within the block, and of what it evaluates eagerly in their place."""
-    told: list[logging.LogRecord] = []
-    handler = logging.Handler()
-    handler.emit = told.append
+def _graphs() -> Iterator[_Graphs]:
+    """What the library says of its graphs within the block."""
+    told = _Graphs()
     logger = logging.getLogger("pyro_avi")
     level, propagate = logger.level, logger.propagate
-    logger.addHandler(handler)
+    logger.addHandler(told)
     logger.setLevel(logging.INFO)
     logger.propagate = False
     try:
         yield told
     finally:
-        logger.removeHandler(handler)
+        logger.removeHandler(told)
         logger.setLevel(level)
         logger.propagate = propagate
 
@@ -175,6 +198,25 @@ def _without_paths(text: str) -> str:
     "Read-only file system: 'x.cpp', 1/2"
     """
     return re.sub(r"(?<!\w)/(?:[^\s/'\":,]+/)+", "", text)
+
+
+def _noting(scratch: Scratch, begin: float, graphs: _Graphs, tell: Progress) -> Progress:
+    """Passes the progress of a cell on, and notes in its scratch what it has cost, now and then."""
+    noted = begin
+
+    def note() -> None:
+        scratch.note(time.perf_counter() - begin, graphs.compiled, graphs.fallbacks)
+
+    def progress(done: int, total: int, text: str) -> None:
+        nonlocal noted
+        now = time.perf_counter()
+        if now - noted >= _NOTE_EVERY:
+            noted = now
+            note()
+        tell(done, total, text)
+
+    graphs.note = note
+    return progress
 
 
 def usable_cores() -> int:

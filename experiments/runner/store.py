@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from filelock import FileLock, Timeout
 from experiments.files import LEFTOVERS, UnfitFileError, read_regular, write_whole
 from experiments.runner.cell import Cell
 from experiments.runner.record import FORMAT, MOST_BYTES, DamagedError, NewerFormatError, Record, decode, encode
+from experiments.runner.scratch import SCRATCH
 
 __all__ = ["Contents", "DamagedRecordError", "Store", "StoreError"]
 
@@ -82,6 +84,10 @@ class Store:
         """The file that says why the cell failed."""
         return self._failures(cell.sweep) / f"{cell.key}.json"
 
+    def scratch(self, sweep: str) -> Path:
+        """The folder of what unfinished cells keep, each in a folder named by its key."""
+        return self.out / sweep / SCRATCH
+
     def prepare(self, sweep: str) -> None:
         """Make the sweep's folder, try to write there, and remove what killed writers left behind.
 
@@ -105,7 +111,7 @@ class Store:
         return sorted(path for folder in folders for path in folder.glob(LEFTOVERS))
 
     def remove(self, sweep: str, paths: Iterable[Path]) -> list[Path]:
-        """Remove these files of cells; returns those that were. The files of cells that another process is at stay.
+        """Remove these files and folders of cells; returns those that were. Those of cells that another process is at stay.
 
         Raises:
             StoreError: a file cannot be removed.
@@ -115,7 +121,7 @@ class Store:
             with self._claim(sweep, path.name.split(".")[0]) as mine:
                 if mine:
                     with _explained(f"Cannot remove {path}", _RESUMES):
-                        path.unlink(missing_ok=True)
+                        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
                     removed.append(path)
         return removed
 
@@ -174,7 +180,7 @@ class Store:
         return moved
 
     def save(self, record: Record) -> Path:
-        """Write the record, whole or not at all, and return its path. The cell no longer counts as failed.
+        """Write the record, whole or not at all, and return its path. What the cell has kept is removed, its failure too.
 
         Waits while another process holds the claim of the same cell.
 
@@ -183,7 +189,8 @@ class Store:
         """
         path = self.folder(str(record.get("sweep"))) / f"{record.get('key')}.json"
         self._write(record, path)
-        self.remove(record["sweep"], [self._failures(record["sweep"]) / path.name])
+        sweep, key = record["sweep"], record["key"]
+        self.remove(sweep, [self._failures(sweep) / path.name, self.scratch(sweep) / key])
         return path
 
     def save_failure(self, cell: Cell, reason: str) -> None:

@@ -58,8 +58,9 @@ def verify(scheduler: Scheduler) -> int:
 def prune(scheduler: Scheduler, *, remove: bool) -> int:
     """Print what nobody needs, and with `remove` remove it. Returns 0.
 
-    That are records and failures of cells that the sweep with these options does not name, what was set aside, and half files
-    of killed writers. As long as later stages cannot be named, no record is one that the sweep does not name.
+    That are records and failures of cells that the sweep with these options does not name, and what those have kept to go on
+    from; what was set aside, and half files of killed writers. As long as later stages cannot be named, no record is one that
+    the sweep does not name.
 
     Raises:
         StoreError: a file cannot be removed.
@@ -76,6 +77,11 @@ def prune(scheduler: Scheduler, *, remove: bool) -> int:
             if cell.key not in named:
                 path = store.failure_path(cell) if "failure" in record else store.path(cell)
                 unneeded[path] = scheduler.describe(cell)
+        kept = store.scratch(name).glob("*")
+        unneeded |= {path: "of an unfinished cell that is not named" for path in sorted(kept) if path.name not in named}
+    # Of cells whose process was killed between their record and this.
+    finished = (store.scratch(name) / key for key in scheduler.records)
+    unneeded |= {path: "of a cell that is finished" for path in finished if path.exists()}
     unneeded |= {path: "set aside" for path in sorted(store.aside(name).glob("*")) if not path.is_dir()}
     unneeded |= {path: "half a file, of a writer that was killed" for path in store.leftovers(name)}
     removed = store.remove(name, unneeded) if remove else list(unneeded)

@@ -36,6 +36,8 @@ _FINAL_DRAWS = 20
 _WATCHED_ROWS = 500
 # Steps of refinement: of held-out rows at a point of a curve (from where the last point left them), and at the end.
 _CURVE_REFINEMENT, _FINAL_REFINEMENT = 10, 60
+# What of a watch changes during a training.
+_STATE = ("curve", "seconds", "held_out", "fell")
 
 
 @dataclass
@@ -54,7 +56,8 @@ class Watch:
     # The seconds of attempts before, and those that measuring took.
     began: float = 0.0
     seconds: float = 0.0
-    held_out: avi.FactorizedGuide | None = None
+    # The table of held-out rows that were refined, from which they go on.
+    held_out: Tensor | None = None
     rounds: Rounds | None = None
     fell: bool = False
     # What was gained by the training that this one goes on from.
@@ -84,6 +87,15 @@ class Watch:
         if steps % 20 == 0 or steps == most or over:
             self.progress(most if over else steps, most, "")
         return over
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a training that is resumed goes on to watch from."""
+        return {name: getattr(self, name) for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name in _STATE:
+            setattr(self, name, state[name])
 
     def convergence(self) -> dict[str, Any]:
         return convergence(self.curve, self.settings.get("share", SHARE), self.before)
@@ -122,10 +134,10 @@ class Watch:
         """
         if not isinstance(self.guide, avi.FactorizedGuide):
             return self.guide
-        start = None if self.held_out is None or len(self.held_out.table) != len(x) else self.held_out.table.detach()
+        start = None if self.held_out is None or len(self.held_out) != len(x) else self.held_out
         refined = _refine(self.model, self.guide, x, num_steps, start)
         if refined is not None:
-            self.held_out = refined
+            self.held_out = refined.table.detach()
         return refined
 
 

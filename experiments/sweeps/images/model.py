@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,10 @@ from experiments import datasets
 from experiments.runner.run_cell import Context
 from experiments.sweeps.images.rounds import Rounds
 
-__all__ = ["as_factorized", "build", "fit_cell", "load"]
+__all__ = ["EVERY", "as_factorized", "build", "fit_cell", "load"]
+
+#: Steps between two times that a training is written, from where it goes on.
+EVERY = 2000
 
 
 def load(settings: Mapping[str, Any], context: Context) -> tuple[Tensor, Tensor]:
@@ -78,9 +82,15 @@ def as_factorized(guide: avi.AmortizedGuide, model, train: Tensor) -> avi.Factor
 
 
 def fit_cell(
-    model, guide, train: Tensor, settings: Mapping[str, Any], rounds: Rounds | None, callback: Callable[[avi.Fit], Any]
+    model,
+    guide,
+    train: Tensor,
+    settings: Mapping[str, Any],
+    rounds: Rounds | None,
+    callback: Callable[[avi.Fit], Any],
+    checkpoint: Path | None = None,
 ) -> avi.Fit:
-    """Train as the cell's settings say, in rounds or, for the published protocol, at one rate."""
+    """Train as the cell's settings say, in rounds or, for the published protocol, at one rate; on from the checkpoint."""
     return avi.fit(
         model,
         guide,
@@ -91,6 +101,8 @@ def fit_cell(
         seed=settings["seed"],
         progress=False,
         callbacks=[callback],
+        checkpoint=checkpoint,
+        every=EVERY,
         **_optimization(settings, rounds),
     )
 

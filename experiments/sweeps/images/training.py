@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pyro_avi as avi
@@ -28,11 +29,11 @@ def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Train one guide as the settings say; return the curve, the final bounds and errors, and what they cost."""
     train, test = load(settings, context)
     seconds, attempts = 0.0, []
-    for rates in _falling(settings):
+    for attempt, rates in enumerate(_falling(settings)):
         tried = settings | rates
         model, guide = build(tried, train)
         watch = Watch(model, guide, train, test, tried, context.progress, began=seconds)
-        seconds, diverged_at = _train(watch)
+        seconds, diverged_at = _train(watch, context.scratch.checkpoint(f"attempt{attempt}"))
         attempts.append(rates | {"diverged_at": diverged_at})
         if diverged_at is None:
             break
@@ -56,7 +57,7 @@ def train_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
         result |= measure_final(watch, settings)
     result["evaluation_seconds"] = watch.seconds + time.perf_counter() - started
     if diverged_at is None and settings.get("continued"):
-        result["continued"] = _continue(watch, result["final"]["train"])
+        result["continued"] = _continue(watch, result["final"]["train"], context.scratch.checkpoint("continued"))
     return result
 
 
@@ -71,7 +72,7 @@ def _falling(settings: Mapping[str, Any]) -> list[dict[str, float]]:
     return [{name: float(f"{rate * share:.3g}") for name, rate in rates.items()} for share in _ATTEMPTS]
 
 
-def _train(watch: Watch) -> tuple[float, int | None]:
+def _train(watch: Watch, checkpoint: Path | None) -> tuple[float, int | None]:
     """Train what is watched; the seconds since the first attempt, and the step at which it diverged or None.
 
     A round that loses a good part of what was gained is a divergence as well: at larger rates numbers stay finite and the
@@ -80,14 +81,14 @@ def _train(watch: Watch) -> tuple[float, int | None]:
     settings = watch.settings
     watch.measure(0, 0.0)
     try:
-        fit = fit_cell(watch.model, watch.guide, watch.train, settings, watch.rounds, watch)
+        fit = fit_cell(watch.model, watch.guide, watch.train, settings, watch.rounds, watch, checkpoint)
     except avi.DivergedError as error:
         return watch.curve["seconds"][-1], error.step
     well = all_finite(watch.model, watch.guide) and not watch.fell
     return watch.began + fit.seconds, None if well else fit.steps
 
 
-def _continue(watch: Watch, before: Mapping[str, Any]) -> dict[str, Any]:
+def _continue(watch: Watch, before: Mapping[str, Any], checkpoint: Path | None) -> dict[str, Any]:
     """Go on as F-VI, from the encoder's outputs and with the globals and the model as they are.
 
     F-VI contains what the amortized guide has come to, draw for draw, so its bound is that one's where steps gain nothing.
@@ -96,7 +97,7 @@ def _continue(watch: Watch, before: Mapping[str, Any]) -> dict[str, Any]:
     table = as_factorized(watch.guide, watch.model, watch.train)
     free = Watch(watch.model, table, watch.train, watch.test, settings, watch.progress)
     free.before = watch.convergence()["rise"]
-    seconds, diverged_at = _train(free)
+    seconds, diverged_at = _train(free, checkpoint)
     final = dict(before)
     if diverged_at is None:
         with draws_of_its_own(watch.train.device, settings["steps"] + 1):

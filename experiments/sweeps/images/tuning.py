@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 import pyro_avi as avi
-from experiments.runner.run_cell import Context
+from experiments.runner.run_cell import Context, Progress
 from experiments.sweeps.images.cells import best_of
 from experiments.sweeps.images.evaluation import CURVE_DRAWS, all_finite, bound, draws_of_its_own
 from experiments.sweeps.images.model import build, fit_cell, load
@@ -26,20 +28,16 @@ def tune_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     a cell's numbers are to know nothing.
     """
     train, _ = load(settings, context)
-    steps, pairs = settings["steps"], [tuple(pair) for pair in settings["grid"]]
-    outcomes, train_seconds, evaluation_seconds = [], 0.0, 0.0
-    while len(outcomes) < len(pairs):
-        place, started = len(outcomes), time.perf_counter()
-        trial = {**settings, "lr_local": pairs[place][0], "lr_global": pairs[place][1]}
-        model, guide = build(trial, train)
-        diverged_at = _train(model, guide, trial, train, partial(_tell, context, place * steps, len(pairs) * steps))
-        trained = time.perf_counter()
-        outcomes.append(_outcome(model, guide, trial, train, diverged_at))
-        train_seconds += trained - started
-        evaluation_seconds += time.perf_counter() - trained
-        if len(outcomes) == len(pairs):
-            pairs += next_pair(outcomes, settings["grid"], settings["ladder"])
-    return {"trials": outcomes, "train_seconds": train_seconds, "evaluation_seconds": evaluation_seconds}
+    pairs, tried = [tuple(pair) for pair in settings["grid"]], []
+    while len(tried) < len(pairs):
+        name = f"trial{len(tried)}"
+        trial = {**settings, "lr_local": pairs[len(tried)][0], "lr_global": pairs[len(tried)][1]}
+        told = _Told(context.progress, len(tried) * settings["steps"], len(pairs) * settings["steps"])
+        tried.append(context.scratch.once(name, partial(_try, trial, train, told, context.scratch.checkpoint(name))))
+        if len(tried) == len(pairs):
+            pairs += next_pair([each["outcome"] for each in tried], settings["grid"], settings["ladder"])
+    sums = {name: sum(each[name] for each in tried) for name in ("train_seconds", "evaluation_seconds")}
+    return {"trials": [each["outcome"] for each in tried], **sums}
 
 
 def next_pair(
@@ -83,19 +81,37 @@ def next_pair(
     return []
 
 
-def _train(model, guide, trial: Mapping[str, Any], train: Tensor, tell) -> int | None:
-    """The step at which it diverged, or None."""
+@dataclass
+class _Told:
+    """Tells the steps of a trial as those of a cell, and keeps the fit, for one that diverges returns none."""
+
+    progress: Progress
+    before: int
+    total: int
+    fit: avi.Fit | None = None
+
+    def __call__(self, fit: avi.Fit) -> None:
+        self.fit, done = fit, self.before + fit.steps
+        if done % 20 == 0 or done == self.total:
+            self.progress(done, self.total, "")
+
+
+def _try(trial: Mapping[str, Any], train: Tensor, told: _Told, checkpoint: Path | None) -> dict[str, Any]:
+    """A trial: its rates and its bound, and the seconds of its steps and of what was evaluated."""
+    model, guide = build(trial, train)
+    diverged_at = None
     try:
-        fit_cell(model, guide, train, trial, Rounds((trial["steps"],)), tell)
+        told.fit = fit_cell(model, guide, train, trial, Rounds((trial["steps"],)), told, checkpoint)
     except avi.DivergedError as error:
-        return error.step
-    return None
-
-
-def _tell(context: Context, before: int, total: int, fit: avi.Fit) -> None:
-    done = before + fit.steps
-    if done % 20 == 0 or done == total:
-        context.progress(done, total, "")
+        diverged_at = error.step
+    started = time.perf_counter()
+    outcome = _outcome(model, guide, trial, train, diverged_at)
+    return {
+        "outcome": outcome,
+        # One that diverges at its first step has no fit.
+        "train_seconds": 0.0 if told.fit is None else told.fit.seconds,
+        "evaluation_seconds": time.perf_counter() - started,
+    }
 
 
 def _outcome(model, guide, trial: Mapping[str, Any], train: Tensor, diverged_at: int | None) -> dict[str, Any]:

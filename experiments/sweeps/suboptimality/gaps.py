@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ def measure_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any
     for name, x in zip(("train", "test"), rows, strict=True):
         context.progress(settings["steps"], settings["steps"], f"gaps of {name} rows")
         x = x[: settings["rows"]]
-        parts[name] = _measure(model, guide, x, settings)
+        parts[name] = context.scratch.once(f"gaps_{name}", partial(_measure, model, guide, x, settings))
         parts[name]["bounds"]["mean_image"] = _rounded(_mean_image(rows[0], x))
     return result | {
         "status": "done",

@@ -28,6 +28,8 @@ RICHER: dict[str, Callable[[], avi.Family]] = {"full": avi.MultivariateNormal, "
 
 # The published rate: 10^(-i / 7) of the first one during 3^i epochs, i = 0 to 7, 3,280 epochs in all.
 _STAGES = 8
+# Steps between two times that a training is written, from where it goes on.
+_EVERY = 2000
 
 
 @lru_cache(maxsize=2)
@@ -89,6 +91,8 @@ def train(model: nn.Module, guide: nn.Module, x: Tensor, settings: Mapping[str, 
         seed=settings["seed"],
         progress=False,
         callbacks=[follow],
+        checkpoint=context.scratch.checkpoint("training"),
+        every=_EVERY,
     )
 
 
