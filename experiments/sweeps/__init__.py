@@ -20,6 +20,10 @@ that use it) and while other processes run some of them, so it is quick. A sweep
 that the store lacks. `plan` and `count` raise ValueError, with a message for the user, for options that are bad or
 contradict one another. `document` raises ReportError where records lack what it needs.
 
+`run` may keep what it goes on from when its process is killed: `context.scratch.checkpoint(name)` is a file for
+`checkpoint=` of `pyro_avi.fit`, and `context.scratch.once(name, compute)` the result of a part, as JSON, that is computed
+once. Both are removed when the record is written (`experiments/runner/scratch.py`).
+
 The sweeps of this package are laid out alike: `__init__` is what is listed above, `cells` names the cells, `report` draws
 them, and further files do the work of a cell. `run` and `document` import what they need when they are called: planning
 needs no torch, and running draws nothing.

@@ -17,7 +17,7 @@ from experiments.runner.run_cell import Context, run_cell
 from experiments.runner.scratch import Scratch
 from experiments.runner.store import Store
 from experiments.sweeps import images, suboptimality
-from experiments.sweeps.images import model
+from experiments.sweeps.images import evaluation, model
 from experiments.sweeps.suboptimality import training
 from pyro_avi.training import training as of_library
 from tests.experiments.sweeps.test_suboptimality import TINY
@@ -47,12 +47,13 @@ def planned(sweep, line):
 def small(purpose, **settings):
     line = "--num-train 40 --batch-size 15 --steps 24 --seeds 0 --guides amortized --widths 3 --noise learned"
     (cell,) = planned(images, f"{line} --protocol fair")
-    common = cell.settings | {"latent_dim": 2, "hidden_dim": 6, "compile": False} | settings
+    common = cell.settings | {"latent_dim": 2, "hidden_dim": 6, "compile": False}
     if purpose == "tuning":
         return Cell("images", common | {"steps": 6, "grid": [[0.01, 0.01], [0.1, 0.01]], "ladder": [0.01, 0.1]})
+    result = {name: value for name, value in common.items() if name not in ("grid", "ladder")}
     rates = {"lr_local": 0.01, "lr_global": 0.01}
-    follows = {"purpose": "result", "seed": 0, "share": 1e-9, "continued": rates}
-    return Cell("images", {name: x for name, x in common.items() if name not in ("grid", "ladder")} | rates | follows)
+    result |= {"purpose": "result", "steps": 24, "seed": 0, "share": 1e-9, "continued": rates, **rates}
+    return Cell("images", result | settings)
 
 
 CELLS = {
@@ -78,9 +79,11 @@ def numbers(result):
 @pytest.fixture
 def often(monkeypatch):
     """Trainings are written often, and a test is told of each time."""
-    monkeypatch.setattr(model, "EVERY", 3)
+    monkeypatch.setattr(model, "EVERY", 2)
     monkeypatch.setattr(training, "_EVERY", 7)
     monkeypatch.setattr("experiments.runner.run_cell._NOTE_EVERY", 0.0)
+    # What is measured is the same with fewer steps of it.
+    monkeypatch.setattr(evaluation, "_FINAL_REFINEMENT", 2)
     heard, write = [], of_library.write
 
     def told(path, saved):
@@ -104,7 +107,8 @@ def test_a_cell_that_is_stopped_again_and_again_comes_to_the_same_numbers(case, 
     def kill(path, saved):
         writes.append(path.name)
         steps.append(saved.steps)
-        if len(writes) in (2, 6):
+        # Each training once, when it has been written twice.
+        if writes.count(path.name) == 2:
             raise Killed
 
     often.append(kill)
@@ -115,7 +119,7 @@ def test_a_cell_that_is_stopped_again_and_again_comes_to_the_same_numbers(case, 
             kills += 1
             continue
         break
-    assert kills == 2 == record["provenance"]["resumed"]
+    assert kills == record["provenance"]["resumed"] >= (2 if case in CELLS else 1)
     assert numbers(record["result"]) == numbers(undisturbed["result"])
     # What was written once was not computed again: the steps of each training rise.
     for name in set(writes):
@@ -129,7 +133,7 @@ def test_a_cell_that_is_stopped_again_and_again_comes_to_the_same_numbers(case, 
 KILLED = """
 import os, signal, sys
 from experiments import sweep
-from experiments.sweeps.images import model
+from experiments.sweeps.images import evaluation, model
 from pyro_avi.training import training
 
 model.EVERY, left = 10, int(sys.argv[1])
