@@ -1,6 +1,7 @@
 """Amortized, factorized and constant variational inference for any Pyro model with a plate of rows."""
 
 from pyro_avi import encoders, models
+from pyro_avi.closing.distill import Distillation, distill
 from pyro_avi.closing.refine import refine
 from pyro_avi.densities.log_weights import LogWeights, log_weights
 from pyro_avi.diagnostics.arviz_export import to_arviz
@@ -54,6 +55,7 @@ __all__ = [
     "ConstantGuide",
     "Coverage",
     "DiagonalNormal",
+    "Distillation",
     "DivergedError",
     "DoublyReparameterizedELBO",
     "EnumeratedELBO",
@@ -83,6 +85,7 @@ __all__ = [
     "Window",
     "ais",
     "amortizability",
+    "distill",
     "elbo",
     "encoders",
     "ess",

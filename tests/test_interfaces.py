@@ -25,6 +25,7 @@ LONG = {
     "fit",
     "fit_many",
     "refine",
+    "distill",
     "measure_gaps",
     "ais",
     "sbc",

@@ -56,7 +56,8 @@ class NaturalSteps(torch.optim.Optimizer):
         self._fisher, self._clip = fisher, clip
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    # torch declares two signatures, one of them for a closure.
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Move every parameter that has a gradient.
 
         Args:

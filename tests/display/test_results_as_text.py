@@ -112,6 +112,15 @@ RESULTS = {
         avi.GradientVariance({"pathwise": NOISE}, 50),
         "GradientVariance(1 estimator, 50 draws each)",
     ),
+    "an encoder fitted to a table": (
+        avi.Distillation(
+            None,
+            avi.Estimate(24.0, 1.2, torch.zeros(12)),
+            avi.Estimate(0.6, 0.12, torch.zeros(12)),
+            torch.zeros(3),
+        ),
+        "Distillation(0.050 ± 0.010 nats a row below the table, 2.00 ± 0.10 before, 12 rows)",
+    ),
     "a verdict": (
         Amortizability((LatentVerdict("z", ("data",), None, True, (), True, False, "It has no rule."),)),
         "Amortizability(possible=None, inputs_needed=\"the row's index\", reason='It has no rule.')",
