@@ -1,6 +1,7 @@
 """A model that two processes train is that of one process with all their rows; what goes wrong in one ends both."""
 
 import copy
+import os
 import re
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def launch(folder, what):
     """Run the program in two processes, as a user does, and return the results of each."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     program = Path(__file__).with_name("program.py")
-    environment = {"PATH": "", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HOME": str(folder)}
     subprocess.run([*command, str(program), str(folder), what], check=True, timeout=1500, env=environment)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
