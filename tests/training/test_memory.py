@@ -11,6 +11,7 @@ import torch
 
 import pyro_avi as avi
 from tests.marks import needs_compiler
+from tests.training import long_run
 
 STATUS = Path("/proc/self/statm")
 pytestmark = [
@@ -75,3 +76,13 @@ def test_what_every_step_keeps_is_seen():
 @pytest.mark.parametrize("compile", [pytest.param(True, marks=needs_compiler), False])
 def test_memory_does_not_grow(compile, rows_on):
     assert in_fresh_process(train, compile, rows_on) < LIMIT
+
+
+def with_a_checkpoint():
+    looks = long_run.run(5_000, compile=False, every=50)
+    return [memory for _, memory, _ in looks], [files for *_, files in looks]
+
+
+def test_memory_and_open_files_do_not_grow_with_checkpoints():
+    memory, files = in_fresh_process(with_a_checkpoint)
+    assert memory[-1] - memory[1] < LIMIT and len(set(files)) == 1
