@@ -21,11 +21,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this sweep."""
     parser.add_argument("--preset", choices=sorted(_PRESETS), default="quick", help="the numbers of rows and steps")
     parser.add_argument("--guides", nargs="+", choices=list(_GUIDES), default=list(_GUIDES), help="what to measure")
+    parser.add_argument("--sizes", nargs="+", type=int, help="other numbers of rows than those of the preset")
+    parser.add_argument("--steps", type=int, help="another number of steps than that of the preset")
 
 
 def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cell]:
-    """All cells: none depends on another."""
+    """All cells: none depends on another.
+
+    Raises:
+        ValueError: if numbers of rows or steps are not positive.
+    """
     sizes, steps = _PRESETS[options.preset]
+    sizes, steps = options.sizes or sizes, steps if options.steps is None else options.steps
+    if min(*sizes, steps) < 1:
+        raise ValueError(f"Expected --sizes and --steps of at least 1, got {sizes} and {steps}.")
     fixed = {"latents": 8, "numbers": 16, "batch": 256, "steps": steps, "seed": 0}
     return [
         Cell("scale", {"guide": guide, "size": size, **fixed})

@@ -30,6 +30,14 @@ def test_tables_in_memory_end_where_memory_does():
     assert all(memory > 4 * (3 * 16 + 1) * size for memory, size in zip(by_size, sizes["factorized"], strict=True))
 
 
+def test_sizes_and_steps_can_be_chosen():
+    (cell,) = scale.plan(options("--guides", "constant", "--sizes", "30", "--steps", "2"), {})
+
+    assert (cell.settings["size"], cell.settings["steps"]) == (30, 2)
+    with pytest.raises(ValueError, match="Expected --sizes and --steps of at least 1"):
+        scale.plan(options("--steps", "0"), {})
+
+
 @pytest.mark.parametrize("guide", ["constant", "amortized", "factorized", "factorized on disk"])
 def test_a_guide_is_measured(guide):
     cell = scale.plan(options("--guides", guide), {})[0]
