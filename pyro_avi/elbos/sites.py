@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
@@ -91,9 +92,12 @@ class WithoutPath(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if is_drawn(msg) and msg["value"] is None and msg["fn"].has_rsample:
+            # The draws of the path, and those of parameters that are no numbers no error: the loss is none then either.
+            with torch.no_grad():
+                value = msg["fn"].rsample(*msg["args"], **msg["kwargs"])
             msg["fn"] = with_innermost(msg["fn"], _without_path)
             # A tensor that no transform has in its cache: its inverse is to be differentiated by the parameters.
-            msg["value"] = msg["fn"].sample(*msg["args"], **msg["kwargs"]).detach().clone()
+            msg["value"] = value.clone()
 
 
 def _without_path(fn: Any) -> Any:

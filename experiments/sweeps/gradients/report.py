@@ -99,7 +99,7 @@ def _known(kind: str, records: Sequence[Mapping]) -> Document:
         if kind == "normal"
         else [("p", "p", lines)]
     )
-    caption = "Dots: measured. Lines: closed forms."
+    caption = "Dots: measured. Lines: closed forms; dotted where none is known. What is zero is left out."
     figure = Figure("variance", "Variance of the gradient", caption, partial(_drawing, grids))
     table = Table(title, columns, lines, group=columns[0].name, file="closed_forms")
     return Document(title, _LEADS[kind], [note], [table], [figure])
@@ -127,7 +127,7 @@ def _linear(records: Sequence[Mapping]) -> Document:
     at_best = {line["estimator"] for line in lines if line["off"] == 0 and line["variance"] < _ROUNDING}
     text = f"Without noise at the best factors: {', '.join(sorted(map(_name, at_best))) or 'none'}."
     figure = Figure(
-        "variance", "Variance of the gradient", "Variances below 1e-20 are left out.", partial(_drawing, grids)
+        "variance", "Variance of the gradient", "What is zero but for rounding is left out.", partial(_drawing, grids)
     )
     table = Table("A linear model", columns, lines, group="distance", file="linear")
     lead = "Factor analysis with orthogonal loadings, whose posterior the factorized guide contains; the gradient in its table."
@@ -142,12 +142,13 @@ def _name(estimator: str) -> str:
 def _drawing(grids: Sequence[tuple[str, str, Sequence[Mapping]]]) -> Drawing:
     """Variances on logarithmic axes: dots, their lines or, where they are known, those of the closed forms."""
     figure, (places,) = panels(1, len(grids), height=3.2)
-    labels = list(dict.fromkeys(line["estimator"] for _, _, lines in grids for line in lines))
+    seen = [line for _, _, lines in grids for line in lines if line["variance"] > _ROUNDING]
+    labels = list(dict.fromkeys(line["estimator"] for line in seen))
     colours = dict(zip(labels, ramp(len(labels)), strict=True))
     markers = dict(zip(labels, "osD^vP*Xhd<>"[: len(labels)].ljust(len(labels), "o"), strict=True))
     for axes, (title, x, lines) in zip(places, grids, strict=True):
-        for label, own in _by(lines, "estimator"):
-            own = sorted((line for line in own if line["variance"] > _ROUNDING), key=lambda line: line[x])
+        for label, own in _by([line for line in lines if line["variance"] > _ROUNDING], "estimator"):
+            own = sorted(own, key=lambda line: line[x])
             at, values, se = (np.array([line[name] for line in own], float) for name in (x, "variance", "se"))
             known = [(line[x], line["expected"]) for line in own if line.get("expected")]
             style = {"color": colours[label], "ms": 4, "marker": markers[label], "capsize": 2}
@@ -169,7 +170,14 @@ def _by(lines: Sequence[Mapping], name: str) -> Iterator[tuple[str, list[Mapping
 
 def _trainings(records: Sequence[Mapping]) -> Iterator[Document]:
     """A part for each data set, kind of latents and number of steps."""
-    flat = [{**record["settings"], "curve": pick(record, "result", "curve")} for record in records]
+    flat = [
+        {
+            **record["settings"],
+            "curve": pick(record, "result", "curve"),
+            "diverged_at": record["result"].get("diverged_at"),
+        }
+        for record in records
+    ]
     by_part: dict[tuple, list[dict]] = {}
     for line in flat:
         by_part.setdefault((line["dataset"], line["latents"], line["steps"]), []).append(line)
@@ -178,7 +186,11 @@ def _trainings(records: Sequence[Mapping]) -> Iterator[Document]:
 
 
 def _training(title: str, steps: int, lines: Sequence[Mapping]) -> Document:
-    found = list(_by(lines, "estimator"))
+    diverged = [line for line in lines if line["diverged_at"] is not None]
+    found = list(_by([line for line in lines if line["diverged_at"] is None], "estimator"))
+    notes = [_diverged(title, diverged)] if diverged else []
+    if not found:
+        return Document(title, notes=notes)
     last = {name: mean_over_seeds(Mean(run["curve"][-1]["seconds"]) for run in runs) for name, runs in found}
     equal = min(each.value for each in last.values())
     then = {name: mean_over_seeds(Mean(_at(run["curve"], equal)) for run in runs) for name, runs in found}
@@ -203,6 +215,11 @@ def _training(title: str, steps: int, lines: Sequence[Mapping]) -> Document:
     return Document(
         title, lead, [Note("answer", text, title)], [Table(title, columns, order, file="training")], [figure]
     )
+
+
+def _diverged(title: str, runs: Sequence[Mapping]) -> Note:
+    told = [f"{_name(run['estimator'])}, seed {run['seed']}, at step {run['diverged_at']}" for run in runs]
+    return Note("warning", f"Diverged, left out: {'; '.join(told)}.", title)
 
 
 def _at(curve: Sequence[Mapping], seconds: float) -> float:

@@ -67,17 +67,21 @@ def train(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
         evaluating += time.process_time() - started
         context.progress(fit.steps, settings["steps"], f"ELBO {bound.value:.1f}")
 
-    avi.fit(
-        model,
-        guide,
-        batches=avi.minibatches(train, batch_size=size, seed=settings["seed"]),
-        num_steps=settings["steps"],
-        lr=settings["lr"],
-        elbo=_elbos(settings["num_particles"])[settings["estimator"]](),
-        # All steps eager: the times of those that can be compiled would tell of that.
-        compile=False,
-        callbacks=[evaluate],
-        seed=settings["seed"],
-        progress=False,
-    )
-    return {"curve": curve}
+    diverged_at = None
+    try:
+        avi.fit(
+            model,
+            guide,
+            batches=avi.minibatches(train, batch_size=size, seed=settings["seed"]),
+            num_steps=settings["steps"],
+            lr=settings["lr"],
+            elbo=_elbos(settings["num_particles"])[settings["estimator"]](),
+            # All steps eager: the times of those that can be compiled would tell of that.
+            compile=False,
+            callbacks=[evaluate],
+            seed=settings["seed"],
+            progress=False,
+        )
+    except avi.DivergedError as error:
+        diverged_at = error.step
+    return {"curve": curve, "diverged_at": diverged_at}

@@ -8,7 +8,7 @@ from experiments.sweeps.gradients.cells import CONTINUOUS, DISCRETE
 from experiments.sweeps.gradients.training import _elbos
 
 CONTEXT = Context("cpu", None, False)
-SIZES = {"rows": 300, "draws": 6, "seed": 0}
+SIZES = {"rows": 200, "draws": 5, "seed": 0}
 TRAINING = {
     "kind": "training", "dataset": "digits", "latent_dim": 3, "widths": [8], "batch_size": 64, "steps": 20, "lr": 3e-3,
     "num_particles": 2,
@@ -58,6 +58,21 @@ def test_a_variance_that_is_off_is_a_warning(records):
     lines[0]["variance"] *= 2
     report = gradients.document({"one": record(one["settings"], {"lines": lines})})
     assert report.notes[0].kind == "warning" and report.notes[0].text.startswith("3 of 4 measured")
+
+
+def test_a_training_that_diverges_is_left_out_and_named(records):
+    kept = {key: each for key, each in records.items() if each["settings"].get("latents") == "binary"}
+    lost = gradients.run(
+        {**TRAINING, "latents": "continuous", "estimator": "score_function", "seed": 0, "lr": 1e8}, CONTEXT
+    )
+    assert lost["diverged_at"] is not None
+    (first, *_), settings = kept.values(), next(iter(kept.values()))["settings"]
+    report = gradients.document({**kept, "lost": record({**settings, "seed": 9}, lost)})
+    assert "Diverged, left out: leave one out, seed 9, at step" in report.notes[1].text
+    (part,) = (part for part in report.parts if part.title == "digits, binary latents")
+    assert part.tables[0].values[0]["seeds"] == 2 and first["result"]["diverged_at"] is None
+    alone = gradients.document({"lost": record(settings, lost)})
+    assert [note.kind for note in alone.notes] == ["warning"]
 
 
 def test_every_estimator_of_a_training_has_an_elbo():
