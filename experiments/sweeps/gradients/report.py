@@ -212,9 +212,8 @@ def _training(title: str, steps: int, lines: Sequence[Mapping]) -> Document:
     figure = Figure(
         "elbo", "ELBO by steps and seconds", "Means over the seeds, ± one standard error.", partial(curves, [grid])
     )
-    return Document(
-        title, lead, [Note("answer", text, title)], [Table(title, columns, order, file="training")], [figure]
-    )
+    notes.insert(0, Note("answer", text, title))
+    return Document(title, lead, notes, [Table(title, columns, order, file="training")], [figure])
 
 
 def _diverged(title: str, runs: Sequence[Mapping]) -> Note:

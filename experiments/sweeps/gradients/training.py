@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
 
@@ -53,21 +54,28 @@ def train(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     curve: list[dict[str, float]] = []
     every, evaluating, began = max(1, settings["steps"] // _EVALUATIONS), 0.0, time.process_time()
 
-    def evaluate(fit: avi.Fit) -> None:
-        nonlocal evaluating, began
+    diverged_at = None
+
+    def evaluate(fit: avi.Fit) -> bool:
+        nonlocal evaluating, began, diverged_at
         started = time.process_time()
         if fit.steps == 1:
             # What the first step of a process sets up is no estimator's.
             began = started
         if fit.steps % every:
-            return
-        weights = avi.log_weights(model, guide, test, num_samples=_DRAWS, seed=1, progress=False)
+            return False
+        # What is no number shows in the weights, as in a loss.
+        with pyro.validation_enabled(False):
+            weights = avi.log_weights(model, guide, test, num_samples=_DRAWS, seed=1, progress=False)
+        if not weights.local.isfinite().all():
+            diverged_at = fit.steps
+            return True
         bound = avi.elbo(weights).per_row
         curve.append({"step": fit.steps, "seconds": started - began - evaluating, "elbo": bound.value, "se": bound.se})
         evaluating += time.process_time() - started
         context.progress(fit.steps, settings["steps"], f"ELBO {bound.value:.1f}")
+        return False
 
-    diverged_at = None
     try:
         avi.fit(
             model,
