@@ -27,8 +27,8 @@ Variance: of the gradient of one evaluation. In the closed forms of one element 
 are as many draws; in the linear model the sum over the table of the guide, at the best factors of every row (distance 0) or
 with every mean so many posterior standard deviations away. Variances of 1e-20 and less are rounding, and stand for zero.
 
-Seconds: of the processor, without the evaluations of the bound; all steps are eager, on one thread. ELBO: of up to 500 test rows, in
-nats a row, ± over seeds. Equal seconds: those of the estimator whose trainings were over first.
+Seconds: of the processor, without the evaluations of the bound; all steps are eager, on one thread. ELBO: of up to 500 test
+rows, in nats a row, ± over seeds. Equal seconds: those of the estimator whose trainings were over first.
 """
 _LEADS = {
     "normal": "f(z) = -|z|²/2 under q = N(mean, I_D), the gradient in the mean.",
