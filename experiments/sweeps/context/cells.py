@@ -12,13 +12,13 @@ summary = "the gap of an encoder by the window that it reads, in hidden Markov c
 
 #: By model its numbers: (phi, q, r) of z_t ~ N(phi z_{t-1}, q^2), x_t ~ N(z_t, r^2); (length, r) of a Matern 3/2 process.
 _MODELS = {
-    "chain": ([0.9, 1.0, 1.0], [0.8, 1.0, 0.5], [0.5, 1.0, 2.0]),
-    "process": ([2.0, 0.5], [6.0, 0.5]),
+    "chain": ([0.9, 1.0, 1.0], [0.95, 0.5, 1.0], [0.9, 0.5, 1.5]),
+    "process": ([4.0, 0.5], [12.0, 1.0]),
 }
 #: By preset rows, steps of a training, series to measure on, and half-widths by kind.
 _PRESETS = {
-    "quick": (60, 800, 200, {"chain": [0, 1, 2, 3, 4], "process": [0, 1, 2, 4, 8]}),
-    "paper": (200, 5_000, 1_000, {"chain": [0, 1, 2, 3, 4, 6, 8], "process": [0, 1, 2, 4, 8, 16]}),
+    "quick": (150, 1_200, 200, {"chain": [0, 1, 2, 3, 4], "process": [0, 1, 2, 4, 8]}),
+    "paper": (300, 10_000, 1_000, {"chain": [0, 1, 2, 3, 4, 6, 8], "process": [0, 1, 2, 4, 8, 16]}),
 }
 
 

@@ -40,6 +40,8 @@ def measure(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
             guide,
             batches=((_draw(model, generator),) for _ in range(steps)),
             num_steps=steps,
+            # Of its gradient only that part is noise which the best factors do not explain.
+            elbo=avi.StickingTheLandingELBO(),
             lr=lambda step, rate=rate, steps=steps: 0.5 * rate * (1 + math.cos(math.pi * step / steps)),
             seed=settings["seed"],
             progress=False,
