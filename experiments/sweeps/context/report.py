@@ -108,6 +108,7 @@ def _curves(found: list[tuple[Mapping, Mapping]]) -> Drawing:
             axes.errorbar(
                 at, [g.value for _, g, _ in lines], [2 * g.se for _, g, _ in lines], fmt="o", ms=4, color=colour
             )
+        axes.set_xticks(sorted({line["window"] for record, line in found if record["settings"]["model"] == kind}))
         axes.set(yscale="log", xlabel="rows read on either side", title=kind)
         axes.legend()
     grid[0][0].set_ylabel("amortization gap, nats a row")
