@@ -1,12 +1,13 @@
 """Files as the experiments read and write them: regular ones of a bounded size, and whole or not at all."""
 
+import itertools
 import os
 import secrets
 import stat
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["LEFTOVERS", "UnfitFileError", "read_regular", "write_whole"]
+__all__ = ["LEFTOVERS", "UnfitFileError", "move_into", "read_regular", "write_whole"]
 
 LEFTOVERS = "*.tmp"
 """What the files of killed writers are called; their names begin with that of the file, up to its first dot."""
@@ -73,3 +74,17 @@ def write_whole(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def move_into(path: Path, folder: Path) -> Path:
+    """Move a file into a folder, by a name that is free there; return where it is.
+
+    Args:
+        path: the file.
+        folder: made where it is not there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = (f"{path.name}.{number}" if number else path.name for number in itertools.count())
+    target = next(folder / name for name in names if not (folder / name).exists())
+    path.rename(target)
+    return target

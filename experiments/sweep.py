@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from experiments.machine import usable_cores
 from experiments.runner import engines, registry, upkeep
 from experiments.runner.cell import Cell
 from experiments.runner.engines import Engine, EngineError
 from experiments.runner.progress import Display
-from experiments.runner.run_cell import Context, one_thread, usable_cores
+from experiments.runner.run_cell import Context, one_thread
 from experiments.runner.scheduler import Scheduler
 from experiments.runner.store import Store, StoreError
 

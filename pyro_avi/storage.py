@@ -101,7 +101,7 @@ def load(
         inputs: where the guide was made with ``inputs=``, the same function.
         global_guide: where the globals have another guide than the default, a function to one of the same kind.
         create_plates: as for every guide.
-        rows_path: where the rows of a guide with ``rows_on="disk"`` are now; by default where they were.
+        rows_path: the folder with the rows of a guide with ``rows_on="disk"``.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -128,14 +128,23 @@ def load(
     elif header["class"] == "FactorizedGuide":
         options |= {"same_rows": header["same_rows"], "rows_on": header["rows_on"]}
         if "rows_path" in header:
-            header["rows_path"] = str(Path(rows_path or header["rows_path"]).absolute())
-            options["rows_path"] = header["rows_path"]
+            # Never the path in the file: what is trained on is written to.
+            header["rows_path"] = options["rows_path"] = str(_rows_path(path, rows_path, header["rows_path"]))
     options["global_guide"] = _given(path, "global_guide", global_guide, header["global_guide"])
     guide = _GUIDES[header["class"]](model, **options)
     guide.expect(header, state, family_is_given=family is not None)
     if args or kwargs:
         guide.setup(*args, **kwargs)
     return guide
+
+
+def _rows_path(path: str | PathLike, given: str | PathLike | None, saved: Any) -> Path:
+    if given is None:
+        raise ValueError(
+            f"Expected rows_path= for the guide in {path}, the folder of its rows on disk, got none.\n"
+            f"It was saved with them in {saved}; pass that folder, or where it is now."
+        )
+    return Path(given).absolute()
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

@@ -5,11 +5,12 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from experiments.runner.cell import JSON, Cell
 
-__all__ = ["FORMAT", "MOST_BYTES", "DamagedError", "NewerFormatError", "Record", "decode", "encode"]
+__all__ = ["FORMAT", "MOST_BYTES", "DamagedError", "NewerFormatError", "Record", "check_place", "decode", "encode"]
 
 FORMAT = 2
 MOST_BYTES = 1 << 26
@@ -110,3 +111,11 @@ def _check(record: Record) -> None:
         raise DamagedError(f"its settings are those of no cell ({error})") from error
     if record["key"] != expected:
         raise DamagedError(f"its settings have the key {expected}, but it says {record['key'][:100]!r}")
+
+
+def check_place(record: Record, path: Path) -> None:
+    """The settings decide the name: a file of another name is a copy, or of another cell or sweep."""
+    kind = "failures" if "failure" in record else "cells"
+    place = (record["sweep"], kind, f"{record['key']}.json")
+    if path.parts[-3:] != place:
+        raise DamagedError(f"it belongs to {'/'.join(place)}")

@@ -8,7 +8,6 @@ import logging
 import os
 import platform
 import re
-import resource
 import subprocess
 import sys
 import threading
@@ -18,13 +17,14 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from experiments.machine import device_name, peak_memory, processor_name, reset_peak_memory, usable_cores
 from experiments.runner import registry
 from experiments.runner.cell import JSON, Cell
 from experiments.runner.compile_cache import keep_compiled
 from experiments.runner.record import FORMAT, MOST_BYTES, Record
 from experiments.runner.scratch import SCRATCH, Scratch
 
-__all__ = ["Context", "Progress", "one_thread", "run_cell", "usable_cores"]
+__all__ = ["Context", "Progress", "one_thread", "run_cell"]
 
 Progress = Callable[[int, int, str], None]
 
@@ -81,7 +81,7 @@ def run_cell(cell: Cell, context: Context) -> Record:
 def _run_cell(cell: Cell, context: Context) -> Record:
     keep_compiled()
     sweep = registry.find(cell.sweep)
-    _reset_peak_memory(context.device)
+    reset_peak_memory(context.device)
     begin = time.perf_counter()
     versions = {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}
     folder = Path(context.store) / cell.sweep / SCRATCH / cell.key if context.store else None
@@ -106,15 +106,15 @@ def _run_cell(cell: Cell, context: Context) -> Record:
             "versions": versions,
             "machine": {
                 "system": f"{platform.system()} {platform.machine()}",
-                "processor": _processor(),
+                "processor": processor_name(),
                 "cores": usable_cores(),
             },
             "threads": threads,
             "compiled": sorted({*before["compiled"], *graphs.compiled}),
             "fallbacks": sorted({*before["fallbacks"], *graphs.fallbacks}),
             "device": context.device,
-            "device_name": _device_name(context.device),
-            "peak_memory_bytes": _peak_memory(context.device),
+            "device_name": device_name(context.device),
+            "peak_memory_bytes": peak_memory(context.device),
         },
     }
 
@@ -219,11 +219,6 @@ def _noting(scratch: Scratch, begin: float, graphs: _Graphs, tell: Progress) -> 
     return progress
 
 
-def usable_cores() -> int:
-    """The cores this process may use."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-
-
 def _as_json(result: JSON, cell: Cell) -> dict[str, JSON]:
     # Through text, so that a fresh record equals the one read back.
     try:
@@ -242,49 +237,6 @@ def _as_json(result: JSON, cell: Cell) -> dict[str, JSON]:
     if not isinstance(result, dict):
         raise ValueError(f"Expected the result of a cell of sweep {cell.sweep} as a dict, got {type(result).__name__}.")
     return result
-
-
-def _reset_peak_memory(device: str) -> None:
-    if device == "cuda":
-        import torch
-
-        # There are no statistics to reset before the first use of the device.
-        torch.cuda.init()
-        torch.cuda.reset_peak_memory_stats()
-    elif sys.platform == "linux":
-        # 5 resets the high-water mark of resident memory. Where a container forbids it, the mark is the process's.
-        with suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak_memory(device: str) -> int:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "linux":
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _device_name(device: str) -> str:
-    if device == "cuda":
-        import torch
-
-        return torch.cuda.get_device_name()
-    return _processor()
-
-
-@functools.cache
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 @functools.cache

@@ -1,6 +1,5 @@
 """The store: one JSON file a finished cell, written whole or not at all."""
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -12,9 +11,18 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from experiments.files import LEFTOVERS, UnfitFileError, read_regular, write_whole
+from experiments.files import LEFTOVERS, UnfitFileError, move_into, read_regular, write_whole
 from experiments.runner.cell import Cell
-from experiments.runner.record import FORMAT, MOST_BYTES, DamagedError, NewerFormatError, Record, decode, encode
+from experiments.runner.record import (
+    FORMAT,
+    MOST_BYTES,
+    DamagedError,
+    NewerFormatError,
+    Record,
+    check_place,
+    decode,
+    encode,
+)
 from experiments.runner.scratch import SCRATCH
 
 __all__ = ["Contents", "DamagedRecordError", "Store", "StoreError"]
@@ -176,7 +184,7 @@ class Store:
                     _read(path)
                 except DamagedRecordError:
                     with _explained(f"Cannot set {path} aside", _RESUMES):
-                        moved[path] = _move(path, self.aside(sweep))
+                        moved[path] = move_into(path, self.aside(sweep))
         return moved
 
     def save(self, record: Record) -> Path:
@@ -257,7 +265,7 @@ class Store:
     def _write(self, record: Record, path: Path) -> None:
         try:
             content = encode(record)
-            _check_place(record, path)
+            check_place(record, path)
         except DamagedError as error:
             raise StoreError(f"Cannot write the record {path}: {error}.") from error
         with _explained(f"Cannot write the record {path}", _RESUMES), self._lock(record["sweep"], record["key"]):
@@ -279,26 +287,10 @@ def _read(path: Path) -> tuple[Record, int]:
         with _explained(f"Cannot read the record {path}", "Make it readable."):
             content = read_regular(path, most=MOST_BYTES)
         record, written = decode(content)
-        _check_place(record, path)
+        check_place(record, path)
     except (UnfitFileError, DamagedError) as error:
         raise DamagedRecordError(path, str(error)) from error
     except NewerFormatError as error:
         advice = "Nothing was changed. Update the checkout, or name another folder with --out."
         raise StoreError(f"Cannot read the record {path}: {error}. {advice}") from error
     return record, written
-
-
-def _check_place(record: Record, path: Path) -> None:
-    """The settings decide the name: a file of another name is a copy, or of another cell or sweep."""
-    kind = "failures" if "failure" in record else "cells"
-    place = (record["sweep"], kind, f"{record['key']}.json")
-    if path.parts[-3:] != place:
-        raise DamagedError(f"it belongs to {'/'.join(place)}")
-
-
-def _move(path: Path, folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    names = (f"{path.name}.{number}" if number else path.name for number in itertools.count())
-    target = next(folder / name for name in names if not (folder / name).exists())
-    path.rename(target)
-    return target

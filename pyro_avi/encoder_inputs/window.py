@@ -1,13 +1,14 @@
 """A window of neighbouring rows as an encoder's input."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_avi.errors import check_count
 
-__all__ = ["Window"]
+__all__ = ["Window", "function_of"]
 
 
 class Window:
@@ -84,3 +85,13 @@ class Window:
 
     def __repr__(self) -> str:
         return f"Window({self.before}, {self.after})"
+
+
+def function_of(option: Any) -> Callable[..., Tensor] | None:
+    """The function of the model's arguments that gives the values to read; ``None`` where they are found.
+
+    Args:
+        option: an ``inputs=`` of a guide.
+    """
+    option = option.of if isinstance(option, Window) else option
+    return option if callable(option) else None

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
 from pyro.infer.autoguide.guides import AutoCallable
 from pyro.infer.autoguide.initialization import init_to_feasible
@@ -21,7 +20,7 @@ from pyro_avi.factors.row_factor import RowFactor, RowFactors
 from pyro_avi.families import DiagonalNormal, Family
 from pyro_avi.guide_bases.description import check_description, describe_latents, qualified_name
 from pyro_avi.guide_bases.expected import Expected
-from pyro_avi.guide_bases.mean_field import MeanFieldNormal, check_has_latents, check_init_scale
+from pyro_avi.guide_bases.mean_field import HideSites, MeanFieldNormal, check_has_latents, check_init_scale
 from pyro_avi.guide_bases.site_summaries import SiteSummaries
 from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.isolated_run import isolated_run
@@ -29,17 +28,6 @@ from pyro_avi.inspection.sites import row_plate
 from pyro_avi.inspection.structure import Structure
 
 __all__ = ["LocalGuide", "check_local_guide"]
-
-
-class _Hide:
-    """A model with some of its sites hidden. Unlike the result of ``poutine.block`` it can be pickled."""
-
-    def __init__(self, model: Callable, names: Sequence[str]):
-        self.model, self.names = model, names
-
-    def __call__(self, *args, **kwargs):
-        with poutine.block(hide=self.names):
-            return self.model(*args, **kwargs)
 
 
 class LocalGuide(SiteSummaries):
@@ -233,7 +221,7 @@ class LocalGuide(SiteSummaries):
             if given is not None:
                 raise ValueError("Expected global_guide=None for a model without latents outside the plate, got one.")
             return None
-        hidden = _Hide(self.model, [latent.name for latent in structure.local_latents])
+        hidden = HideSites(self.model, [latent.name for latent in structure.local_latents])
         if given is None:
             return MeanFieldNormal(hidden, init_loc_fn=self._init_loc_fn, init_scale=self._init_scale)
         guide = given if isinstance(given, nn.Module) else given(hidden)

@@ -1,10 +1,11 @@
 """The factor of the global latents."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.infer.autoguide.initialization import init_to_feasible
 from torch import Tensor, nn
 
@@ -17,7 +18,18 @@ from pyro_avi.inspection.inspect_model import inspect_model
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.structure import Structure
 
-__all__ = ["MeanFieldNormal"]
+__all__ = ["HideSites", "MeanFieldNormal"]
+
+
+class HideSites:
+    """A model with some of its sites hidden. Unlike the result of ``poutine.block`` it can be pickled."""
+
+    def __init__(self, model: Callable, names: Sequence[str]):
+        self.model, self.names = model, names
+
+    def __call__(self, *args, **kwargs):
+        with poutine.block(hide=self.names):
+            return self.model(*args, **kwargs)
 
 
 class MeanFieldNormal(BaseGuide):

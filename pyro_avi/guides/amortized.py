@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_avi.calls.call_reader import CallData, CallReader
 from pyro_avi.encoder_inputs.row_inputs import RowInputs, check_observed
-from pyro_avi.encoder_inputs.window import Window
+from pyro_avi.encoder_inputs.window import Window, function_of
 from pyro_avi.encoders import MLP
 from pyro_avi.encoders.gaps import ReadsGaps
 from pyro_avi.encoders.network import Network
@@ -103,9 +103,8 @@ class AmortizedGuide(LocalGuide):
                 MLP.check_widths(each)
         for option in inputs.values() if isinstance(inputs, Mapping) else [inputs]:
             if not (option is None or option == _NEEDED or isinstance(option, Window) or callable(option)):
-                raise TypeError(
-                    f"Expected inputs= to be a function of the model's arguments, an avi.Window or {_NEEDED!r}, got {option!r}."
-                )
+                what = f"a function of the model's arguments, an avi.Window or {_NEEDED!r}"
+                raise TypeError(f"Expected inputs= to be {what}, got {option!r}.")
         if reads_globals not in (None, "mean", "draw"):
             raise ValueError(f"Expected reads_globals to be None, 'mean' or 'draw', got {reads_globals!r}.")
         # Hidden from the module: the encoders that are trained belong to the inference functions.
@@ -128,7 +127,7 @@ class AmortizedGuide(LocalGuide):
     def _create_reader(self, structure):
         sites: dict[str, None] = {}
         row_sets = structure.row_sets
-        given = [_function_of(self._inputs_for(rows, len(row_sets))) is not None for rows in row_sets]
+        given = [function_of(self._inputs_for(rows, len(row_sets))) is not None for rows in row_sets]
         weighted = any(latent.is_weighted for latent in structure.global_latents + structure.local_latents)
         if row_sets and all(given) and self.create_plates is not None and not weighted:
             return None
@@ -229,7 +228,7 @@ class AmortizedGuide(LocalGuide):
             )
         is_series = is_series or needed_series
         gaps = is_series or isinstance(encoder, ReadsGaps)
-        return RowInputs(rows, _function_of(option), window, is_series=is_series, gaps=gaps, needed=needed)
+        return RowInputs(rows, function_of(option), window, is_series=is_series, gaps=gaps, needed=needed)
 
     def _expected_of(self, rows: RowSet) -> dict[str, Any] | None:
         """What the file that the guide is loaded from says of the inputs of a set of rows."""
@@ -290,12 +289,6 @@ class AmortizedGuide(LocalGuide):
             return reading.parts(data, args, kwargs, dtype, {})
         drawn = {} if self._reader is None else self._reader.draws_rows(args, kwargs)
         return reading.parts(data, args, kwargs, dtype if self._standardize else None, drawn)
-
-
-def _function_of(option: Inputs | None) -> Callable[..., Tensor] | None:
-    """The function of the model's arguments that gives the values to read; ``None`` where they are found."""
-    option = option.of if isinstance(option, Window) else option
-    return option if callable(option) else None
 
 
 def _describe_inputs(option: Any) -> Any:

@@ -121,7 +121,8 @@ def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kw
         with _ItemIsTensor():
             value, surrogate = elbo._differentiable_loss_particle(model_trace, guide_trace)
         # With scores, what is differentiated has another value than the loss.
-        losses.append(value.detach() + (surrogate - surrogate.detach()))
+        value = value.detach() if isinstance(value, Tensor) else value
+        losses.append(value + (surrogate - surrogate.detach()))
     return sum(losses) / len(losses)
 
 

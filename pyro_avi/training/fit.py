@@ -11,6 +11,7 @@ import torch
 from pyro.infer import ELBO, Trace_ELBO
 
 from pyro_avi.checkpoints.beginning import Beginnings
+from pyro_avi.checkpoints.file import SavedTraining
 from pyro_avi.distributed.files import settled
 from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.distributed.tables import hold_own_rows
@@ -148,7 +149,6 @@ def fit(
         calls = arguments_by_step(args, batches, model, ranks.seed(seed))
         # Refused before any work is done.
         first = next_arguments(calls, 0, num_steps)
-    options = StepOptions(optimizer, lr, clip_norm, precision, compile)
     with isolated_param_store(), warnings.catch_warnings(), draws_from(ranks.seed(seed)):
         # Pyro would warn at every step of what DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
@@ -161,7 +161,7 @@ def fit(
                 kwargs,
                 num_steps=num_steps,
                 keep=keep,
-                options=options,
+                options=StepOptions(optimizer, lr, clip_norm, precision, compile),
                 callbacks=callbacks,
                 seed=seed,
                 ranks=ranks,
@@ -172,8 +172,8 @@ def fit(
                 training.check_in_memory()
             start, earlier, beginning = 0, None, files.choose(training.settings)
             if beginning is not None:
-                start, finished = beginning.saved.steps, beginning.is_finished(num_steps)
-                if not finished:
+                start = beginning.saved.steps
+                if not (finished := beginning.is_finished(num_steps)):
                     beginning.check_last(training.hash_of(_pass_over(calls, first, start, num_steps)))
                 earlier = training.go_on(beginning)
                 if finished:
@@ -185,25 +185,42 @@ def fit(
         training.on_finite(start)
         # It holds a second copy of the state.
         del beginning
-        try:
-            result = run_steps(
-                training.step,
-                num_steps,
-                count=None,
-                device=training.device,
-                callbacks=ranks.callbacks(callbacks),
-                on_finite=training.on_finite,
-                save=training.save,
-                earlier=earlier,
-                checkpoint=partial(training.save_finite, files.path),
-                every=None if files.path is None else every,
-                progress=progress and ranks.rank == 0,
-            )
-        except DivergedError as error:
-            raise training.diverged(error) from None
-        training.finish(result)
-        training.save_finite(files.path, result)
-        return result
+        return _run(
+            training, ranks, files, earlier, num_steps=num_steps, callbacks=callbacks, every=every, progress=progress
+        )
+
+
+def _run(
+    training: Training,
+    ranks: Ranks,
+    files: Beginnings,
+    earlier: SavedTraining | None,
+    *,
+    num_steps: int,
+    callbacks: Sequence[Callable[[Fit], Any]],
+    every: int,
+    progress: bool,
+) -> Fit:
+    """Take the steps to go, and write the file of the training at their end."""
+    try:
+        result = run_steps(
+            training.step,
+            num_steps,
+            count=None,
+            device=training.device,
+            callbacks=ranks.callbacks(callbacks),
+            on_finite=training.on_finite,
+            save=training.save,
+            earlier=earlier,
+            checkpoint=partial(training.save_finite, files.path),
+            every=None if files.path is None else every,
+            progress=progress and ranks.rank == 0,
+        )
+    except DivergedError as error:
+        raise training.diverged(error) from None
+    training.finish(result)
+    training.save_finite(files.path, result)
+    return result
 
 
 @runtime_checkable

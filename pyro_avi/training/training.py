@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 
@@ -20,22 +20,9 @@ from pyro_avi.optimization.divergence import explain
 from pyro_avi.optimization.step import StepOptions, TrainingStep
 from pyro_avi.seeds import random_state, set_random_state
 from pyro_avi.training.loop import DivergedError, Fit
-from pyro_avi.training.training_state import StateBackup, TrainingState, are_finite
+from pyro_avi.training.training_state import HasState, StateBackup, TrainingState, are_finite
 
-__all__ = ["HasState", "Training"]
-
-
-@runtime_checkable
-class HasState(Protocol):
-    """A callback whose state is in checkpoints: tensors, numbers and strings in mappings, lists and tuples."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """The state."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
-        """Go on from a state."""
-        ...
+__all__ = ["Training"]
 
 
 class Training:

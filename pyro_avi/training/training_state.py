@@ -1,9 +1,9 @@
-"""The state of a training: parameters, buffers, the state of its optimizer."""
+"""The state of a training: parameters, buffers, the state of its optimizer and of its callbacks."""
 
 import copy
 import time
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, cast, runtime_checkable
 
 import pyro
 import torch
@@ -14,10 +14,23 @@ from torch.optim import Optimizer
 from pyro_avi.optimization.adam import Moments
 from pyro_avi.optimization.step import HasRowTables, TrainingStep
 
-__all__ = ["StateBackup", "TrainingState", "are_finite"]
+__all__ = ["HasState", "StateBackup", "TrainingState", "are_finite"]
 
 # The share of a training's time that backups may take.
 _SHARE = 0.01
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A callback whose state is in checkpoints: tensors, numbers and strings in mappings, lists and tuples."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """The state."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Go on from a state."""
+        ...
 
 
 class TrainingState:

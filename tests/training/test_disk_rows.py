@@ -244,6 +244,12 @@ def test_saved_guides_find_their_rows(tmp_path):
         pytest.warns(UserWarning, match="parameters of the model"),
         pytest.raises(ValueError, match="as the guide was saved"),
     ):
+        avi.load(tmp_path / "guide", model, X, rows_path=tmp_path / "rows")
+    # The path in a file is only named, never gone to.
+    with (
+        pytest.warns(UserWarning, match="parameters of the model"),
+        pytest.raises(ValueError, match="Expected rows_path= .*, got none.\nIt was saved with them in .*rows"),
+    ):
         avi.load(tmp_path / "guide", model, X)
     gc.collect()
     (tmp_path / "rows").rename(tmp_path / "elsewhere")

@@ -7,6 +7,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor
 
 import pyro_avi as avi
 from experiments import datasets
@@ -35,6 +36,18 @@ def _elbos(num_particles: int) -> dict[str, Callable[[], ELBO]]:
     }
 
 
+def _model_and_guide(settings: Mapping[str, Any], rows: Tensor) -> tuple[Callable, avi.AmortizedGuide]:
+    torch.manual_seed(settings["seed"])
+    decoder = avi.models.DenseDecoder(settings["latent_dim"], settings["widths"], rows.shape[1:])
+    if settings["latents"] == "binary":
+        model: Any = avi.models.SigmoidBelief(decoder, size=len(rows))
+    else:
+        model = avi.models.VAE(decoder, size=len(rows), likelihood=avi.models.BernoulliLikelihood())
+    guide = avi.AmortizedGuide(model, encoder=settings["widths"][::-1], init_scale=0.5)
+    size = settings["batch_size"]
+    return model, guide.setup(rows[:size], torch.arange(size))
+
+
 def train(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """The ELBO of test rows, in nats a row, by steps and by seconds of the processor."""
     images = datasets.load(settings["dataset"], data_dir=context.data_dir, download=context.download)
@@ -42,15 +55,7 @@ def train(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     size = settings["batch_size"]
     train, test = (torch.as_tensor(part).gt(0.5).float() for part in (images.train, images.test))
     train, test = train[: len(train) // size * size], test[:500]
-    torch.manual_seed(settings["seed"])
-    decoder = avi.models.DenseDecoder(settings["latent_dim"], settings["widths"], train.shape[1:])
-    if settings["latents"] == "binary":
-        model: Any = avi.models.SigmoidBelief(decoder, size=len(train))
-    else:
-        model = avi.models.VAE(decoder, size=len(train), likelihood=avi.models.BernoulliLikelihood())
-    guide = avi.AmortizedGuide(model, encoder=settings["widths"][::-1], init_scale=0.5).setup(
-        train[:size], torch.arange(size)
-    )
+    model, guide = _model_and_guide(settings, train)
     curve: list[dict[str, float]] = []
     every, evaluating, began = max(1, settings["steps"] // _EVALUATIONS), 0.0, time.process_time()
 
