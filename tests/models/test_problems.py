@@ -911,9 +911,9 @@ def test_what_is_no_problem_or_no_data_is_refused(case):
 
 
 def test_every_problem_is_tested():
-    # Problems of discrete latents have tests of their own, in test_discrete_latents.py.
+    # Problems of discrete latents have tests of their own.
     public = {name for name in models.__all__ if hasattr(getattr(models, name), "log_evidence")}
     discrete = {"NormalMixture", "SigmoidBelief"}
     assert public - discrete == {type(make()).__name__ for make in ALL.values()}
-    tests = Path(__file__).with_name("test_discrete_latents.py").read_text()
+    tests = "".join(path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py"))
     assert all(f"models.{name}(" in tests for name in discrete)
