@@ -24,6 +24,8 @@ INK = "#22272e"
 CONSTANT, FACTORIZED, CONTINUED = "#7d828b", "#d1490c", "#9b3d8f"
 #: Light green over teal to navy: ordered in lightness, hence also in grey and for every kind of colour vision.
 RAMP = ("#86b944", "#33a58d", "#2382b5", "#2b4ea2", "#1d2360")
+#: Kinds without an order, told apart by most kinds of colour vision (after Okabe and Ito).
+HUES = ("#0072b2", "#e69f00", "#009e73", "#d1490c", "#cc79a7", "#56b4e9", "#7d828b", "#1d2360", "#a8a000", "#8a4b1f")
 STYLE = Path(__file__).parent / "templates" / "figure.mplstyle"
 
 
@@ -35,6 +37,15 @@ def ramp(count: int) -> list[str]:
     """
     colours = matplotlib.colors.LinearSegmentedColormap.from_list("ramp", RAMP)
     return [matplotlib.colors.to_hex(colour) for colour in colours([0.5] if count == 1 else np.linspace(0, 1, count))]
+
+
+def hues(count: int) -> list[str]:
+    """Colours of so many kinds that have no order; from the eleventh on they come again.
+
+    >>> hues(2) == list(HUES[:2])
+    True
+    """
+    return [HUES[at % len(HUES)] for at in range(count)]
 
 
 def drawn(draw: Callable[..., Figure]) -> Callable[..., bytes]:

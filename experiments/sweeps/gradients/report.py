@@ -11,7 +11,7 @@ from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
 from experiments.reporting.document import Document, Figure, Note
-from experiments.reporting.figures import Curve, Panel, curves, drawn, legend, panels, ramp
+from experiments.reporting.figures import Curve, Panel, curves, drawn, hues, legend, panels
 from experiments.reporting.records import pick
 from experiments.reporting.statistics import Mean, mean_over_seeds
 from experiments.reporting.tables import Column, Table
@@ -144,7 +144,7 @@ def _drawing(grids: Sequence[tuple[str, str, Sequence[Mapping]]]) -> Drawing:
     figure, (places,) = panels(1, len(grids), height=3.2)
     seen = [line for _, _, lines in grids for line in lines if line["variance"] > _ROUNDING]
     labels = list(dict.fromkeys(line["estimator"] for line in seen))
-    colours = dict(zip(labels, ramp(len(labels)), strict=True))
+    colours = dict(zip(labels, hues(len(labels)), strict=True))
     markers = dict(zip(labels, "osD^vP*Xhd<>"[: len(labels)].ljust(len(labels), "o"), strict=True))
     for axes, (title, x, lines) in zip(places, grids, strict=True):
         for label, own in _by([line for line in lines if line["variance"] > _ROUNDING], "estimator"):
@@ -227,7 +227,7 @@ def _at(curve: Sequence[Mapping], seconds: float) -> float:
 
 def _curves(found: Sequence[tuple[str, Sequence[Mapping]]], x: str) -> list[Curve]:
     drawn_curves = []
-    for (name, runs), colour in zip(found, ramp(len(found)), strict=True):
+    for (name, runs), colour in zip(found, hues(len(found)), strict=True):
         points = list(zip(*(run["curve"] for run in runs), strict=True))
         values = [mean_over_seeds(Mean(point["elbo"]) for point in each) for each in points]
         places = [float(np.mean([point[x] for point in each])) for each in points]
