@@ -34,8 +34,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
         OSError: if the disk does not take it. What was there before is untouched.
     """
     part = path.with_name(path.name + ".part")
-    # Parameters may share memory or be views, which the format does not know.
-    whole = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    # Parameters may share memory or be views, which the format does not know. A plain clone keeps strides of an expanded one.
+    whole = {name: x.detach().cpu().clone(memory_format=torch.contiguous_format) for name, x in tensors.items()}
     text = json.dumps(header)
     try:
         save_file(whole, part, metadata={key: text, _CHECKSUM: _checksum(text, whole)})

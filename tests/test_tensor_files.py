@@ -47,6 +47,12 @@ def test_what_is_read_is_what_was_written(path):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_tensor_without_strides_is_written_as_its_values(tmp_path, size):
+    write_tensors(tmp_path / "file", {"same": torch.tensor(2.0).expand(size)}, HEADER, key="own")
+    assert torch.equal(read(tmp_path / "file")[1]["same"], torch.full((size,), 2.0))
+
+
 def test_no_flipped_bit_and_no_cut_passes(path):
     content = path.read_bytes()
     for bit in range(8 * len(content)):
