@@ -84,7 +84,7 @@ def _is_size(value: Any) -> bool:
 def _is_covariate(value: Any) -> bool:
     parts = {
         "argument": _is_text,
-        "dims": _is_list_of(_is_one_of(int)),
+        "dims": _is_list_of(_is_one_of(int, type(None))),
         "by_position": _is_one_of(bool),
         "transform": _is_text,
     }
