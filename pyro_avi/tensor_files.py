@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["read_tensors", "write_tensors"]
+__all__ = ["read_tensors", "reserve", "write_tensors"]
 
 _CHECKSUM = "checksum"
 
@@ -50,6 +50,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
             part.unlink(missing_ok=True)
     with suppress(OSError):
         _see_on_disk(path.parent)
+
+
+def reserve(file: int, start: int, end: int) -> None:
+    """Have the disk keep space for a file, where the system can: a full disk then says so here, not when the file is written.
+
+    Args:
+        file: its descriptor.
+        start, end: of the bytes that are added, as positions in it.
+
+    Raises:
+        OSError: if there is no space.
+    """
+    # Not on macOS and Windows: there the file only gets its length.
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, start, end - start)
+    else:
+        os.ftruncate(file, end)
 
 
 def _see_on_disk(path: Path) -> None:

@@ -1,6 +1,5 @@
 """What a function says of every row, batch by batch, in arrays on disk."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
+from pyro_avi.tensor_files import reserve
 
 __all__ = ["results_by_row"]
 
@@ -126,10 +126,8 @@ def _array(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> 
     if not path.exists():
         part = folder / f"{name}.part"
         np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=shape)
-        if hasattr(os, "posix_fallocate"):
-            # A disk that is full says so here, and not by ending the program later.
-            with open(part, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, part.stat().st_size)
+        with open(part, "r+b") as file:
+            reserve(file.fileno(), 0, part.stat().st_size)
         part.replace(path)
     array = np.lib.format.open_memmap(path, mode="r+")
     if array.shape != shape or array.dtype != dtype:

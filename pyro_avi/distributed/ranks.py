@@ -199,7 +199,9 @@ class Ranks:
         return [None if x is None else x / total for x in sums], [x / total for x in rest], weight / total
 
     def _sums(self, grads, numbers, weight: float, error: Exception | None):
-        (what, parameters), self._step = self._step, None  # type: ignore[misc]
+        assert self._step is not None
+        what, parameters = self._step
+        self._step = None
         like = parameters[0].detach() if parameters else torch.zeros((), dtype=torch.double, device=self._device)
         dtype = like.dtype
         for parameter in parameters:

@@ -45,6 +45,7 @@ def hold_own_rows(ranks: Ranks, guide: Callable, optimizer: Any) -> None:
     Raises:
         ValueError: if the guide's parameters by row are moved by an optimizer that knows no rows, or cannot be shared.
     """
+    # Any guide may have tables: HasRowTables of the optimization says no more than this, and stands below.
     if ranks.shard is None or not hasattr(guide, "row_tables"):
         return
     if not isinstance(guide, HasSharedTables):

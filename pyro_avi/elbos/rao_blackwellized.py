@@ -88,8 +88,16 @@ class RaoBlackwellizedELBO(TraceGraph_ELBO):
         if name not in self.networks:
             sizes = (inputs.shape[-1], *self._widths)
             layers = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.SiLU())]
-            self.networks[name] = nn.Sequential(*layers, nn.Linear(sizes[-1], 1), nn.Flatten(-2)).to(inputs)
+            self.networks[name] = nn.Sequential(*layers, _OneNumber(sizes[-1], 1)).to(inputs)
         return self.networks[name]
+
+
+class _OneNumber(nn.Linear):
+    """A linear layer to one number, without a dimension of its own: ``[*B, F]`` to ``[*B]``, also outside of all plates."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """The numbers."""
+        return super().forward(input).squeeze(-1)
 
 
 class _Baselines(Messenger):

@@ -42,6 +42,7 @@ def is_drawn(site: Any) -> bool:
 
 def innermost(fn: Any) -> Any:
     """The distribution of single elements, inside of ``to_event``, masks, expansions and transforms."""
+    # Pyro's and torch's wrappers have no class in common.
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
     return fn

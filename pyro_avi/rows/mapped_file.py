@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyro_avi.tensor_files import reserve
+
 __all__ = ["MappedFile", "is_large"]
 
 # The share of the machine's memory above which a file is not expected to stay there.
@@ -85,10 +87,7 @@ class MappedFile:
         before = os.fstat(self._file).st_size
         try:
             with _explained(self.path, self._length(size) - before):
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(self._file, before, self._length(size) - before)
-                else:
-                    os.ftruncate(self._file, self._length(size))
+                reserve(self._file, before, self._length(size))
         except ValueError:
             # What could be reserved goes back to the disk.
             os.ftruncate(self._file, before)

@@ -490,3 +490,25 @@ def test_all_that_can_be_used_are_by_default_and_the_others_say_why(short_warm_u
     assert isinstance(RaoBlackwellizedELBO(), RaoBlackwellizedELBO)
     with pytest.raises(TypeError, match="a list of estimators, got 'pathwise'"):
         measure(model, guide, x, estimators="pathwise")
+
+
+@pytest.mark.parametrize("dtype", [torch.float, torch.double])
+def test_latents_outside_of_all_plates_have_all_estimators(dtype, short_warm_up):
+    """A global number beside two locals, one of them positive, in a model that is a method."""
+    zero = torch.zeros((), dtype=dtype)
+
+    class Own:
+        def model(self, x):
+            level = pyro.sample("level", dist.Normal(zero, 1.0))
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(zero, 1.0).expand([2]).to_event(1))
+                scale = pyro.sample("scale", dist.LogNormal(zero, 0.5))
+                pyro.sample("x", dist.Normal(level + z.sum(-1), scale), obs=x)
+
+    model, x = Own().model, torch.linspace(-1, 1, 5, dtype=dtype)
+    guide = avi.ConstantGuide(model).setup(x)
+
+    result = measure(model, guide, x, estimators=["pathwise", "decaying_baseline", "learned_baseline"])
+
+    noise = [group for each in result.estimators.values() for group in each.groups.values()]
+    assert len(result.estimators) == 3 and all(0 < group.variance < math.inf for group in noise)

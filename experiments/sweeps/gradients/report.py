@@ -64,7 +64,7 @@ def _lines(records: Sequence[Mapping], *settings: str) -> list[dict]:
     found = [
         {name: pick(record, "settings", name) for name in settings} | dict(line)
         for record in records
-        for line in pick(record, "result", "lines")  # type: ignore[attr-defined]
+        for line in pick(record, "result", "lines")
     ]
     return sorted(found, key=lambda line: [line[name] for name in settings])
 

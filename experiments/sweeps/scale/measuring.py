@@ -109,7 +109,7 @@ def _forget(folder: Path) -> dict[str, float]:
         os.fsync(file)
     seconds = time.perf_counter() - started
     for file in files:
-        if hasattr(os, "posix_fadvise"):
+        if hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
         os.close(file)
     return {"write_back_seconds": seconds}
