@@ -7,7 +7,9 @@ import sys
 import time
 from pathlib import Path
 
+import pyro
 import pytest
+import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SWEEPS = Path(__file__).parent / "own_sweeps"
@@ -85,6 +87,15 @@ class Bench:
         """Exit code, standard output and error."""
         out, err = process.communicate(timeout=PATIENCE)
         return process.returncode, out, err
+
+
+@pytest.fixture(autouse=True)
+def surroundings():
+    """Cells seed torch and may fill Pyro's store: both are given back."""
+    random_state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(random_state)
+    pyro.clear_param_store()
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyro
 import pytest
-import torch
 
 from experiments.runner import registry
 from experiments.runner.cell import Cell
@@ -27,15 +25,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 class Killed(BaseException):
     """The end of a process, as far as a cell can tell."""
-
-
-@pytest.fixture(autouse=True)
-def surroundings():
-    """Cells seed torch: its state is given back."""
-    random_state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(random_state)
-    pyro.clear_param_store()
 
 
 def planned(sweep, line):

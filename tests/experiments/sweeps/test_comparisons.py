@@ -19,14 +19,6 @@ from experiments.sweeps.series.problem import WIDE, A, Series
 from tests.marks import needs_compiler
 
 
-@pytest.fixture(autouse=True)
-def surroundings():
-    random_state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(random_state)
-    pyro.clear_param_store()
-
-
 def options(sweep, *argv):
     parser = argparse.ArgumentParser()
     sweep.add_arguments(parser)

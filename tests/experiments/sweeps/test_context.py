@@ -2,7 +2,6 @@
 
 import argparse
 
-import pyro
 import pytest
 import torch
 
@@ -11,14 +10,6 @@ from experiments.reporting.pages import data, terminal
 from experiments.reporting.records import ReportError
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import context
-
-
-@pytest.fixture(autouse=True)
-def surroundings():
-    random_state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(random_state)
-    pyro.clear_param_store()
 
 
 def plan(*argv):

@@ -2,7 +2,6 @@
 
 import argparse
 
-import pyro
 import pytest
 
 from experiments.reporting.pages import data, terminal
@@ -44,7 +43,6 @@ def test_a_pair_is_timed(workload, rows, guide):
     low, high = result["ratio_quartiles"]
     assert 0 < low <= result["ratio"] <= high
     assert result["guide_ms"] > 0 and result["by_hand_ms"] > 0
-    pyro.clear_param_store()
 
 
 def record(workload, guide, ratio):
@@ -89,4 +87,3 @@ def test_a_cell_makes_a_record():
     short = type(cell)("overhead", {**cell.settings, "rounds": 2, "steps": 1})
 
     assert run_cell(short, context())["result"]["ratio"] > 0
-    pyro.clear_param_store()

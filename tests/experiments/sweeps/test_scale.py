@@ -2,7 +2,6 @@
 
 import argparse
 
-import pyro
 import pytest
 
 from experiments.reporting.pages import data
@@ -55,7 +54,6 @@ def test_a_guide_is_measured(guide):
     assert result["shared_parameters"] == decoder + (16 if guide == "constant" else 0) or guide == "amortized"
     (page,) = [table for table in data(report.document({"a": record})).values() if len(table) == 4]
     assert [line["rows"] for line in page] == [10**6, 10**7, 10**8, 10**9]
-    pyro.clear_param_store()
 
 
 def test_costs_are_products_of_what_was_measured():

@@ -2,7 +2,6 @@
 
 import argparse
 
-import pyro
 import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
@@ -58,7 +57,6 @@ def test_a_way_takes_its_turns(way, kind):
 
     # One message when it is ready, one for each round.
     assert len(turns.sent) == 3 and all(seconds > 0 for seconds in turns.sent)
-    pyro.clear_param_store()
 
 
 def test_the_step_by_hand_is_the_librarys():

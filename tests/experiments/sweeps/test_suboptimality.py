@@ -5,7 +5,6 @@ import copy
 import math
 
 import numpy as np
-import pyro
 import pytest
 import torch
 from pyro import poutine
@@ -36,15 +35,6 @@ def options(line=""):
 
 def plan(line=""):
     return suboptimality.plan(options(line), {})
-
-
-@pytest.fixture(autouse=True)
-def surroundings():
-    """Cells seed torch: its state is given back."""
-    random_state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(random_state)
-    pyro.clear_param_store()
 
 
 # --- the plan

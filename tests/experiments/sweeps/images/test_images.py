@@ -29,15 +29,6 @@ REPOSITORY = Path(__file__).resolve().parents[4]
 SHARED = Path(os.environ.get("PYRO_AVI_DATA") or REPOSITORY.parent / "shared" / "data")
 
 
-@pytest.fixture(autouse=True)
-def surroundings():
-    """Cells seed torch: its state is given back."""
-    random_state = torch.get_rng_state()
-    yield
-    torch.set_rng_state(random_state)
-    pyro.clear_param_store()
-
-
 def options(line=""):
     parser = argparse.ArgumentParser()
     images.add_arguments(parser)
