@@ -22,7 +22,7 @@ __all__ = ["Line", "document"]
 NEAR = 0.01
 READING = """
 All bounds are exact and hold every constant: they are ELBOs in nats, and at most the evidence. The gap is what a guide's bound
-lacks of the best that factors of its family have for this model, whose value is known in closed form.
+lacks of the best that factors of its family have for this model, whose value is known in closed form or by quadrature.
 
 Published: the published learning rate, constant. Fair: every guide has each of the same rates, which fall to zero by a
 cosine; of these the table shows the one with the smallest gap, and by "soonest" the one that is the first within 1 % of the
