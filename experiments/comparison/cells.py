@@ -9,7 +9,7 @@ from experiments.runner.record import Record
 
 __all__ = ["Comparison", "Preset"]
 
-#: The learning rates that a guide may have by the fair protocol.
+#: The learning rates that a guide may have by the fair protocol, where a sweep has no others.
 RATES = (0.03, 0.1, 0.3)
 
 
@@ -32,12 +32,14 @@ class Comparison:
         arms: by arm the learning rate of the published protocol.
         first_seed: the published one; the others follow it.
         presets: by name.
+        rates: the learning rates of the fair protocol.
     """
 
     name: str
     arms: Mapping[str, float]
     first_seed: int
     presets: Mapping[str, Preset]
+    rates: Sequence[float] = RATES
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this sweep."""
@@ -61,7 +63,7 @@ class Comparison:
         return [
             Cell(
                 self.name,
-                {"arm": arm, **chosen, "seeds": seeds, "published_rate": self.arms[arm], "rates": list(RATES)},
+                {"arm": arm, **chosen, "seeds": seeds, "published_rate": self.arms[arm], "rates": list(self.rates)},
             )
             for arm in options.arms
         ]
