@@ -123,7 +123,8 @@ def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kw
         # With scores, what is differentiated has another value than the loss.
         value = value.detach() if isinstance(value, Tensor) else value
         losses.append(value + (surrogate - surrogate.detach()))
-    return sum(losses) / len(losses)
+    # Of particles that are drawn at once there is one trace.
+    return sum(losses) / elbo.num_particles
 
 
 def check_can_be_traced(elbo: ELBO) -> None:
