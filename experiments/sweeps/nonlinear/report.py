@@ -63,10 +63,11 @@ def _ends(line: Line) -> np.ndarray:
 
 
 def _diverged(lines: Sequence[Line]) -> Note:
-    """How many trainings have no bound at the end, or one below that at their first look."""
+    """How many trainings, each guide at its best rate, have no bound at the end, or one below that at their first look."""
     count = sum(len(line.bounds) for line in lines)
     bad = [(line, int((~(line.bounds[:, -1] >= line.bounds[:, 0])).sum())) for line in lines]
     where = ", ".join(f"{line.arm} at {line.rate:g}" for line, number in bad if number)
     total = sum(number for _, number in bad)
-    text = f"{total} of {count} trainings diverged or ended below where they began" + (f": {where}." if where else ".")
+    text = f"{total} of {count} trainings in the table diverged or ended below where they began"
+    text += f": {where}." if where else "."
     return Note("warning" if total else "answer", text)
