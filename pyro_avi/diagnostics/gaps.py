@@ -30,8 +30,8 @@ __all__ = ["measure_gaps"]
 
 # Between the seeds of draws that have to be independent.
 _MOMENTS, _STEPS, _CHAINS, _MIXTURE = 10_007, 20_011, 30_011, 40_013
-# Draws of a mixture where they cost little.
-_MIXED = 1000
+# The least draws of a mixture, many at once, and of wide factors, one by one: fewer do not meet what the best factors miss.
+_MIXED, _WIDE = 1000, 100
 
 
 @in_turn
@@ -71,7 +71,8 @@ def measure_gaps(
     reports.
 
     The evidence is the model's, if it has a ``log_evidence`` and no global latents, or what is given; else the best of the
-    importance-weighted bounds from the best factor, from a mixture of all that was found and the prior and, with
+    importance-weighted bounds from the best factor, from a mixture of all that was found and the prior (where rows share
+    observations or are of several plates, from independent standard normals and equally probable values instead) and, with
     ``annealing=``, of :func:`~pyro_avi.ais`. Then the gaps are intervals: see :class:`~pyro_avi.Gaps`.
 
     Args:
@@ -152,7 +153,7 @@ def measure_gaps(
             flexible = measured.richer(richer, own)
             with_richer = search.improve(flexible, of_best, [read_tables(flexible)])
             of_bound, converged = with_richer.weights, converged & with_richer.converged
-    others = [] if exact is not None else measured.mixture_weights_of(source, own, found.ends)
+    others = [] if exact is not None else measured.other_weights(source, own, found.ends, initial)
     if annealing is not None:
         others.append(measured.chains(own, annealing))
     known = Evidence(exact, of_bound, others)
@@ -231,10 +232,24 @@ class _Measurement:
                 table.copy_(torch.cat([continuous, discrete], 1))
         return guide
 
-    def mixture_weights_of(
-        self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables]
+    def other_weights(
+        self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables], wide: Tables
     ) -> list[LogWeights]:
-        """The weights of draws from the best factors, from where the search has ended elsewhere, and from the prior."""
+        """Weights by which mass shows that the best factors do not cover.
+
+        Of draws from a mixture of the best factors, of where the search has ended elsewhere, and of the prior. Where no
+        mixture has log weights by row, of draws from wide factors.
+        """
+        return self._mixture_weights(source, best, ends) or self._wide_weights(source, best, wide)
+
+    def _wide_weights(self, source: WeightSource, best: FactorizedGuide, wide: Tables) -> list[LogWeights]:
+        tables = read_tables(best)
+        write_tables(best, {name: table.expand_as(tables[name]) for name, table in wide.items()})
+        weights = source.weights(best, Draws(max(self._num_samples, _WIDE), self._seed + _MIXTURE))
+        write_tables(best, tables)
+        return [weights]
+
+    def _mixture_weights(self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
         factor = best.row_factors[0].factor
         # Rows that share observations, or are of several sets, have no log weights of their own.
         alone = len(best.row_plates) == len(best.row_factors) == 1 and source.blocks is None
@@ -247,7 +262,7 @@ class _Measurement:
                 return []
             tables = [best.row_factors[0].function.table, *(table for end in ends for table in end.values())]
             factors = [factor.distribution(table) for table in tables]
-            count = max(self._num_samples // 4, min(_MIXED, 2 * self._num_samples))
+            count = max(self._num_samples // 4, _MIXED)
             return [mixture_weights(joint, factors, num_samples=count, max_memory=self._max_memory)]
 
     def _joint_of_continuous(self) -> LocalJoint | None:

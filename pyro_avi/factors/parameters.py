@@ -120,8 +120,10 @@ class ParameterizedFactor(nn.Module):
         ]
         return torch.cat([of_family, *parts], -1)
 
-    def fisher(self, parameters: Tensor) -> Tensor:
+    def fisher(self, parameters: Tensor) -> Tensor | None:
         """The diagonal ``[*B, P]`` of the Fisher information; of a conditional family that of each member by itself.
+
+        ``None`` where the family has no formula.
 
         Args:
             parameters: ``[*B, P]``, one row for each row of the plates.
@@ -130,7 +132,10 @@ class ParameterizedFactor(nn.Module):
         parts = [factor.fisher(x) for factor, x in zip(self._discrete, of_discrete, strict=True)]
         if self._continuous:
             members = of_family.unflatten(-1, (self._num_members, -1))
-            parts.insert(0, self.family.fisher(members).flatten(-2))
+            continuous = self.family.fisher(members)
+            if continuous is None:
+                return None
+            parts.insert(0, continuous.flatten(-2))
         return torch.cat(parts, -1)
 
     def row_shape(self, name: str) -> list[int]:

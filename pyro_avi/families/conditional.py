@@ -90,7 +90,7 @@ class Conditional(Family):
         """The normal of each coordinate of a member, where it is one."""
         return self.family.marginals(parameters)
 
-    def fisher(self, parameters: Tensor) -> Tensor:
+    def fisher(self, parameters: Tensor) -> Tensor | None:
         """The diagonal of the Fisher information of a member."""
         return self.family.fisher(parameters)
 

@@ -19,8 +19,6 @@ Setting: TypeAlias = Union[int, float, str, list, "Family"]
 
 # Those that quantiles are taken of, and how many numbers of them are held at a time.
 _DRAWS, _NUMBERS = 2000, 2**22
-# Draws by which a Fisher information without a formula is measured.
-_SCORES = 20
 
 
 class Family(nn.Module, ABC):
@@ -107,24 +105,17 @@ class Family(nn.Module, ABC):
         """
         return None
 
-    def fisher(self, parameters: Tensor) -> Tensor:
+    def fisher(self, parameters: Tensor) -> Tensor | None:
         r"""The diagonal of the Fisher information ``[..., P]``: twice the divergence that a small move of one parameter makes.
 
         .. math:: F_{pp} = E_q \left[ \left( \partial \log q(z; \lambda) / \partial \lambda_p \right)^2 \right]
 
-        That of 20 draws under a fixed seed, where a family has no formula.
+        ``None`` where a family has no formula.
 
         Args:
             parameters: ``[..., P]``.
         """
-        total = torch.zeros_like(parameters)
-        with seeded(0), torch.enable_grad():
-            leaf = parameters.detach().requires_grad_()
-            for _ in range(_SCORES):
-                member = self.distribution(leaf)
-                (score,) = torch.autograd.grad(member.log_prob(member.sample()).sum(), leaf)
-                total += score.square() / _SCORES
-        return total
+        return None
 
     def quantile(self, parameters: Tensor, q: Tensor) -> Tensor:
         """The ``q``-quantiles of every coordinate by itself: ``q.shape + [..., K]``.
