@@ -116,7 +116,7 @@ _is_text_or_none = _is_one_of(str, type(None))
 
 # What every guide says of itself, what some do, and what not all files have.
 _PARTS: Mapping[str, Callable[[Any], bool]] = {
-    "plate": lambda value: value is None or _is_list_of(_is_text)(value),
+    "plate": lambda value: value is None or (value != [] and _is_list_of(_is_text)(value)),
     "family": _is_family,
     "init_scale": lambda value: isinstance(value, float | int) and 0 < value < inf,
     "dtype": lambda value: value in ("float16", "bfloat16", "float32", "float64"),
