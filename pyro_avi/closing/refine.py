@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from pyro.infer import ELBO, TraceMeanField_ELBO
@@ -174,9 +174,10 @@ def take_steps(
 
 def _optimizer(guide: FactorizedGuide, lr: LearningRate) -> tuple[Callable[..., Optimizer], LearningRate]:
     """What moves the tables of a guide, and at which rate."""
-    fisher = {id(row_factor.function.table): row_factor.factor.fisher for row_factor in guide.row_factors}
-    if all(row_factor.factor.fisher(row_factor.function.table) is not None for row_factor in guide.row_factors):
-        return partial(NaturalSteps, fisher=fisher), lr
+    tables = {row_factor.function.table: row_factor.factor.fisher for row_factor in guide.row_factors}
+    if all(fisher(table) is not None for table, fisher in tables.items()):
+        known = cast(dict[int, Callable[[Tensor], Tensor]], {id(table): fisher for table, fisher in tables.items()})
+        return partial(NaturalSteps, fisher=known), lr
     return Adam, (lambda step: _OF_ADAM * lr(step)) if callable(lr) else _OF_ADAM * lr
 
 
