@@ -12,14 +12,16 @@ from experiments.runner.progress import Display
 from experiments.runner.record import Record
 from experiments.runner.store import DamagedRecordError, Store
 
-__all__ = ["Scheduler", "last_line"]
+__all__ = ["Scheduler", "reason_of"]
 
 _POLL = 0.5  # seconds between looks at cells that other processes run
 
 
-def last_line(failure: str) -> str:
-    """The line of a traceback that says what the error was."""
-    return failure.rstrip().rpartition("\n")[2]
+def reason_of(failure: str) -> str:
+    """The line of a failure that says what happened: of a traceback that of the error, whose message may have more lines."""
+    *_, last = failure.rpartition("Traceback (most recent call last):\n")
+    # The frames are indented.
+    return next((line for line in last.splitlines() if line.strip() and not line.startswith(" ")), "")
 
 
 class Scheduler:
@@ -125,7 +127,7 @@ class Scheduler:
         if outcome.record is None:
             self.failures[cell] = outcome.failure
             self.store.save_failure(cell, outcome.failure)
-            display.end(cell, failed=last_line(outcome.failure))
+            display.end(cell, failed=reason_of(outcome.failure))
         else:
             self.store.save(outcome.record)
             self.records[cell.key] = outcome.record

@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from experiments.runner.cell import Cell
-from experiments.runner.scheduler import Scheduler, last_line
+from experiments.runner.scheduler import Scheduler, reason_of
 
 __all__ = ["prune", "show_status", "verify"]
 
@@ -20,7 +20,7 @@ def show_status(scheduler: Scheduler) -> int:
         state = _state(scheduler, cell, failed=cell.key in marks)
         reason = ""
         if state == "failed":
-            reason = f": {last_line(marks[cell.key]['failure'])}"
+            reason = f": {reason_of(marks[cell.key]['failure'])}"
         elif state == "damaged":
             reason = f": {scheduler.contents.damaged[scheduler.store.path(cell)]}"
         counted[state] += 1

@@ -11,10 +11,13 @@ import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import sweep
+from experiments.datasets import mnist
 from experiments.runner.cell import Cell
+from tests.experiments.test_datasets import idx_file, place
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -88,6 +91,34 @@ def test_a_failed_cell_stops_no_other_and_is_told_at_the_end(here, bench):
     assert code == 1 and "2 run, 0 reused, 1 failed" in out
     assert "failed: tiny fail seed 1: RuntimeError: this cell always fails" in err and "Traceback" in err
     assert len(bench.records()) == 2 and bench.seeds("end") == [0, 2]
+
+
+def test_a_data_file_that_was_cut_between_two_runs_fails_its_cells_and_keeps_the_others(here, bench, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 28, 28), dtype=np.uint8)
+    for part in ("TRAIN", "TEST"):
+        monkeypatch.setattr(mnist, part, place(bench.data, getattr(mnist, part), idx_file(pixels)))
+    path = bench.data / mnist.TRAIN.path
+    whole = path.read_bytes()
+    assert here("--kinds", "images,images")[0] == 0
+    kept = results(bench)
+    path.write_bytes(whole[:-20])
+
+    code, out, err = here("--kinds", "images,images,images,plain")
+
+    sizes = f"{len(whole):,}", f"{len(whole) - 20:,}"
+    said = rf"DatasetError: {path}: expected the published file of {sizes[0]} bytes, md5 \w+; got {sizes[1]} bytes, "
+    assert code == 1 and "4 cells: 1 run, 2 reused, 1 failed" in out
+    assert re.search(rf"failed: tiny images seed 2: \S*{said}md5 \w+: truncated\.", err)
+    _, status, _ = here("--kinds", "images,images,images,plain", "--status")
+    assert "4 cells: 3 finished, 0 running, 1 failed" in status
+    assert re.search(rf"failed  tiny images seed 2: \S*{said}", status)
+    assert kept.items() <= results(bench).items() and len(bench.records()) == 3
+
+    path.write_bytes(whole)
+    code, out, err = here("--kinds", "images,images,images,plain")
+    assert (code, err) == (0, "") and "4 cells: 1 run, 3 reused, 0 failed" in out
+    # The cells differ in their seed alone, which the images know nothing of.
+    assert len({result["value"] for result in results(bench).values()}) == 2
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -16,7 +16,7 @@ from experiments.runner.cell import Cell
 summary = "numbers, for tests"
 
 KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan", "eager", "pyro")
-KINDS += ("memory", "huge", "diverge", "exit", "short", "once", "demand")
+KINDS += ("memory", "huge", "diverge", "exit", "short", "once", "demand", "images")
 
 
 def add_arguments(parser):
@@ -87,6 +87,11 @@ def run(settings, context):
             import torch
 
             torch.empty(1 << 50)
+        case "images":
+            from experiments import datasets
+
+            log(folder, "end", settings)
+            return {"value": datasets.load("mnist", data_dir=context.data_dir).train.sum().item()}
         case "diverge":
             raise FloatingPointError("the loss is not finite at step 3")
         case "exit":
