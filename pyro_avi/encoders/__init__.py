@@ -3,8 +3,9 @@
 from pyro_avi.encoders.attention import Attention
 from pyro_avi.encoders.conv import Conv
 from pyro_avi.encoders.mlp import MLP
+from pyro_avi.encoders.noise import Noise
 from pyro_avi.encoders.polynomial import Polynomial
 from pyro_avi.encoders.recurrent import Recurrent
 from pyro_avi.encoders.set import Set
 
-__all__ = ["MLP", "Attention", "Conv", "Polynomial", "Recurrent", "Set"]
+__all__ = ["MLP", "Attention", "Conv", "Noise", "Polynomial", "Recurrent", "Set"]

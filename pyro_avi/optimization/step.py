@@ -18,6 +18,7 @@ from pyro_avi.distributed.row_counts import RowCounts
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.compiled_step import CompiledStep
 from pyro_avi.optimization.gradient import BackwardGradient, Gradient, LossAndGrads, averaged, clipped
+from pyro_avi.optimization.kl_weight import KLWeight
 from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.optimization.step_state import Update
 from pyro_avi.optimization.traced_step import can_be_compiled
@@ -84,6 +85,7 @@ class StepOptions(NamedTuple):
         clip_norm: the largest norm of the gradient of all parameters together, ``None`` for any.
         precision: of matrix products.
         compile: whether a step is one graph; ``"auto"``: where that saves time.
+        kl_weight: of the divergence from the prior in the loss, a number or a function of the step.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer] | None
@@ -91,6 +93,7 @@ class StepOptions(NamedTuple):
     clip_norm: float | None
     precision: str
     compile: str | bool
+    kl_weight: LearningRate = 1.0
 
 
 class TrainingStep:
@@ -108,6 +111,7 @@ class TrainingStep:
         device: of the arithmetic.
         gradient: the eager gradient.
         compiled: the step as one graph, if it is one.
+        kl_weight: of the divergence from the prior; ``None`` where it is 1 at every step.
         optimizer: the torch optimizer of all parameters that have no :class:`~pyro_avi.optimization.adam.Adam` of their own.
         optimizer_is_given: whether :attr:`optimizer` is the user's.
         on_disk: the tables that are in files, which are never copied.
@@ -125,7 +129,7 @@ class TrainingStep:
         kwargs: Mapping[str, Any],
         ranks: Ranks | None = None,
     ):
-        optimizer, lr, clip_norm, precision, compile = options
+        optimizer, lr, clip_norm, precision, compile, kl_weight = options
         by_row = isinstance(guide, HasRowTables)
         if by_row and optimizer is not None and guide.rows_on == "disk":
             raise ValueError(
@@ -138,7 +142,14 @@ class TrainingStep:
                 f"Expected an ELBO that runs the guide at every step, for one with a table, got {type(elbo).__name__}."
                 f"\nPass {type(elbo).__name__.removeprefix('Jit')}(...), and compile=True for one graph a step."
             )
+        is_weighted = callable(kl_weight) or kl_weight != 1
+        if is_weighted:
+            KLWeight.check(elbo)
         self.parameters, self.device = find_parameters(elbo, model, guide, call, kwargs)
+        self.kl_weight: KLWeight | None = None
+        if is_weighted:
+            self.kl_weight = KLWeight(elbo, kl_weight, dtype=self.parameters[0].dtype, device=self.device)
+            elbo = self.kl_weight.elbo
         self._clip_norm, self._ranks, self._rows = clip_norm, ranks, RowCounts(guide)
         groups = _parameter_groups(self.parameters, guide, lr)
         self._rates = [rate for _, rate in groups]
@@ -214,6 +225,8 @@ class TrainingStep:
         """Move the parameters; return the loss before."""
         self.check_rows(*call, **kwargs)
         rates = self.rates(step)
+        if self.kl_weight is not None:
+            self.kl_weight.set(step)
         if self.compiled is not None:
             self.compiled.state.set_rates(rates)
         result = self._evaluate(call, kwargs)

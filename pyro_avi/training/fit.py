@@ -36,6 +36,7 @@ def fit(
     optimizer: Callable[..., torch.optim.Optimizer] | None = None,
     elbo: ELBO | None = None,
     clip_norm: float | None = None,
+    kl_weight: LearningRate = 1.0,
     precision: str = "float32",
     compile: str | bool = "auto",
     callbacks: Sequence[Callable[[Fit], Any]] = (),
@@ -79,6 +80,11 @@ def fit(
             it has several losses, as ``ReweightedWakeSleep``, their sum is recorded. Networks that serve as baselines of
             ``TraceGraph_ELBO`` are trained where they are registered, as submodules of model or guide or by ``pyro.module``.
         clip_norm: the largest norm of the gradient of all parameters together; by default it is not clipped.
+        kl_weight: of :math:`\log q - \log p` of all latents in the loss, a number or a function of the step from 0. One that
+            rises from 0 to 1 over the first steps is a warm-up, which keeps latents from being given up before the model
+            uses them (:doc:`/recipes`); one that stays at another number is that of a beta-VAE. Losses are those with the
+            weight. For ``Trace_ELBO``, ``TraceMeanField_ELBO``, :class:`~pyro_avi.StickingTheLandingELBO` and
+            :class:`~pyro_avi.ScoreFunctionELBO`.
         precision: of matrix products and convolutions: ``"float32"``, that of the tensors given; ``"bfloat16"`` rounds
             their factors to 8 significant bits and leaves sums, activations, densities and parameters as they are;
             ``"tf32"`` rounds to 11 bits, on CUDA only.
@@ -141,7 +147,7 @@ def fit(
     elbo, ranks = Trace_ELBO() if elbo is None else elbo, Ranks(distributed)
     checkpoint, resume = settled(checkpoint, ranks), settled(resume, ranks)
     with ranks.together("the checks before a training"):
-        check_options(num_steps, elbo, lr, clip_norm, precision, compile)
+        check_options(num_steps, elbo, lr, clip_norm, precision, compile, kl_weight)
         check_optimizer(optimizer)
         check_keywords(model, kwargs)
         files = Beginnings(checkpoint, every, resume, num_steps=num_steps, seed=seed)
@@ -161,7 +167,7 @@ def fit(
                 kwargs,
                 num_steps=num_steps,
                 keep=keep,
-                options=StepOptions(optimizer, lr, clip_norm, precision, compile),
+                options=StepOptions(optimizer, lr, clip_norm, precision, compile, kl_weight),
                 callbacks=callbacks,
                 seed=seed,
                 ranks=ranks,

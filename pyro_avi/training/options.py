@@ -35,11 +35,19 @@ _MEANT = {
 }
 
 
-def check_options(num_steps: int, elbo: Any, lr: Any, clip_norm: float | None, precision: str, compile: Any) -> None:
+def check_options(
+    num_steps: int,
+    elbo: Any,
+    lr: Any,
+    clip_norm: float | None,
+    precision: str,
+    compile: Any,
+    kl_weight: Any = 1.0,
+) -> None:
     """Check the options of a training.
 
     Args:
-        num_steps, elbo, lr, clip_norm, precision, compile: as for :func:`~pyro_avi.fit`.
+        num_steps, elbo, lr, clip_norm, precision, compile, kl_weight: as for :func:`~pyro_avi.fit`.
 
     Raises:
         TypeError, ValueError: if one is not as :func:`~pyro_avi.fit` describes it.
@@ -47,15 +55,20 @@ def check_options(num_steps: int, elbo: Any, lr: Any, clip_norm: float | None, p
     check_elbo(elbo)
     check_count("num_steps", num_steps)
     for rate in lr.values() if isinstance(lr, Mapping) else [lr]:
-        number = isinstance(rate, Real) and not isinstance(rate, bool)
-        if not callable(rate) and not (number and 0 <= rate < math.inf):
-            raise ValueError(f"Expected lr to be a number of at least 0 or a function of the step, got {rate!r}.")
+        _check_rate("lr", rate)
+    _check_rate("kl_weight", kl_weight)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"Expected clip_norm > 0, got {clip_norm}.")
     if precision not in PRECISIONS:
         raise ValueError(f"Expected precision to be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if not (isinstance(compile, bool) or compile == "auto"):
         raise ValueError(f"Expected compile to be 'auto', True or False, got {compile!r}.")
+
+
+def _check_rate(name: str, rate: Any) -> None:
+    number = isinstance(rate, Real) and not isinstance(rate, bool)
+    if not callable(rate) and not (number and 0 <= rate < math.inf):
+        raise ValueError(f"Expected {name} to be a number of at least 0 or a function of the step, got {rate!r}.")
 
 
 def check_optimizer(optimizer: Any) -> None:

@@ -107,6 +107,7 @@ class Training:
             callbacks: whether callbacks with a state are among it.
         """
         optimizer, options = self._training_step.optimizer, self._options
+        weight = self._training_step.kl_weight
         given = optimizer.defaults if optimizer is not None and options.optimizer is not None else {}
         own = {name: value for name, value in vars(self._elbo).items() if not name.startswith(("_", "max_plate"))}
         return {
@@ -116,6 +117,7 @@ class Training:
             "lr": rates_by_step(self._training_step.rates, self._num_steps),
             "optimizer": {"class": self._state.optimizer_class()} | plain_part(given) | {"lr": None},
             "clip_norm": options.clip_norm,
+            "kl_weight": weight and rates_by_step(lambda step: [weight.at(step)], self._num_steps),
             "precision": options.precision,
             "compile": options.compile,
             "seed": self._seed,
