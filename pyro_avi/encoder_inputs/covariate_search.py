@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_flatten_with_path, tree_unflatten
 from pyro_avi.calls.replay import Recorder
 from pyro_avi.encoder_inputs.arguments import argument_at, shuffled, used_as_index, with_another_row
 from pyro_avi.encoder_inputs.covariate import Covariate
-from pyro_avi.encoders.standardize import transform_of
+from pyro_avi.encoder_inputs.standardize import transform_of
 from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.masks import site_mask
 from pyro_avi.inspection.sites import equal, is_observation

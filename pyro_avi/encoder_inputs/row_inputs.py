@@ -13,8 +13,8 @@ from pyro_avi.encoder_inputs.arguments import signature_text
 from pyro_avi.encoder_inputs.covariate import Covariate
 from pyro_avi.encoder_inputs.covariate_search import CovariateSearch
 from pyro_avi.encoder_inputs.parts import Part, check_finite, join_parts, join_with_gaps, read_observed
+from pyro_avi.encoder_inputs.standardize import Standardize, transform_of
 from pyro_avi.encoder_inputs.window import Window
-from pyro_avi.encoders.standardize import Standardize, transform_of
 from pyro_avi.inspection.structure import RowSet
 
 __all__ = ["RowInputs", "check_observed"]

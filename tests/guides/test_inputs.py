@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import nn
 
 import pyro_avi as avi
-from pyro_avi.encoders.standardize import Standardize, transform_of
+from pyro_avi.encoder_inputs.standardize import Standardize, transform_of
 from tests.marks import needs_compiler
 
 N = 6
