@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from filelock import FileLock, Timeout
 
@@ -73,8 +74,8 @@ class Store:
 
     def __init__(self, out: Path) -> None:
         self.out = Path(out)
-        # A lock that this process holds may be taken again, but only through the same object.
-        self._locks: dict[Path, FileLock] = {}
+        # A lock that this process holds may be taken again, but only through the same object. Others go: each has 3 kB.
+        self._locks: WeakValueDictionary[Path, FileLock] = WeakValueDictionary()
 
     def folder(self, sweep: str) -> Path:
         """The folder of the sweep's records."""
@@ -251,10 +252,11 @@ class Store:
 
     def _lock(self, sweep: str, key: str) -> FileLock:
         path = self._claims(sweep) / f"{key}.lock"
-        if path not in self._locks:
+        lock = self._locks.get(path)
+        if lock is None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._locks[path] = FileLock(path)
-        return self._locks[path]
+            lock = self._locks[path] = FileLock(path)
+        return lock
 
     def _claims(self, sweep: str) -> Path:
         return self.out / sweep / "claims"

@@ -274,6 +274,15 @@ def test_a_claim_excludes_other_processes_and_ends_with_its_own(store, holder):
             assert mine
 
 
+def test_of_a_claim_that_has_ended_nothing_is_kept(store):
+    with store.claim(CELL) as mine:
+        assert mine
+        store.save(record_of(CELL))
+    with store.claim(OTHER):
+        assert [path.stem for path in store._locks] == [OTHER.key]
+    assert not store._locks
+
+
 def test_a_cell_is_saved_under_its_own_claim(store):
     with store.claim(CELL) as mine:
         assert mine
