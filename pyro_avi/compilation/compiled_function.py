@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from pyro_avi.compilation.compile_cache import warnings_of_inductor_ignored
 from pyro_avi.compilation.fallback import log_graph, reason_of
 from pyro_avi.compilation.inductor import NO_COMPILER, compile_graph, has_compiler
 from pyro_avi.compilation.lift_inputs import lift_tensors
@@ -31,9 +32,7 @@ def compile_function(
         log_graph("The log joint", NO_COMPILER)
         return None
     try:
-        # Of inductor's own deprecation warnings, users could mend none.
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings_of_inductor_ignored():
             # As a function of one argument: make_fx would expect inputs for arguments with defaults too.
             traced = make_fx(lambda argument: function(argument))(one)
             held = lift_tensors(traced, 1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_avi.compilation.compile_cache import check_libraries, remove_damaged, warn_of_removed
 from pyro_avi.compilation.products import multiply_by_fastest
 
 __all__ = ["NO_COMPILER", "compile_graph", "has_compiler"]
@@ -26,16 +27,14 @@ def has_compiler() -> bool:
 def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: bool) -> Callable:
     """Compile a graph by inductor.
 
+    Damaged files in inductor's cache, of which an error tells or which are seen before they are loaded, are removed, and
+    the graph is compiled again, with a warning.
+
     Args:
         traced: the graph, which is rewritten.
         inputs: examples. The result takes tensors of their shapes and strides, and does not check them: callers must.
         with_draws: whether the graph draws random numbers.
     """
-    # Not at the top: they import sympy, which takes time and changes the filters of warnings.
-    from torch._guards import TracingContext, tracing
-    from torch._subclasses import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
     on_cpu = all(x.device.type == "cpu" for x in inputs)
     _simplify(traced, on_cpu)
     if on_cpu:
@@ -48,6 +47,25 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     if not with_draws and on_cpu:
         # Call the kernels from C++ instead of Python, which halves the time of a small step.
         options["cpp_wrapper"] = True
+    check_libraries()
+    try:
+        return _compile(traced, inputs, options)
+    except Exception as error:
+        removed = remove_damaged(error)
+        if not removed:
+            raise
+    # Once: what fails again is no damage.
+    compiled = _compile(traced, inputs, options)
+    warn_of_removed(removed)
+    return compiled
+
+
+def _compile(traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, bool]) -> Callable:
+    # Not at the top: they import sympy, which takes time and changes the filters of warnings.
+    from torch._guards import TracingContext, tracing
+    from torch._subclasses import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
     # Not by torch.compile, whose guards on every input at every call take longer than a small step.
     # With a ShapeEnv inductor can use its cache on disk.
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_unflatten
 
 from pyro_avi.compilation.call_signature import flatten_call
+from pyro_avi.compilation.compile_cache import warnings_of_inductor_ignored
 from pyro_avi.compilation.cuda_graph import make_graphed, warn_not_graphed
 from pyro_avi.compilation.fallback import CannotCompile, log_graph, reason_of
 from pyro_avi.compilation.inductor import compile_graph
@@ -135,9 +136,7 @@ class CompiledStep:
             if len(self._graphs) == self.max_graphs:
                 raise CannotCompile(f"its arguments come in more than {self.max_graphs} shapes")
             # Tracing and comparing draw; the draws of the training are those of eager steps all the same.
-            # Of inductor's own deprecation warnings, users could mend none.
-            with seeded(0), buffers_restored(self._model), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with seeded(0), buffers_restored(self._model), warnings_of_inductor_ignored():
                 # Eagerly first: a guide that meets new shapes sets itself up, which must not become part of the graph.
                 result = self._eager(call, kwargs)
                 with self.state.rolled_back(result):

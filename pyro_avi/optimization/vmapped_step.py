@@ -1,7 +1,6 @@
 """The training steps of several replicas as one graph, vectorized over the replicas."""
 
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avi.compilation.call_signature import flatten_call
+from pyro_avi.compilation.compile_cache import warnings_of_inductor_ignored
 from pyro_avi.compilation.cuda_graph import make_graphed, warn_not_graphed
 from pyro_avi.compilation.fallback import CannotCompile, log_graph
 from pyro_avi.compilation.inductor import compile_graph
@@ -118,9 +118,7 @@ class VmappedStep:
             # Modules of one class have the same names in the store.
             with seeded(0), pyro.get_param_store().scope():
                 results.append(replica.gradient(call, kwargs))
-        with seeded(0), warnings.catch_warnings():
-            # Of inductor's own deprecation warnings, users could mend none.
-            warnings.simplefilter("ignore")
+        with seeded(0), warnings_of_inductor_ignored():
             with self._rolled_back(results):
                 graph, not_graphed = self._graph(leaves, tree, tensors, shared)
             expected = [step.expected(result) for step, result in zip(self._steps, results, strict=True)]
