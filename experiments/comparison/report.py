@@ -138,12 +138,13 @@ def _part(title: str, lines: list[Line], claims: Callable[[list[Line]], list[Not
         chosen = quick[line.arm, line.protocol]
         return median_duration(chosen.soon(getattr(chosen, of)))
 
+    known = [Column("closed form", lambda line: None if line.predicted is None else line.predicted / line.rows)]
     columns = [
         Column("protocol", lambda line: line.protocol),
         Column("guide", lambda line: line.arm),
         Column("rate", lambda line: line.rate),
         Column("gap, nats a row", lambda line: line.gap, text=lambda gap: _small(gap)),
-        Column("closed form", lambda line: None if line.predicted is None else line.predicted / line.rows),
+        *(known if any(line.predicted is not None for line in best) else ()),
         Column("ELBO", lambda line: mean_over_seeds(Mean(float(b), 0.0) for b in line.bounds[:, -1]), "page"),
         Column("soonest rate", lambda line: quick[line.arm, line.protocol].rate, "page"),
         Column("steps to 1 %", lambda line: soon(line, "looks")),

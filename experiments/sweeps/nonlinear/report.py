@@ -18,7 +18,7 @@ READING = """
 Margossian and Blei (2024), best losses of ten seeds for 10,000 rows: F-VI 32398.9, constant 36700.1, x_n by width (1, 2, 4, 8,
 16, 24, 32) 35638.7, 32593.3, 32391.9, 32387.0, 32386.0, 32385.6, 32385.4, some runs nan or diverged; median steps to 1 %, Adam
 at 0.01: F-VI 1280, width 4 1045, 8 1060, 16 555, 24 520, 32 250. Their log joint leaves out -cos z_n, which is no constant: the
-losses compare to none here. An encoder's below F-VI's says that F-VI was in a local optimum.
+losses compare to none here. An encoder's below F-VI's says that F-VI was not at its optimum.
 
 The data are simulated as there, with latents of standard deviation 5. All bounds are by quadrature. The best is that of the
 best modes of all rows, at many theta, and a climb from there. F-VI starts all rows at z = 0. By several starts each row begins
@@ -52,7 +52,7 @@ def claims(lines: Sequence[Line]) -> list[Note]:
             above = [arm for arm, end in encoders.items() if end > _ends(line).max()]
             if above:
                 names = "; ".join(above)
-                text = f"{protocol.capitalize()}: F-VI of one start is in a local optimum: below the best training of {names}."
+                text = f"{protocol.capitalize()}: F-VI of one start is not at its optimum: below the best training of {names}."
                 notes.append(Note("answer", text))
     return notes
 

@@ -287,7 +287,7 @@ def test_the_nonlinear_report_says_who_ends_above_whom(several, encoder, kinds):
     assert [note.kind for note in notes if not note.text.startswith("Published")] == kinds
     assert "-1,000.000 nats, the evidence -999.000" in notes[0].text
     assert f"{max(several) - min(encoder):.2g}".lstrip("-") in notes[-2].text
-    assert "F-VI of one start is in a local optimum" in notes[-1].text
+    assert "F-VI of one start is not at its optimum" in notes[-1].text
 
 
 def test_the_best_rate_and_the_soonest_are_told_apart():
