@@ -53,14 +53,15 @@ def test_a_tensor_without_strides_is_written_as_its_values(tmp_path, size):
     assert torch.equal(read(tmp_path / "file")[1]["same"], torch.full((size,), 2.0))
 
 
-def test_no_flipped_bit_and_no_cut_passes(path):
+@pytest.mark.parametrize("every", [11, pytest.param(1, marks=pytest.mark.slow)])
+def test_no_flipped_bit_and_no_cut_passes(path, every):
     content = path.read_bytes()
-    for bit in range(8 * len(content)):
+    for bit in range(0, 8 * len(content), every):
         damaged = bytearray(content)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         refuses(path)
-    for length in range(len(content)):
+    for length in range(0, len(content), every):
         path.write_bytes(content[:length])
         refuses(path)
     path.write_bytes(content + b"\0")

@@ -168,15 +168,15 @@ def test_enumerated_latents_are_summed_out_row_by_row():
 
 def test_draws_of_enumerated_latents_follow_their_posterior():
     guide = avi.FactorizedGuide(mixture, init_scale=0.01)
-    posterior = avi.to_arviz(mixture, guide, X, num_samples=2000)["posterior"]
+    posterior = avi.to_arviz(mixture, guide, X, num_samples=1000)["posterior"]
     z = torch.from_numpy(posterior["z"].values[0])
     logits = torch.tensor([0.3, 0.7]).double().log() + dist.Normal(torch.tensor([-2.0, 1.0]).double(), 1.0).log_prob(
         z[..., None]
     )
     share, drawn = logits.softmax(-1)[..., 1].mean(0), torch.from_numpy(posterior["k"].values[0]).double().mean(0)
-    error = (share * (1 - share) / 2000).sqrt()
+    error = (share * (1 - share) / 1000).sqrt()
     # Resolved; and a twin, the prior's share.
-    assert error.max() < 0.012 and ((drawn - share).abs() < 5 * error + 1e-3).all()
+    assert error.max() < 0.016 and ((drawn - share).abs() < 5 * error + 1e-3).all()
     assert ((drawn - 0.7).abs() > 5 * error).any()
 
 

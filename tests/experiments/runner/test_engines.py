@@ -10,6 +10,7 @@ from contextlib import nullcontext
 import pyro
 import pytest
 import torch
+from pyro.poutine.runtime import _PYRO_STACK
 
 from experiments.runner import engines
 from experiments.runner.cell import Cell
@@ -120,7 +121,9 @@ def test_threads_that_share_torch_and_pyro_are_found_out(tiny, bench, monkeypatc
     monkeypatch.setattr("experiments.runner.run_cell._alone", nullcontext)
     with Threads(jobs=2, context=Context("cpu", str(bench.data), False)) as engine, pytest.raises(AssertionError):
         run_pyro_programs(engine, bench)
+    # What threads that share it leave behind: parameters, and handlers that were removed in another order than they came.
     pyro.clear_param_store()
+    _PYRO_STACK.clear()
 
 
 @pytest.mark.parametrize("name", ENGINES)

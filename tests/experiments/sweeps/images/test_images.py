@@ -311,7 +311,7 @@ def finite(numbers):
         ("constant", None, "dense", "learned"),
         ("amortized", 3, "dense", "fixed"),
         ("amortized", 3, "conv", "learned"),
-        ("factorized", None, "conv", "fixed"),
+        pytest.param("factorized", None, "conv", "fixed", marks=pytest.mark.slow),
         ("factorized", None, "dense", "learned"),
     ],
 )
@@ -447,6 +447,7 @@ def test_f_vi_at_the_outputs_of_an_encoder_has_its_weights_bit_for_bit():
     assert not torch.equal(weights(table).local, one.local)
 
 
+@pytest.mark.slow
 def test_the_widest_encoder_goes_on_as_f_vi_and_loses_nothing_by_it():
     rates = {"lr_local": 1e-1, "lr_global": 1e-2}
     settings = fair(guide="amortized", width=3, steps=40, continued=rates)
@@ -589,7 +590,10 @@ def numbers(record):
     return untimed(record["result"])
 
 
-@pytest.mark.parametrize(("guide", "protocol"), [("amortized", "published"), ("factorized", "fair")])
+@pytest.mark.parametrize(
+    ("guide", "protocol"),
+    [("amortized", "published"), pytest.param("factorized", "fair", marks=pytest.mark.slow)],
+)
 def test_a_cell_gives_the_same_numbers_wherever_and_after_whatever_it_runs(guide, protocol):
     settings = (fair if protocol == "fair" else tiny)(guide=guide, width=3 if guide == "amortized" else None)
     cell, threads = Cell("images", settings), torch.get_num_threads()
