@@ -23,6 +23,8 @@ from pyro_avi.elbos.score_function import ScoreFunctionELBO
 from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.elbos.vimco import VimcoELBO
 from pyro_avi.encoder_inputs.window import Window
+from pyro_avi.escalation.escalate import escalate
+from pyro_avi.escalation.results import Escalation
 from pyro_avi.estimators import Estimate, TailIndex, elbo, ess, iwelbo, khat
 from pyro_avi.evidence.ais import ais
 from pyro_avi.families import (
@@ -59,6 +61,7 @@ __all__ = [
     "DivergedError",
     "DoublyReparameterizedELBO",
     "EnumeratedELBO",
+    "Escalation",
     "Estimate",
     "EstimatorNoise",
     "FactorizedGuide",
@@ -88,6 +91,7 @@ __all__ = [
     "distill",
     "elbo",
     "encoders",
+    "escalate",
     "ess",
     "fit",
     "fit_many",

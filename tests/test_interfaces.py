@@ -26,6 +26,7 @@ LONG = {
     "fit_many",
     "refine",
     "distill",
+    "escalate",
     "measure_gaps",
     "ais",
     "sbc",
@@ -133,6 +134,7 @@ def measured(f, read, **options):
 CALLS = {
     "fit": trained,
     "refine": measured(avi.refine, lambda guide: guide.table.detach(), num_steps=100, lr=0.3),
+    "escalate": measured(avi.escalate, lambda answer: answer.draws["z"], num_samples=25, min_ess=20, max_nuts=0),
     "measure_gaps": measured(avi.measure_gaps, lambda gaps: gaps.elbo.rows, num_samples=26, num_steps=2, max_rounds=1),
     "ais": measured(avi.ais, lambda bound: bound.rows, num_chains=2, num_temperatures=3, num_leapfrog=1),
     "sbc": measured(avi.sbc, lambda found: found.ranks, num_simulations=2, num_samples=20),

@@ -110,6 +110,22 @@ class LocalJoint:
             parts.append(self._to_rows(latent, value if latent.is_real else latent.transform.inv(value)))
         return torch.cat(parts, -1)
 
+    def values(self, u: Tensor) -> dict[str, Tensor]:
+        """The latents at given coordinates, by site ``[C, *site]``: the way back from :meth:`coordinates`.
+
+        Args:
+            u: ``[C, B, K]``.
+        """
+        result = {}
+        for latent, rows in zip(self._latents, u.split(self._sizes, -1), strict=True):
+            value = latent.to_support(self._from_rows(latent, rows))
+            result[latent.name] = value.reshape(len(u), *latent.to_support(latent.initial).shape)
+        return result
+
+    def row_axes(self) -> dict[str, int]:
+        """By site the axis of the rows in :meth:`values`."""
+        return {latent.name: 1 + self._batch_dim(latent) + self._frame.dim for latent in self._latents}
+
     def memory(self) -> int:
         """About how many bytes the graph of the gradient at one more point takes."""
         counts = []
@@ -164,6 +180,23 @@ class LocalJoint:
             pair.append(self._log_weight(posterior, u))
             local.append(torch.stack(pair, 1).flatten(0, 1))
         return self.weigh(torch.cat(local))
+
+    @torch.no_grad()
+    def weighted_draws(
+        self, posterior: TorchDistribution, *, num_samples: int, max_memory: int
+    ) -> tuple[Tensor, LogWeights]:
+        """Independent draws ``[S, B, K]`` from a factor of the rows, and their log weights ``[S, B]``.
+
+        Args:
+            posterior: batch shape ``[B]``, event shape ``[K]``.
+            num_samples: ``S``.
+            max_memory: in bytes, what the draws that are evaluated at a time may take.
+        """
+        sizes = self.chunks(num_samples, max_memory)
+        self._prepare(sizes[0], len(sizes))
+        draws = [posterior.rsample((count,)) for count in sizes]
+        local = torch.cat([self._log_weight(posterior, u) for u in draws])
+        return torch.cat(draws), self.weigh(local)
 
     def weigh(self, local: Tensor) -> LogWeights:
         """Log weights ``[S, B]`` of the rows, as they count in the data."""

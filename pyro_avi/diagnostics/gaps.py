@@ -6,7 +6,8 @@ import torch
 from pyro.infer import config_enumerate
 from torch import Tensor
 
-from pyro_avi.closing.factor_search import Budget, FactorSearch, moments
+from pyro_avi.closing.factor_search import Budget, FactorSearch
+from pyro_avi.closing.richer_table import richer_table
 from pyro_avi.closing.row_tables import Tables, read_tables, table_like, write_tables
 from pyro_avi.closing.weight_source import Draws, JointWeights, WeightSource, weight_source
 from pyro_avi.densities.log_joint import LocalJoint
@@ -215,22 +216,8 @@ class _Measurement:
             return weight_source(self._model, guide, self._args, self._kwargs, max_memory=self._max_memory)
 
     def richer(self, family: Family, best: FactorizedGuide) -> FactorizedGuide:
-        """A table of a richer family, with the moments of the best factors; those of discrete latents as they are."""
-        guide = table_like(self._model, best, self._args, self._kwargs, family=family)
-        if list(guide.row_factors[0].factor.parameters()):
-            raise ValueError(
-                f"Expected richer= to be a family of rows alone, got {type(family).__name__}, whose weights rows share.\n"
-                "Try one of the following fixes:\n"
-                "- a flow whose weights are every row's own: richer=avi.RowFlow()\n"
-                "- train a guide with this family, and measure the gaps of that"
-            )
-        with isolated_sampling(self._seed + _MOMENTS), torch.no_grad():
-            for row_factor, theirs in zip(guide.row_factors, best.row_factors, strict=True):
-                table, narrow = row_factor.function.table, theirs.function.table
-                continuous = row_factor.factor.family.initial(*moments(theirs.factor.distribution(narrow)))
-                discrete = narrow[:, narrow.shape[1] - (table.shape[1] - continuous.shape[1]) :]
-                table.copy_(torch.cat([continuous, discrete], 1))
-        return guide
+        """A table of a richer family that starts with the moments of the best factors."""
+        return richer_table(self._model, best, self._args, self._kwargs, family=family, seed=self._seed + _MOMENTS)
 
     def other_weights(
         self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables], wide: Tables

@@ -14,6 +14,7 @@ import torch
 import pyro_avi as avi
 from pyro_avi.diagnostics.sbc_results import Calibration
 from pyro_avi.display.formatting import with_error
+from pyro_avi.escalation.results import LevelCost
 from pyro_avi.gradients.results import GroupNoise
 from pyro_avi.sufficiency.verdict import Amortizability, LatentVerdict
 
@@ -120,6 +121,19 @@ RESULTS = {
             torch.zeros(3),
         ),
         "Distillation(0.050 ± 0.010 nats a row below the table, 2.00 ± 0.10 before, 12 rows)",
+    ),
+    "answers by row": (
+        avi.Escalation(
+            {},
+            torch.zeros(5, 3),
+            ("amortized", "NUTS", "amortized"),
+            torch.tensor([True, False, True]),
+            *[torch.zeros(3)] * 7,
+            {"amortized": LevelCost(3, 0.5), "NUTS": LevelCost(1, 1.0)},
+            0.01,
+            {},
+        ),
+        "Escalation(2 amortized, 1 NUTS of 3 rows, 2 within 0.01 nats, 1.5 s)",
     ),
     "a verdict": (
         Amortizability((LatentVerdict("z", ("data",), None, True, (), True, False, "It has no rule."),)),
