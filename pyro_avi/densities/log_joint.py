@@ -182,21 +182,16 @@ class LocalJoint:
         return self.weigh(torch.cat(local))
 
     @torch.no_grad()
-    def weighted_draws(
-        self, posterior: TorchDistribution, *, num_samples: int, max_memory: int
-    ) -> tuple[Tensor, LogWeights]:
-        """Independent draws ``[S, B, K]`` from a factor of the rows, and their log weights ``[S, B]``.
+    def log_prob(self, u: Tensor, *, max_memory: int) -> Tensor:
+        """The log joint ``[C, B]`` of the rows, in double precision and without a gradient.
 
         Args:
-            posterior: batch shape ``[B]``, event shape ``[K]``.
-            num_samples: ``S``.
-            max_memory: in bytes, what the draws that are evaluated at a time may take.
+            u: ``[C, B, K]`` coordinates.
+            max_memory: in bytes, what the points that are evaluated at a time may take.
         """
-        sizes = self.chunks(num_samples, max_memory)
+        sizes = self.chunks(len(u), max_memory)
         self._prepare(sizes[0], len(sizes))
-        draws = [posterior.rsample((count,)) for count in sizes]
-        local = torch.cat([self._log_weight(posterior, u) for u in draws])
-        return torch.cat(draws), self.weigh(local)
+        return torch.cat([self._total(points) for points in u.split(sizes)])
 
     def weigh(self, local: Tensor) -> LogWeights:
         """Log weights ``[S, B]`` of the rows, as they count in the data."""
@@ -219,10 +214,13 @@ class LocalJoint:
         one, two = self.initial + 0.1 * noise
         return one, two
 
-    def _log_weight(self, posterior: TorchDistribution, u: Tensor) -> Tensor:
+    def _total(self, u: Tensor) -> Tensor:
         graph = self._graphs.get(len(u))
         prior, likelihood = self(u) if graph is None else graph(u)
-        return prior + likelihood - posterior.log_prob(u).double()
+        return prior + likelihood
+
+    def _log_weight(self, posterior: TorchDistribution, u: Tensor) -> Tensor:
+        return self._total(u) - posterior.log_prob(u).double()
 
     def _runs_at_once(self) -> bool:
         with torch.no_grad():

@@ -12,6 +12,7 @@ from pyro_avi.display.progress_bar import progress_bar
 from pyro_avi.errors import check_count
 from pyro_avi.escalation.ladder import Budget, Ladder
 from pyro_avi.escalation.results import Escalation
+from pyro_avi.escalation.weighing import LEAST_DRAWS, Need
 from pyro_avi.evaluation_mode import evaluation_mode
 from pyro_avi.evidence.hold_globals import Theta, hold_globals
 from pyro_avi.families import Family, MultivariateNormal
@@ -22,8 +23,6 @@ from pyro_avi.seeds import as_seed
 __all__ = ["escalate"]
 
 _FULL = MultivariateNormal()
-# The fewest draws whose tail is fitted.
-_LEAST = 25
 
 
 @in_turn
@@ -53,13 +52,16 @@ def escalate(
     1. **Amortized**: draws from the guide, where :math:`\log p(x_n) - \mathrm{ELBO}_n`, the divergence of its factor from the
        posterior, is at most ``tolerance`` at a confidence of 95 %.
     2. **Weighted**: the same draws by their importance weights, where these have ``min_ess`` effective draws, and the bound of
-       all of them lacks at most ``tolerance`` of the evidence.
-    3. **Refined**: weighted draws from a factor of the row's own, after ``num_steps`` steps of :func:`~pyro_avi.refine`.
+       the weighed draws lacks at most ``tolerance`` of the evidence.
+    3. **Refined**: draws, as they are or by their weights, from a factor of the row's own, after ``num_steps`` steps of
+       :func:`~pyro_avi.refine`.
     4. **Richer**: the same from a factor of a richer family, started with the moments of the refined one.
     5. **NUTS**: chains on the log joint of the row, in coordinates in which its last factor is a standard normal, and started
        from draws of that; where they have mixed (split R-hat at most 1.05) and have ``min_ess`` effective draws.
 
     Weights are trusted if their k-hat is below its threshold (:func:`~pyro_avi.khat`), or nine in ten draws are effective.
+    Only as many draws of a row are weighed as it takes: 25 first, and then four times as many as long as more of them can
+    still make the answer good enough.
     What a level is not good enough for goes on to the next, and only these rows are paid for: the arguments are cut to them
     where a log joint of the cut call is found to be the same; otherwise all rows are evaluated, and the others left as they
     are. No weight knows of a mode that no draw has met: look for these by :func:`~pyro_avi.measure_gaps`.
@@ -76,7 +78,8 @@ def escalate(
         lr: the learning rate of these, see :func:`~pyro_avi.refine`.
         richer: the family of the fourth level, whose parameters are the row's own, for example :class:`~pyro_avi.RowFlow`;
             ``None`` to leave it out, as is a family that is the guide's.
-        max_nuts: the most rows that chains are run for, those with the fewest effective draws; 0 for none.
+        max_nuts: the most rows that chains are run for, those with the fewest effective draws; 0 for none. A row takes
+            thousands of gradients of its log joint, one after the other: seconds to minutes.
         num_warmup: the steps of each chain before its draws.
         num_chains: the chains of a row, at least 2; they have ``num_samples`` draws together.
         theta: what the global latents are held at: ``"mean"`` of the guide's factor in unconstrained coordinates,
@@ -116,9 +119,8 @@ def escalate(
     _check_latents(guide)
     seed = as_seed(seed)
     held, guide = hold_globals(model, guide, theta, args, kwargs, seed=seed)
-    budget = Budget(
-        tolerance, num_samples, min_ess, num_steps, lr, richer, max_nuts, num_warmup, num_chains, max_memory
-    )
+    need = Need(tolerance, num_samples, min_ess)
+    budget = Budget(need, num_steps, lr, richer, max_nuts, num_warmup, num_chains, max_memory)
     with progress_bar(None, unit="row", progress=progress) as bar:
         answer = Ladder(held, guide, args, kwargs, budget=budget, seed=seed, bar=bar).climb()
     tensors: dict[str, Any] = {
@@ -136,7 +138,7 @@ def _check_options(tolerance, num_samples, min_ess, num_steps, max_nuts, num_war
             "No method reaches the posterior itself: a hundredth of a nat is hardly seen in any summary."
         )
     for name, count, least in (
-        ("num_samples", num_samples, _LEAST),
+        ("num_samples", num_samples, LEAST_DRAWS),
         ("min_ess", min_ess, 1),
         ("num_steps", num_steps, 1),
         ("max_nuts", max_nuts, 0),

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from pyro_avi.closing.refine import refine
+from pyro_avi.closing.refine import take_steps
 from pyro_avi.closing.richer_table import richer_table
 from pyro_avi.closing.row_tables import read_tables, table_like, write_tables
 from pyro_avi.densities.log_joint import LocalJoint
@@ -16,7 +16,7 @@ from pyro_avi.display.progress_bar import ProgressBar
 from pyro_avi.escalation.chains import nuts_draws
 from pyro_avi.escalation.parts import Part, part_of
 from pyro_avi.escalation.results import LEVELS, Escalation, LevelCost
-from pyro_avi.estimators import iwelbo, khat
+from pyro_avi.escalation.weighing import Need, weigh
 from pyro_avi.evidence.ais import isolated_sampling
 from pyro_avi.families import Family
 from pyro_avi.guide_bases.local_guide import LocalGuide
@@ -24,12 +24,10 @@ from pyro_avi.guides import FactorizedGuide
 
 __all__ = ["Budget", "Ladder"]
 
-# Weights of which so many draws are effective have no tail to speak of, whatever the index of their largest says.
-_EVEN = 0.9
-# The upper end of an estimated gap, which one row in twenty exceeds, in standard errors.
-_SCORE = 1.645
 # The R-hat above which chains have not mixed.
 _MIXED = 1.05
+# What a step costs in evaluations of the log joint: two draws, with their gradients.
+_STEP = 6
 # Between the seeds of levels, and of the chains of rows.
 _BETWEEN, _CHAINS = 10_007, 50_021
 
@@ -37,9 +35,7 @@ _BETWEEN, _CHAINS = 10_007, 50_021
 class Budget(NamedTuple):
     """What the levels may cost, and what is good enough: options of :func:`~pyro_avi.escalate` by the same names."""
 
-    tolerance: float
-    num_samples: int
-    min_ess: int
+    need: Need
     num_steps: int
     lr: float
     richer: Family | None
@@ -51,7 +47,10 @@ class Budget(NamedTuple):
 
 @dataclass
 class _State:
-    """What is known of the rows so far, by the names of :class:`Escalation`; ``u`` are draws in unconstrained coordinates."""
+    """What is known of the rows so far, by the names of :class:`Escalation`.
+
+    ``u`` are draws in unconstrained coordinates, ``elbo`` is that of the factors of the guide's family.
+    """
 
     u: Tensor
     weights: Tensor
@@ -64,6 +63,7 @@ class _State:
     ess: Tensor
     r_hat: Tensor
     seconds: Tensor
+    elbo: Tensor
 
     def put(self, rows: Tensor, **values: Any) -> None:
         """Write what is known of some rows, the last dimension but for ``u``."""
@@ -108,20 +108,23 @@ class Ladder:
                 f"Expected all rows of a data set, got {len(table)} of {joint.num_rows * joint.scale:g}.\n"
                 "Pass them as a data set of their own, without positions."
             )
-        # What rows have of the guide's family: its output, then what refinement has made of it.
+        # What rows have of the guide's family: its output, then what refinement has made of it, and the ELBO of that.
         self._table = table.detach().clone()
         count = joint.num_rows
         rows = torch.arange(count, device=joint.initial.device)
         self._whole = Part(args, kwargs, joint, rows)
+        # Whether the model has calls for some of the rows, as far as is known.
+        self._has_parts = True
         number = joint.initial.new_full((count,), torch.nan, dtype=torch.double)
         self._state = _State(
             # Their draws replace these at the first level.
-            u=joint.initial.new_zeros(budget.num_samples, count, joint.num_latents),
-            weights=number.expand(budget.num_samples, count).clone(),
+            u=joint.initial.new_zeros(budget.need.num_samples, count, joint.num_latents),
+            weights=number.expand(budget.need.num_samples, count).clone(),
             level=torch.zeros_like(rows),
             met=torch.zeros_like(rows, dtype=torch.bool),
             ess=torch.zeros_like(number),
             seconds=torch.zeros_like(number),
+            elbo=torch.full_like(number, -torch.inf),
             **{name: number.clone() for name in ("gap", "evidence", "evidence_se", "khat", "r_hat")},
         )
         # Draws from the last factor of every row, which chains start from.
@@ -132,6 +135,10 @@ class Ladder:
         """The answer for all rows."""
         levels = {"refined": self._refine, "richer": self._refine_richer, "NUTS": self._sample}
         self._time(0, self._whole.rows, self._draw)
+        weighted = self._state.level == 1
+        if weighted.any():
+            # Their draws are those of the first level, and their seconds are among its.
+            self._cost[LEVELS[1]] = LevelCost(int(weighted.sum()), 0.0)
         for level, answer in levels.items():
             rows = self._left(level)
             if len(rows):
@@ -141,53 +148,58 @@ class Ladder:
     def _left(self, level: str) -> Tensor:
         """The rows that a level is tried for."""
         rows = (~self._state.met).nonzero().flatten()
-        richer = self._budget.richer
-        if level == "richer" and (richer is None or richer.describe() == self._guide.family.describe()):
+        if level == "richer" and not self._has_richer():
             return rows[:0]
         if level == "NUTS" and len(rows) > self._budget.max_nuts:
             worst = self._state.ess[rows].argsort(stable=True)[: self._budget.max_nuts]
             return rows[worst]
         return rows
 
-    def _time(self, level: int, rows: Tensor, answer: Callable[[int, Tensor], None]) -> None:
+    def _has_richer(self) -> bool:
+        richer = self._budget.richer
+        return richer is not None and richer.describe() != self._guide.family.describe()
+
+    def _time(self, level: int, rows: Tensor, answer: Callable[[int, Tensor], Tensor]) -> None:
         done, start = int(self._state.met.sum()), perf_counter()
         with isolated_sampling(self._seed + level * _BETWEEN):
-            answer(level, rows)
+            effort = answer(level, rows).to(self._state.seconds)
         seconds = perf_counter() - start
-        self._state.seconds[rows] += seconds / len(rows)
+        self._state.seconds[rows] += seconds * effort / effort.sum()
         self._cost[LEVELS[level]] = LevelCost(len(rows), seconds)
         self._bar.update(int(self._state.met.sum()) - done)
 
-    def _draw(self, level: int, rows: Tensor) -> None:
+    def _draw(self, level: int, rows: Tensor) -> Tensor:
         """Draws from the guide, as they are or by their weights."""
-        posterior = self._guide.fixed_posterior(*self._whole.args, **self._whole.kwargs)
-        self._judge(level, self._whole, posterior, rows)
-        weighted = self._state.level == 1
-        if weighted.any():
-            # Their weights are those of the same draws, and cost nothing beside.
-            self._cost[LEVELS[1]] = LevelCost(int(weighted.sum()), 0.0)
+        (row_factor,) = self._guide.row_factors
+        counts, _ = self._answer(level, self._whole, row_factor.factor, self._table, rows)
+        return counts
 
-    def _refine(self, level: int, rows: Tensor) -> None:
-        """Weighted draws from factors of the guide's family that are the rows' own."""
+    def _refine(self, level: int, rows: Tensor) -> Tensor:
+        """Draws from factors of the guide's family that are the rows' own."""
         part = self._part(rows)
-        refined = self._with_steps(part, self._own_table(part), level)
-        (table,) = read_tables(refined).values()
-        self._table[part.rows] = table.to(self._table)
-        self._judge(level, part, refined.fixed_posterior(*part.args, **part.kwargs), rows)
+        table, factor = self._with_steps(part, self._own_table(part), level)
+        before = self._state.elbo[rows].clone()
+        counts, elbo = self._answer(level, part, factor, table, rows)
+        better = elbo > before
+        at = torch.isin(part.rows, rows)
+        self._table[rows[better]] = table[at][better].to(self._table)
+        return counts + _STEP * self._budget.num_steps
 
-    def _refine_richer(self, level: int, rows: Tensor) -> None:
-        """Weighted draws from factors of a richer family."""
+    def _refine_richer(self, level: int, rows: Tensor) -> Tensor:
+        """Draws from factors of a richer family."""
         part, family = self._part(rows), self._budget.richer
         assert family is not None
         start = richer_table(
             self._model, self._own_table(part), part.args, part.kwargs, family=family, seed=self._seed + level
         )
-        refined = self._with_steps(part, start, level)
-        self._judge(level, part, refined.fixed_posterior(*part.args, **part.kwargs), rows)
+        table, factor = self._with_steps(part, start, level)
+        counts, _ = self._answer(level, part, factor, table, rows)
+        return counts + _STEP * self._budget.num_steps
 
-    def _sample(self, level: int, rows: Tensor) -> None:
+    def _sample(self, level: int, rows: Tensor) -> Tensor:
         """Draws of Markov chains."""
         budget, state = self._budget, self._state
+        size = budget.need.num_samples
         for row in rows.tolist():
             one = torch.tensor([row], device=rows.device)
             part = self._part(one)
@@ -196,52 +208,72 @@ class Ladder:
                     part.joint,
                     int((part.rows == row).nonzero()),
                     self._last[:, part.rows],
-                    num_samples=budget.num_samples,
+                    num_samples=size,
                     num_warmup=budget.num_warmup,
                     num_chains=budget.num_chains,
                 )
-            met = chains.r_hat <= _MIXED and chains.ess >= budget.min_ess
+            met = chains.r_hat <= _MIXED and chains.ess >= budget.need.min_ess
             if met or chains.ess > state.ess[row]:
-                even = torch.full((budget.num_samples, 1), 1 / budget.num_samples)
+                even = torch.full((size, 1), 1 / size)
                 state.put(one, u=chains.u.unsqueeze(1), weights=even, level=level, met=met, gap=torch.nan)
                 state.put(one, khat=torch.nan, ess=chains.ess, r_hat=chains.r_hat)
+        return torch.ones_like(rows)
 
-    def _judge(self, level: int, part: Part, posterior, rows: Tensor) -> None:
-        """Draw from factors of a part's rows, and take over what is good enough, or better than what was."""
-        budget, state = self._budget, self._state
-        u, weights = part.joint.weighted_draws(posterior, num_samples=budget.num_samples, max_memory=budget.max_memory)
-        of = torch.isin(part.rows, rows).nonzero().flatten()
-        rows = part.rows[of]
-        u, local = u[:, of], weights.local[:, of]
-        weights = part.joint.weigh(local)
-        tails, bound = khat(weights), iwelbo(weights)
-        self._last[:, rows] = u
-        state.put(rows, evidence=bound.rows, evidence_se=bound.rows_se)
-        ess = tails.ess
-        assert ess is not None
-        plain, plain_se = _divergence(local, bound.rows)
-        left = (budget.num_samples / ess - 1) / (2 * budget.num_samples)
-        trusted = ~tails.unreliable | (ess >= _EVEN * budget.num_samples)
-        alone = trusted & (plain + _SCORE * plain_se <= budget.tolerance)
-        enough = trusted & (left <= budget.tolerance) & (ess >= budget.min_ess)
-        # Draws from the guide that are good enough as they are need no weights.
-        even = alone & (level == 0)
-        met = alone | enough
-        taken = (met | (ess > state.ess[rows])).nonzero().flatten()
-        count = len(local)
+    def _answer(self, level: int, part: Part, factor, table: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw from factors of rows, and take over what is good enough, or better than what was.
+
+        Args:
+            level: the level that the factors are of.
+            part: a call for these rows, and perhaps others.
+            factor: what makes distributions of parameters.
+            table: ``[B, P]`` those of the rows of the part.
+            rows: ascending.
+
+        Returns:
+            ``[B]`` how many draws were weighed, and the ELBOs.
+        """
+        state = self._state
+        position = torch.empty_like(self._whole.rows)
+        position[part.rows] = torch.arange(len(part.rows), device=rows.device)
+        found = weigh(
+            lambda asked: factor.distribution(table[position[asked]]),
+            lambda asked, u: self._log_joint(part, asked, u),
+            rows,
+            as_weights=part.joint.weigh,
+            need=self._budget.need,
+            to_the_end=level == LEVELS.index("richer" if self._has_richer() else "refined"),
+        )
+        self._last[:, rows] = found.u
+        state.put(rows, evidence=found.evidence, evidence_se=found.evidence_se)
+        if level <= LEVELS.index("refined"):
+            state.put(rows, elbo=torch.maximum(found.elbo, state.elbo[rows]))
+        taken = (found.met | (found.ess > state.ess[rows])).nonzero().flatten()
         state.put(
             rows[taken],
-            u=u[:, taken],
-            weights=torch.where(even, 1 / count, local.softmax(0))[:, taken],
-            level=torch.where(even, 0, max(level, 1))[taken],
-            met=met[taken],
-            gap=torch.where(even, plain, left)[taken],
-            khat=tails.rows[taken],
-            ess=ess[taken],
+            # The first level has two names.
+            level=torch.where(found.plain, level, max(level, 1))[taken],
+            **{name: getattr(found, name)[..., taken] for name in ("weights", "met", "gap", "khat", "ess")},
+            u=found.u[:, taken],
         )
+        return found.counts, found.elbo
+
+    def _log_joint(self, part: Part, rows: Tensor, u: Tensor) -> Tensor:
+        """``[C, B]`` the log joint of rows of a part at coordinates ``[C, B, K]``."""
+        # Another call takes about as long as some dozens of draws.
+        if 2 * len(rows) <= len(part.rows):
+            part = self._part(rows)
+        among = torch.isin(part.rows, rows)
+        # Where others are in it, they stay where they are.
+        points = self._state.u[: len(u), part.rows]
+        points[:, among] = u
+        return part.joint.log_prob(points, max_memory=self._budget.max_memory)[:, among]
 
     def _part(self, rows: Tensor) -> Part:
-        return part_of(self._model, self._whole, rows, self._state.u[:2], plate=self._plate)
+        if not self._has_parts:
+            return self._whole
+        part = part_of(self._model, self._whole, rows, self._state.u[:2], plate=self._plate)
+        self._has_parts = part is not self._whole or len(rows) == len(self._whole.rows)
+        return part
 
     def _own_table(self, part: Part) -> FactorizedGuide:
         """A guide with what the rows of a part have of the guide's family."""
@@ -249,32 +281,21 @@ class Ladder:
         write_tables(guide, dict.fromkeys(guide.row_tables(), self._table[part.rows]))
         return guide
 
-    def _with_steps(self, part: Part, start: FactorizedGuide, level: int) -> FactorizedGuide:
-        return refine(
-            self._model,
-            start,
-            *part.args,
-            num_steps=self._budget.num_steps,
-            lr=self._budget.lr,
-            seed=self._seed + level,
-            progress=False,
-            **part.kwargs,
-        )
+    def _with_steps(self, part: Part, guide: FactorizedGuide, level: int) -> tuple[Tensor, Any]:
+        """The table of a guide after its steps, and what makes distributions of it."""
+        budget, seed = self._budget, self._seed + level
+        take_steps(self._model, guide, part.args, part.kwargs, num_steps=budget.num_steps, lr=budget.lr, seed=seed)
+        (table,), (row_factor,) = read_tables(guide).values(), guide.row_factors
+        return table, row_factor.factor
 
     def _result(self) -> Escalation:
         state, joint = self._state, self._whole.joint
-        known = {name: getattr(state, name) for name in vars(state) if name not in ("u", "level")}
+        known = {name: getattr(state, name) for name in vars(state) if name not in ("u", "level", "elbo")}
         return Escalation(
             draws=joint.values(state.u),
             levels=tuple(LEVELS[level] for level in state.level.tolist()),
             cost=self._cost,
-            tolerance=self._budget.tolerance,
+            tolerance=self._budget.need.tolerance,
             row_axes=joint.row_axes(),
             **known,
         )
-
-
-def _divergence(local: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-    """``[B]`` how far the ELBO lies below the importance-weighted bound of the same draws, and its standard error."""
-    influence = len(local) * local.softmax(0) - 1 - local
-    return bound - local.mean(0), influence.std(0) / len(local) ** 0.5

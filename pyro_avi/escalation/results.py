@@ -28,22 +28,23 @@ class Escalation:
 
     Attributes:
         draws: by site ``[S, *site]``, in the model's coordinates.
-        weights: ``[S, N]`` the weight of each draw of each row; those of a row sum to 1.
+        weights: ``[S, N]`` the weight of each draw of each row; those of a row sum to 1. Draws that are good enough as they
+            are all have the same, draws that were not weighed have none.
         levels: of every row the method of its draws: ``"amortized"``, draws from the guide as they are; ``"weighted"``, the
-            same by their importance weights; ``"refined"`` and ``"richer"``, weighted draws from a factor of the row's own, of
-            the guide's family and of the richer one; ``"NUTS"``, draws of Markov chains.
+            same by their importance weights; ``"refined"`` and ``"richer"``, draws from a factor of the row's own, of the
+            guide's family and of the richer one, as they are or by their weights; ``"NUTS"``, draws of Markov chains.
         met: ``[N]`` whether the tolerance is met, by weights that are to be trusted or chains that have mixed. The answer of
             any other row is the one with most effective draws, and not to be relied on.
         gap: ``[N]`` how far the answer's distribution is estimated to be from the posterior, as a divergence in nats: of
-            amortized draws ``log p(x_n) - ELBO_n``, of weighted ones what the bound of all ``S`` draws lacks of the evidence.
+            draws as they are ``log p(x_n) - ELBO_n``, of weighted ones what the bound of these lacks of the evidence.
             Of chains none is known: ``nan``.
         evidence, evidence_se: ``[N]`` the importance-weighted bound on the log evidence of every row in nats, by the last
-            factor that the row was given, and its standard error.
-        khat: ``[N]`` Pareto tail indices of the weights; ``nan`` for chains.
+            factor that the row was given and the draws of it that were weighed, and its standard error.
+        khat: ``[N]`` Pareto tail indices of the weights of the draws that were weighed; ``nan`` for chains.
         ess: ``[N]`` effective sample sizes: of the weights, or of the worst coordinate of the chains.
         r_hat: ``[N]`` split R-hat of the worst coordinate of the chains; ``nan`` elsewhere.
-        seconds: ``[N]`` the share of every row in the time that all its levels took.
-        cost: by level for how many rows it was tried, and what that took.
+        seconds: ``[N]`` the share of every row in the time that all its levels took, by the evaluations of its log joint.
+        cost: by level for how many rows it was tried, and what that took; the weights of the guide's draws among the first.
         tolerance: what was asked for, in nats.
         row_axes: by site the axis of the rows in its draws.
 

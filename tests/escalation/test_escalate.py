@@ -9,8 +9,9 @@ import torch
 
 import pyro_avi as avi
 from pyro_avi.densities.log_joint import LocalJoint
-from pyro_avi.escalation.chains import nuts_draws
+from pyro_avi.escalation.chains import nuts_draws, row_potential
 from pyro_avi.escalation.parts import Part, part_of
+from pyro_avi.escalation.weighing import Need, weigh
 
 # z_n ~ N(0, 1), x_n ~ N(z_n, 1), so that z_n | x_n ~ N(x_n / 2, 1 / 2) and x_n ~ N(0, 2).
 N, S, SD = 8, 400, math.sqrt(0.5)
@@ -95,11 +96,15 @@ def test_estimated_gaps_are_the_closed_forms():
     # The divergence of a factor 1.2 times as wide, and the second moment of the weights.
     gap, squares = (1.2**2 - 1) / 2 - math.log(1.2), 1.2 / math.sqrt(2 - 1 / 1.2**2)
     guide = tables(scale=1.2)
-    loose, strict = (escalate(model, guide, X, tolerance=tolerance, num_samples=2000) for tolerance in (0.1, 0.01))
+    options = {"num_samples": 2000, "min_ess": 1000}
+    loose, strict = (escalate(model, guide, X, tolerance=tolerance, **options) for tolerance in (0.1, 0.01))
     assert set(loose.levels) == {"amortized"} and set(strict.levels) == {"weighted"} and strict.met.all()
-    assert loose.gap.mean().item() == pytest.approx(gap, abs=0.004)
-    assert strict.ess.mean().item() == pytest.approx(2000 / squares, rel=0.02)
-    assert strict.gap.mean().item() == pytest.approx((squares - 1) / 4000, rel=0.3)
+    # By a hundred draws of a row, whose log weights have a standard deviation of 0.3.
+    assert loose.gap.mean().item() == pytest.approx(gap, abs=0.015)
+    # Weighed are four times as many draws as before, until they are enough.
+    assert ((strict.weights > 0).sum(0) == 1600).all() and strict.weights.sum(0).allclose(torch.ones(N).double())
+    assert strict.ess.mean().item() == pytest.approx(1600 / squares, rel=0.02)
+    assert strict.gap.mean().item() == pytest.approx((squares - 1) / 3200, rel=0.3)
     # Without their weights the same draws are too wide.
     assert torch.equal(loose.draws["z"], strict.draws["z"])
     second = (strict.weights * (strict.draws["z"] - X / 2).square()).sum(0).mean().item()
@@ -139,32 +144,80 @@ def test_correlated_rows_need_a_richer_family():
     exact = dist.Normal(0.0, math.sqrt(2 + NOISE**2)).log_prob(PAIR).double()
     assert ((answer.evidence - exact).abs() < 4.5 * answer.evidence_se + 1e-4).all()
     # Without it, and without chains, the table says that the tolerance is not met.
-    without = escalate(pair, pair_guide(), PAIR, richer=None, **options)
+    without = escalate(pair, pair_guide(), PAIR, richer=None, **options | {"num_steps": 10})
     assert not without.met.any() and "richer" not in without.cost and "0 of 3 rows within" in without.table()
+
+
+# --- how many draws are weighed
+
+
+def test_draws_are_weighed_until_it_is_known_what_they_are_worth():
+    # Factors N(0, 1), and posteriors N(shift, 1): the divergence is shift^2 / 2, and so are the weights' variances.
+    shift = torch.tensor([0.0, 0.8, 6.0])
+
+    def log_joint(rows, u):
+        return dist.Normal(shift[rows], 1.0).log_prob(u.squeeze(-1)).double()
+
+    def weighed(tolerance, min_ess, to_the_end=False):
+        torch.manual_seed(0)
+        return weigh(
+            lambda rows: dist.Normal(torch.zeros(len(rows), 1), 1.0).to_event(1),
+            log_joint,
+            torch.arange(3),
+            as_weights=lambda local: avi.LogWeights(local, local.new_zeros(len(local)), 1.0, has_globals=False),
+            need=Need(tolerance, 1000, min_ess),
+            to_the_end=to_the_end,
+        )
+
+    strict, loose, patient = weighed(0.01, 100), weighed(1.0, 100), weighed(0.01, 100, to_the_end=True)
+    # The exact one at once, one after hundreds, and one never.
+    assert strict.counts.tolist() == [25, 400, 25] and strict.met.tolist() == [True, True, False]
+    assert strict.plain.tolist() == [True, False, False] and loose.plain.tolist() == [True, True, False]
+    assert loose.counts[1] < 400 and patient.counts.tolist() == [25, 400, 1000]
+    assert ((strict.weights > 0).sum(0) == torch.tensor([1000, 400, 25])).all()
+    torch.testing.assert_close(strict.weights.sum(0), torch.ones(3).double())
+    # Those that are wanted are as if no others had been.
+    torch.testing.assert_close(patient.weights[:, :2], strict.weights[:, :2])
+    assert (strict.weights[:, 1] * strict.u[:, 1, 0]).sum().item() == pytest.approx(0.8, abs=0.25)
+
+
+# --- chains
+
+
+def test_the_potential_of_a_row_is_its_negative_log_joint():
+    joint = LocalJoint(pair, (PAIR,), {}, plate="data")
+    mean, scale = torch.tensor([0.3, -0.2]).double(), torch.tensor([[0.5, 0.0], [0.2, 0.7]]).double()
+    e = torch.tensor([0.4, -1.1]).double().requires_grad_()
+    found = row_potential(joint, 2, torch.randn(1, 3, 2), mean, scale)({"e": e})
+    u = mean + scale @ e
+    exact = dist.Normal(0.0, 1.0).log_prob(u).sum() + dist.Normal(u.sum(), NOISE).log_prob(PAIR[2].double())
+    torch.testing.assert_close(found, -exact, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, e)[0], -torch.autograd.grad(exact, e)[0], rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_chains_have_the_moments_of_the_posterior():
     torch.manual_seed(0)
     joint = LocalJoint(pair, (PAIR[:1],), {}, plate="data")
-    # From a factor that is off by a standard deviation, and twice as wide.
-    sd = PAIR_COVARIANCE[0, 0].sqrt()
-    points = PAIR_MEAN[:1] + sd + 2 * torch.randn(100, 1, 2) @ torch.linalg.cholesky(PAIR_COVARIANCE).T
+    # From independent factors as narrow as the worse direction, which are off by twice their standard deviation.
+    points = PAIR_MEAN[:1] + 0.4 + 0.2 * torch.randn(100, 1, 2)
     chains = nuts_draws(joint, 0, points, num_samples=200, num_warmup=150, num_chains=2)
-    assert chains.u.shape == (200, 2) and chains.r_hat < 1.1 and chains.ess > 30
-    error = sd / math.sqrt(chains.ess)
-    assert (chains.u.mean(0) - PAIR_MEAN[0]).abs().max() < 3.5 * error < 0.7 * sd
+    sd, error = PAIR_COVARIANCE[0, 0].sqrt(), PAIR_COVARIANCE[0, 0].sqrt() / math.sqrt(chains.ess)
+    assert chains.u.shape == (200, 2) and chains.r_hat < 1.05 and chains.ess > 60
+    assert (chains.u.mean(0) - PAIR_MEAN[0]).abs().max() < 3.5 * error < 0.5 * sd
     assert (chains.u.std(0) / sd - 1).abs().max() < 3.5 / math.sqrt(2 * chains.ess)
-    # What the data tie, the sum, and what they do not.
-    assert chains.u.sum(1).std().item() == pytest.approx(PAIR_COVARIANCE.sum().sqrt().item(), rel=0.4)
+    # What the data tie, the sum, of which independent factors know nothing.
+    assert chains.u.sum(1).std().item() == pytest.approx(PAIR_COVARIANCE.sum().sqrt().item(), rel=0.3)
 
 
 @pytest.mark.slow
 def test_what_is_left_is_sampled_by_chains():
-    options = {"richer": None, "max_nuts": 2, "min_ess": 150, "num_warmup": 150, "num_steps": 1}
+    options = {"richer": None, "max_nuts": 1, "num_samples": 200, "min_ess": 60, "num_warmup": 150, "num_steps": 1}
     answer = escalate(pair, pair_guide(), PAIR, **options)
     chained = torch.tensor([level == "NUTS" for level in answer.levels])
-    assert chained.sum() == 2 and answer.cost["NUTS"].rows == 2 and torch.equal(answer.met, chained)
+    assert chained.sum() == 1 and answer.cost["NUTS"].rows == 1 and answer.met[chained].all()
     assert answer.gap[chained].isnan().all() and (answer.r_hat[chained] < 1.05).all()
     error = PAIR_COVARIANCE[0, 0].sqrt() / answer.ess.sqrt()
     assert ((answer.mean()["z"] - PAIR_MEAN).abs().amax(1) < 4.5 * error)[chained].all()
@@ -227,7 +280,8 @@ def test_positive_latents_come_on_their_support():
 
 
 def test_the_table_by_row():
-    frame = escalate(model, with_hard_rows(tables()), X).by_row()
+    answer = escalate(model, with_hard_rows(tables()), X)
+    frame = answer.by_row()
     assert len(frame) == N and frame.level.tolist().count("refined") == 2 and frame.met.all()
     assert frame.columns.tolist() == [
         "level",
@@ -240,7 +294,7 @@ def test_the_table_by_row():
         "r_hat",
         "seconds",
     ]
-    by_level = escalate(model, with_hard_rows(tables()), X).table(format="frame")
+    by_level = answer.table(format="frame")
     assert by_level.loc["refined", "tried"] == 2 and by_level.loc["amortized", "rows"] == N - 2
 
 
