@@ -118,8 +118,8 @@ def _look(weights: LogWeights, need: Need) -> _Look:
     local = weights.local
     count, size = len(local), need.num_samples
     tails, bound = khat(weights), iwelbo(weights)
-    ess = tails.ess
-    assert ess is not None
+    ess, bound_se = tails.ess, bound.rows_se
+    assert ess is not None and bound_se is not None
     even = ess >= _EVEN * count
     # Over the number of draws: what the bound of so many lacks of the evidence.
     lacks = (count / ess - 1) / 2
@@ -139,7 +139,7 @@ def _look(weights: LogWeights, need: Need) -> _Look:
         elbo=local.mean(0),
         gap=torch.where(plain, plain_gap, lacks / count),
         evidence=bound.rows,
-        evidence_se=bound.rows_se,
+        evidence_se=bound_se,
         khat=tails.rows,
         ess=torch.where(plain, float(size), ess),
     )
