@@ -51,6 +51,7 @@ class CompiledStep:
         clip_norm: the largest norm of the gradient.
         gather: where tables are kept out of the graph, a function of a call that returns the rows which it reads
             (``draws``, ``indices``, ``rows``). A step then returns their clipped gradients, and the caller moves them.
+        all_shapes: whether arguments of other shapes than the first ones have graphs too; otherwise their steps are eager.
 
     Attributes:
         state: what graphs read and write.
@@ -71,9 +72,11 @@ class CompiledStep:
         tables: Mapping[str, Update],
         clip_norm: float | None,
         gather: Callable[..., Any] | None = None,
+        *,
+        all_shapes: bool = True,
     ):
         self._eager, self._model, self._guide, self._elbo = eager, model, guide, elbo
-        self._clips, self._gather = clip_norm is not None, gather
+        self._clips, self._gather, self._all_shapes = clip_norm is not None, gather, all_shapes
         # By signature; None where a step is taken eagerly.
         self._graphs: dict[tuple | None, Callable | None] = {}
         self.state = StepState(eager.parameters, updates, tables, clip_norm)
@@ -88,6 +91,8 @@ class CompiledStep:
                 self._graphs[None] = None
                 _warn(reason)
             return self._eager(call, kwargs)
+        if signature not in self._graphs and self._graphs and not self._all_shapes:
+            self._graphs[signature] = None
         if signature not in self._graphs:
             started = time.perf_counter()
             self._graphs[signature] = self._compile(leaves, tree, call, kwargs)

@@ -29,8 +29,11 @@ __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "StepOptions", 
 
 LearningRate = float | Callable[[int], float]
 
-# Seconds to compile a step, and seconds of handlers and dispatch in an eager one; roughly, on one core.
-_COST_OF_COMPILING, _HANDLERS = 25.0, 8e-3
+# Seconds to compile a step, the same for arguments of another shape when that is done, and seconds of handlers and dispatch in
+# an eager step; roughly, on one core.
+_COST_OF_COMPILING, _COST_OF_A_SHAPE, _HANDLERS = 25.0, 5.0, 8e-3
+# The share of steps with arguments of another shape: those of the last batches of epochs of eight.
+_OTHER_SHAPES = 1 / 8
 
 
 @runtime_checkable
@@ -179,7 +182,10 @@ class TrainingStep:
         if compile:
             outside = bool(tables) and guide.rows_on is not None
             inside, gather = ({}, guide.gather_rows) if outside else (self._tables, None)
-            self.compiled = CompiledStep(self.gradient, model, guide, elbo, self._updates, inside, clip_norm, gather)
+            others = self._saves_time(model, call, kwargs, round(_OTHER_SHAPES * num_steps), _COST_OF_A_SHAPE)
+            self.compiled = CompiledStep(
+                self.gradient, model, guide, elbo, self._updates, inside, clip_norm, gather, all_shapes=others
+            )
         self._evaluate = self.compiled or self.gradient
 
     def _make_gradient(self, model: Callable, guide: Any, elbo: ELBO, precision: str) -> Gradient:
@@ -197,14 +203,18 @@ class TrainingStep:
         """Whether a step can be compiled, and the steps to go save more time than that takes."""
         if not can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs):
             return False
-        with buffers_restored(model), seeded(None):
-            flops = count_flops(self.gradient, call, kwargs)
-        if not saves_time(flops, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
+        if not self._saves_time(model, call, kwargs, num_steps, _COST_OF_COMPILING):
             return False
         if self.device.type == "cpu" and not has_compiler():
             log_graph("The training step", NO_COMPILER)
             return False
         return True
+
+    def _saves_time(self, model: Callable, call: tuple, kwargs: Mapping[str, Any], num_steps: int, cost: float) -> bool:
+        """Whether so many compiled steps save more seconds than they cost; by a count of the operations of one."""
+        with buffers_restored(model), seeded(None):
+            flops = count_flops(self.gradient, call, kwargs)
+        return saves_time(flops, calls=num_steps, overhead=_HANDLERS, cost=cost)
 
     def _make_optimizer(self, make: Callable[..., torch.optim.Optimizer], groups: Sequence[int]) -> None:
         """One optimizer of all parameters, each in the group given for it."""

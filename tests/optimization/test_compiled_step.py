@@ -9,8 +9,17 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import pyro_avi as avi
+from pyro_avi.optimization import step
 from tests.all_guides import GUIDES
 from tests.marks import needs_compiler
+
+PATIENT = step._COST_OF_A_SHAPE
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Every shape has a graph, in however short a training."""
+    monkeypatch.setattr(step, "_COST_OF_A_SHAPE", 0.0)
 
 
 def rows(count=12):
@@ -225,6 +234,21 @@ def test_a_graph_that_is_not_the_eager_step_is_refused():
 
     with pytest.warns(UserWarning, match="another loss or gradient than the eager step"):
         avi.fit(model, avi.ConstantGuide(model), torch.ones(3), num_steps=2, compile=True, progress=False)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize(("cost", "graphs"), [(PATIENT, 1), (0.0, 2)])
+def test_other_shapes_have_graphs_where_that_pays(monkeypatch, caplog, cost, graphs):
+    # As of the last batch of an epoch.
+    monkeypatch.setattr(step, "_COST_OF_A_SHAPE", cost)
+    calls = [(rows()[:count], torch.arange(count)) for count in 8 * (5, 5, 2)]
+    with caplog.at_level("INFO", logger="pyro_avi"):
+        compiled, _ = train(avi.FactorizedGuide, compile=True, batches=calls, num_steps=24)
+    assert [record.what for record in caplog.records] == graphs * ["The training step"]
+    torch.testing.assert_close(
+        compiled, train(avi.FactorizedGuide, compile=False, batches=calls, num_steps=24)[0], rtol=1e-4, atol=1e-6
+    )
 
 
 @needs_compiler
