@@ -25,8 +25,7 @@ __all__ = ["LocalJoint"]
 _COST_OF_COMPILING, _HANDLERS = 10.0, 2e-3
 # What a model that cannot run in one more plate fails with.
 _SHAPE_ERRORS = (RuntimeError, ValueError, IndexError, TypeError)
-# The memory in bytes of the points that a CPU evaluates at a time. More would not fit its cache: with the decoder of a VAE a
-# point then took three times as long.
+# Bytes of the points that a CPU evaluates at a time. More would not fit its cache: a point of a VAE took three times as long.
 _CACHE = 2**26
 
 
@@ -65,8 +64,7 @@ class LocalJoint:
         self.at_once = self._runs_at_once()
         # Compiled, by the number of points; None where that is not possible.
         self._graphs: dict[int, Callable | None] = {}
-        # Those of one point, once counted.
-        self._flops: int | None = None
+        self._flops: int | None = None  # of one point, once counted
 
     def __call__(self, u: Tensor) -> tuple[Tensor, Tensor]:
         """The log prior and the log likelihood ``[C, B]``, in double precision.
@@ -211,8 +209,7 @@ class LocalJoint:
         """Two sets of ``count`` points near the initial one, the same in every call."""
         with seeded(0):
             noise = torch.randn(2, count, *self.initial.shape[1:]).to(self.initial)
-        one, two = self.initial + 0.1 * noise
-        return one, two
+        return self.initial + 0.1 * noise[0], self.initial + 0.1 * noise[1]
 
     def _total(self, u: Tensor) -> Tensor:
         graph = self._graphs.get(len(u))

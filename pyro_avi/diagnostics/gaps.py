@@ -222,11 +222,8 @@ class _Measurement:
     def other_weights(
         self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables], wide: Tables
     ) -> list[LogWeights]:
-        """Weights by which mass shows that the best factors do not cover.
-
-        Of draws from a mixture of the best factors, of where the search has ended elsewhere, and of the prior. Where no
-        mixture has log weights by row, of draws from wide factors.
-        """
+        """Weights by which mass shows that the best factors do not cover: of draws from a mixture of them, of where the search
+        has ended elsewhere, and of the prior; where no mixture has weights by row, of draws from wide factors."""
         return self._mixture_weights(source, best, ends) or self._wide_weights(source, best, wide)
 
     def _wide_weights(self, source: WeightSource, best: FactorizedGuide, wide: Tables) -> list[LogWeights]:

@@ -260,8 +260,7 @@ class Ladder:
     def _log_joint(self, part: Part, rows: Tensor, u: Tensor) -> Tensor:
         """``[C, B]`` the log joint of rows of a part at coordinates ``[C, B, K]``."""
         # Another call takes about as long as some dozens of draws.
-        if 2 * len(rows) <= len(part.rows):
-            part = self._part(rows)
+        part = self._part(rows) if 2 * len(rows) <= len(part.rows) else part
         among = torch.isin(part.rows, rows)
         # Where others are in it, they stay where they are.
         points = self._state.u[: len(u), part.rows]

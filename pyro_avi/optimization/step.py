@@ -29,11 +29,9 @@ __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "StepOptions", 
 
 LearningRate = float | Callable[[int], float]
 
-# Seconds to compile a step, the same for arguments of another shape when that is done, and seconds of handlers and dispatch in
-# an eager step; roughly, on one core.
+# Seconds to compile a step, and then for another shape; of handlers and dispatch in an eager one; roughly, on one core.
 _COST_OF_COMPILING, _COST_OF_A_SHAPE, _HANDLERS = 25.0, 5.0, 8e-3
-# The share of steps with arguments of another shape: those of the last batches of epochs of eight.
-_OTHER_SHAPES = 1 / 8
+_OTHER_SHAPES = 1 / 8  # The share of steps with another shape: the last batches of epochs of eight.
 
 
 @runtime_checkable
@@ -145,8 +143,7 @@ class TrainingStep:
                 f"Expected an ELBO that runs the guide at every step, for one with a table, got {type(elbo).__name__}."
                 f"\nPass {type(elbo).__name__.removeprefix('Jit')}(...), and compile=True for one graph a step."
             )
-        is_weighted = callable(kl_weight) or kl_weight != 1
-        if is_weighted:
+        if is_weighted := callable(kl_weight) or kl_weight != 1:
             KLWeight.check(elbo)
         self.parameters, self.device = find_parameters(elbo, model, guide, call, kwargs)
         self.kl_weight: KLWeight | None = None
@@ -180,12 +177,8 @@ class TrainingStep:
             self._make_optimizer(make, [group_of[id(p)] for p in self._parameters])
         self.compiled: CompiledStep | None = None
         if compile:
-            outside = bool(tables) and guide.rows_on is not None
-            inside, gather = ({}, guide.gather_rows) if outside else (self._tables, None)
             others = self._saves_time(model, call, kwargs, round(_OTHER_SHAPES * num_steps), _COST_OF_A_SHAPE)
-            self.compiled = CompiledStep(
-                self.gradient, model, guide, elbo, self._updates, inside, clip_norm, gather, all_shapes=others
-            )
+            self.compiled = self._make_compiled(model, guide, elbo, all_shapes=others)
         self._evaluate = self.compiled or self.gradient
 
     def _make_gradient(self, model: Callable, guide: Any, elbo: ELBO, precision: str) -> Gradient:
@@ -196,6 +189,13 @@ class TrainingStep:
         touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
         kind = Gradient if gives_loss(elbo) else partial(BackwardGradient, found=self.parameters)
         return kind(loss, self._parameters, touched_rows, precision)
+
+    def _make_compiled(self, model: Callable, guide: Any, elbo: ELBO, *, all_shapes: bool) -> CompiledStep:
+        outside = bool(self._tables) and guide.rows_on is not None
+        inside, gather = ({}, guide.gather_rows) if outside else (self._tables, None)
+        return CompiledStep(
+            self.gradient, model, guide, elbo, self._updates, inside, self._clip_norm, gather, all_shapes=all_shapes
+        )
 
     def _should_compile(
         self, model: Callable, guide: Callable, elbo: ELBO, call: tuple, kwargs: Mapping[str, Any], num_steps: int
