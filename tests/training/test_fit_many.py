@@ -65,6 +65,7 @@ def test_a_row_twice_in_a_batch():
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_tables_and_rates_of_their_own():
     assert_as_alone(lr=(0.01, 0.02, lambda step: 0.001 * (step + 1)))
 
