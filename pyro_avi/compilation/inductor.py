@@ -50,6 +50,7 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     check_libraries()
     try:
         return _compile(traced, inputs, options)
+    # Of any class: compilers, loaders and unpicklers each fail with their own.
     except Exception as error:
         removed = remove_damaged(error)
         if not removed:

@@ -231,7 +231,8 @@ class _Measurement:
         write_tables(best, {name: table.expand_as(tables[name]) for name, table in wide.items()})
         weights = source.weights(best, Draws(max(self._num_samples, _WIDE), self._seed + _MIXTURE))
         write_tables(best, tables)
-        return [weights]
+        # Far away a density may be zero or no number.
+        return [weights] if weights.local.isfinite().all() else []
 
     def _mixture_weights(self, source: WeightSource, best: FactorizedGuide, ends: Sequence[Tables]) -> list[LogWeights]:
         factor = best.row_factors[0].factor

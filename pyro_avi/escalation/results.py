@@ -1,6 +1,6 @@
 """What an escalation answers for every row, and what it says of the answers."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -134,16 +134,16 @@ class Escalation:
         own = torch.tensor([each == level for each in self.levels], device=self.gap.device)
         known = own & ~self.gap.isnan()
 
-        def of(values: Tensor, reduce, where: Tensor) -> float:
+        def reduced(values: Tensor, reduce: Callable[[Tensor], Tensor], where: Tensor) -> float:
             return reduce(values[where]).item() if where.any() else float("nan")
 
         return {
             "tried": self.cost[level].rows,
             "rows": int(own.sum()),
             "met": int((own & self.met).sum()),
-            "mean gap": of(self.gap, torch.mean, known),
-            "largest k-hat": of(self.khat, torch.max, known),
-            "least ESS": of(self.ess, torch.min, own),
+            "mean gap": reduced(self.gap, torch.mean, known),
+            "largest k-hat": reduced(self.khat, torch.max, known),
+            "least ESS": reduced(self.ess, torch.min, own),
             "seconds": self.cost[level].seconds,
         }
 
