@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 from matplotlib.lines import Line2D
 
@@ -20,6 +21,8 @@ __all__ = ["Line", "document"]
 
 #: How near a loss comes to that of the best bound before it counts as there.
 NEAR = 0.01
+#: What it takes to get there: the name of it in a `Line`, and in words.
+MEASURES = (("looks", "steps"), ("seconds", "processor seconds"))
 READING = """
 All bounds are exact and hold every constant: they are ELBOs in nats, and at most the evidence. The gap is what a guide's bound
 lacks of the best that factors of its family have for this model, whose value is known in closed form or by quadrature.
@@ -153,7 +156,7 @@ def _part(title: str, lines: list[Line], claims: Callable[[list[Line]], list[Not
     arms = sorted({line.arm for line in lines}, key=_place)
     figures = [
         Figure("curves", "Gap by step and by second", "To the best bound, a line a seed.", partial(_curves, best, arms)),
-        Figure("soon", "Steps to 1 %", "Over seeds, each guide at its soonest rate; a cross: never in so many steps.",
+        Figure("soon", "Steps and seconds to 1 %", "Over seeds, each guide at its soonest rate; a cross: never in so many.",
                partial(_boxes, quick, arms)),
     ]  # fmt: skip
     table = Table(title, columns, best, group="protocol", file="summary")
@@ -176,7 +179,7 @@ def _curves(lines: Sequence[Line], arms: Sequence[str]) -> Drawing:
     """A row for steps and one for seconds, a column a protocol."""
     figure, grid = panels(2, 2, sharey=True, sharex="row")
     colours = _colours(arms)
-    for row, (of, label) in zip(grid, (("looks", "steps"), ("seconds", "processor seconds")), strict=True):
+    for row, (of, label) in zip(grid, MEASURES, strict=True):
         for axes, protocol in zip(row, ("published", "fair"), strict=True):
             for line in lines:
                 for bounds in line.bounds if line.protocol == protocol else ():
@@ -193,21 +196,28 @@ def _curves(lines: Sequence[Line], arms: Sequence[str]) -> Drawing:
 
 @drawn
 def _boxes(quick: Mapping[tuple[str, str], Line], arms: Sequence[str]) -> Drawing:
-    """A column a protocol, a box an arm."""
-    figure, grid = panels(1, 2, sharey=True, sharex=True)
+    """A row for steps and one for seconds, a column a protocol, a box an arm."""
+    figure, grid = panels(2, 2, sharey=True, sharex="row")
     colours = _colours(arms)
-    for axes, protocol in zip(grid[0], ("published", "fair"), strict=True):
-        for at, arm in enumerate(arms):
-            line = quick[arm, protocol]
-            times = line.soon(line.looks)
-            if all(each.censored for each in times):
-                axes.plot([line.looks[-1]], [at], "x", color=colours[arm])
-                continue
-            box = axes.boxplot([[each.value for each in times]], positions=[at], orientation="horizontal", widths=0.6)
-            for part in (*box["boxes"], *box["medians"], *box["whiskers"], *box["caps"]):
-                part.set_color(colours[arm])
-        axes.set(xlabel="steps", title=protocol, yticks=range(len(arms)))
-        axes.set_yticklabels(arms)
-        axes.set_ylim(len(arms) - 0.4, -0.6)
-        fit_scale(axes.xaxis, [each.value for line in quick.values() for each in line.soon(line.looks)])
+    for row, (of, label) in zip(grid, MEASURES, strict=True):
+        for axes, protocol in zip(row, ("published", "fair"), strict=True):
+            for at, arm in enumerate(arms):
+                line = quick[arm, protocol]
+                _box(axes, at, line.soon(getattr(line, of)), colours[arm])
+            axes.set(xlabel=label, title=protocol if of == "looks" else "", yticks=range(len(arms)))
+            axes.set_yticklabels(arms)
+            axes.set_ylim(len(arms) - 0.4, -0.6)
+            fit_scale(axes.xaxis, [each.value for line in quick.values() for each in line.soon(getattr(line, of))])
     return figure
+
+
+def _box(axes: Axes, at: int, times: Sequence[Duration], colour: str) -> None:
+    """The box of an arm's seeds, or a cross where none was near in time."""
+    if all(each.censored for each in times):
+        axes.plot([times[0].value], [at], "x", color=colour)
+        return
+    flier = {"marker": "o", "markeredgecolor": colour, "ms": 5}
+    values = [[each.value for each in times]]
+    box = axes.boxplot(values, positions=[at], orientation="horizontal", widths=0.6, flierprops=flier)
+    for part in (*box["boxes"], *box["medians"], *box["whiskers"], *box["caps"]):
+        part.set_color(colour)

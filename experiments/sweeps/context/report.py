@@ -1,10 +1,11 @@
 """The report of the sweep `context`: measured gaps on the curves of the closed form."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 
+import numpy as np
 from matplotlib.figure import Figure as Drawing
+from scipy.optimize import least_squares
 
 from experiments.reporting.document import Document, Figure, Note
 from experiments.reporting.figures import drawn, panels, ramp
@@ -24,13 +25,31 @@ for each series, in nats for a row; the standard error is over series.
 
 The closed form is the least that an encoder of that window can lose on average: a linear map with zeros beyond the ends, and
 one scale. Training can only lose more.
+
+Rate of a chain: rho of a rho^w + c, fitted to the logarithms of the gaps of windows that hold neighbours; c is what rows near
+the ends lose. By theory a value beyond the window moves a posterior mean by lambda^w, the share that each row of a smoother
+passes on, with lambda + 1 / lambda = (1 + phi^2 + q^2 / r^2) / phi, and the gap is of degree two in it: rho tends to lambda^2
+for wide windows.
 """
 
 
 def document(records: Mapping[str, Mapping]) -> Document:
     """The report of these records, by key."""
+    by_size: dict[tuple[int, int], list[Mapping]] = {}
+    for record in records.values():
+        pick(record, "result", "windows")
+        by_size.setdefault((record["settings"]["rows"], record["settings"]["steps"]), []).append(record)
+    parts = [_part(f"{rows:,} rows, {steps:,} steps", by_size[rows, steps]) for rows, steps in sorted(by_size)]
+    return Document(
+        title="How far an encoder has to look",
+        lead="The gap of an encoder that reads a window around its row, where the best factor depends on the whole series.",
+        parts=[*parts, Document("How to read this", READING)],
+    )
+
+
+def _part(title: str, records: Sequence[Mapping]) -> Document:
     found = sorted(
-        ((record, line) for record in records.values() for line in pick(record, "result", "windows")),
+        ((record, line) for record in records for line in record["result"]["windows"]),
         key=lambda pair: (_name(pair[0]), pair[1]["window"]),
     )
     columns = [
@@ -42,14 +61,8 @@ def document(records: Mapping[str, Mapping]) -> Document:
     ]
     figure = Figure("gaps", "Gap by half-width", "Lines: the closed form. Dots: measured, with 2 standard errors.",
                     partial(_curves, found))  # fmt: skip
-    return Document(
-        title="How far an encoder has to look",
-        lead="The gap of an encoder that reads a window around its row, where the best factor depends on the whole series.",
-        notes=_claims(found),
-        tables=[Table("Gap by window", columns, found, group="model", file="summary")],
-        figures=[figure],
-        parts=[Document("How to read this", READING)],
-    )
+    table = Table(title, columns, found, group="model", file="summary")
+    return Document(title, notes=_claims(found), tables=[table], figures=[figure])
 
 
 def _claims(found: list[tuple[Mapping, Mapping]]) -> list[Note]:
@@ -62,16 +75,37 @@ def _claims(found: list[tuple[Mapping, Mapping]]) -> list[Note]:
     )
     notes = [Note("answer" if len(on) == len(found) else "warning", text)]
     for name in sorted(name for name in models if name.startswith("chain")):
-        lines = [line for record, line in found if _name(record) == name]
-        steps = [(a, b) for a, b in pairwise(lines) if b["window"] == a["window"] + 1 and a["gap"] > 0]
-        ratios = ", ".join(f"{b['gap'] / a['gap']:.3f} ({b['closed_form'] / a['closed_form']:.3f})" for a, b in steps)
+        own = [(record, line) for record, line in found if _name(record) == name and line["window"] > 0]
+        windows = [line["window"] for _, line in own]
+        if len(own) < 4 or min(line["gap"] for _, line in own) <= 0:
+            continue
+        measured, closed = (_fitted_rate(windows, [line[of] for _, line in own]) for of in ("gap", "closed_form"))
         notes.append(
             Note(
                 "answer",
-                f"{name}: each further row on both sides leaves of the gap, by the closed form in brackets: {ratios}.",
+                f"{name}: the gap falls geometrically, at a fitted rate of {measured:.3f} a row on both sides; that of the "
+                f"closed form is {closed:.3f}, the limit for wide windows {_limit(own[0][0]):.3f}.",
             )
         )
     return notes
+
+
+def _fitted_rate(windows: Sequence[int], gaps: Sequence[float]) -> float:
+    """``rho`` of ``a rho^w + c`` by least squares of logarithms; all three are positive, and ``rho`` is below 1."""
+    at, logs = np.array(windows, dtype=float), np.log(gaps)
+
+    def off(numbers: np.ndarray) -> np.ndarray:
+        return np.logaddexp(numbers[0] - np.exp(numbers[1]) * at, numbers[2]) - logs
+
+    start = [logs[0], 0.0, logs[-1] - np.log(2.0)]
+    return float(np.exp(-np.exp(least_squares(off, start).x[1])))
+
+
+def _limit(record: Mapping) -> float:
+    """``lambda^2`` of a chain."""
+    phi, q, r = record["settings"]["numbers"]
+    total = (1 + phi**2 + (q / r) ** 2) / phi
+    return ((total - (total**2 - 4) ** 0.5) / 2) ** 2
 
 
 def _name(record: Mapping) -> str:

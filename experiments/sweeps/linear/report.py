@@ -19,18 +19,15 @@ The logarithm of the scale is a polynomial here too; the best is constant.
 
 
 def claims(lines: Sequence[Line]) -> list[Note]:
-    """Whether degree 1 closes the gap and degree 0 loses the closed form."""
+    """Whether degrees 1 and 2 close the gap and degree 0 loses the closed form."""
     fair = {line.arm: line for line in lines if line.protocol == "fair"}
     notes = []
-    if (line := fair.get("degree 1")) is not None:
-        most = max(line.gaps) / line.rows
-        kind = "answer" if most < 1e-3 else "warning"
-        notes.append(
-            Note(
-                kind,
-                f"Degree 1: the largest gap of {len(line.gaps)} seeds is {most:.2g} nats a row (to be below 0.001).",
-            )
-        )
+    for degree in ("degree 1", "degree 2"):
+        if (line := fair.get(degree)) is not None:
+            most = max(line.gaps) / line.rows
+            text = f"{degree.capitalize()}: the largest gap of {len(line.gaps)} seeds is {most:.2g} nats a row"
+            text += " (to be below 0.001)."
+            notes.append(Note("answer" if most < 1e-3 else "warning", text))
     if (line := fair.get("degree 0")) is not None and line.predicted is not None:
         off = max(abs(line.gaps - line.predicted)) / line.rows
         loss = line.predicted / line.rows

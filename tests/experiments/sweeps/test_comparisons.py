@@ -263,10 +263,11 @@ def test_a_report_says_gaps_and_when_each_guide_is_near():
 def test_a_gap_that_is_left_is_a_warning():
     records = {
         "a": record("degree 1", {"published": [1.0], "fair": [0.1, 1.5]}),
-        "b": record("degree 0", {"published": [1.0], "fair": [111.1, 113.0]}, predicted=111.1),
+        "b": record("degree 2", {"published": [1.0], "fair": [0.1, 1.5]}),
+        "c": record("degree 0", {"published": [1.0], "fair": [111.1, 113.0]}, predicted=111.1),
     }
 
-    assert [note.kind for note in linear.document(records).parts[0].notes] == ["warning", "warning"]
+    assert [note.kind for note in linear.document(records).parts[0].notes] == ["warning"] * 3
 
 
 @pytest.mark.parametrize(

@@ -49,29 +49,49 @@ def test_a_trained_encoder_is_on_the_curve():
     assert model.window_gap(0) - line["gap"] > 5 * line["se"]
 
 
-def record(key, gaps, closed_form=(4.0, 1.0, 0.25), se=0.1):
+RATE = 0.3
+CLOSED_FORM = tuple(4.0 * RATE**width + 0.02 for width in range(5))
+
+
+def record(key, gaps=CLOSED_FORM, se=0.1, **settings):
     windows = [
         {"window": at, "gap": gap, "se": se, "closed_form": exact}
-        for at, (gap, exact) in enumerate(zip(gaps, closed_form, strict=True))
+        for at, (gap, exact) in enumerate(zip(gaps, CLOSED_FORM, strict=True))
     ]
-    return {"key": key, "settings": plan()[0].settings, "result": {"windows": windows, "approximation_gap": 1.0}}
+    settings = {**plan()[0].settings, **settings}
+    return {"key": key, "settings": settings, "result": {"windows": windows, "approximation_gap": 1.0}}
 
 
 def test_the_report_says_which_gaps_are_on_their_curves():
-    (first, second) = context.document({"a": record("a", (4.1, 1.0, 0.2))}).notes
+    (first, _) = context.document({"a": record("a")}).parts[0].notes
+    assert first.kind == "answer" and "5 of 5 measured gaps are within 5 standard errors" in first.text
+    off = (*CLOSED_FORM[:4], CLOSED_FORM[4] + 0.6)
+    (first, _) = context.document({"a": record("a", off)}).parts[0].notes
+    assert first.kind == "warning" and "4 of 5" in first.text and "0 of 1 models" in first.text
 
-    assert first.kind == "answer" and "3 of 3 measured gaps are within 5 standard errors" in first.text
-    assert "0.244 (0.250), 0.200 (0.250)" in second.text
-    (first, _) = context.document({"a": record("a", (4.1, 1.0, 0.9))}).notes
-    assert first.kind == "warning" and "2 of 3" in first.text and "0 of 1 models" in first.text
+
+def test_the_rate_at_which_gaps_fall_is_fitted_beside_that_of_the_closed_form():
+    # The first, of the row alone, is no part of it.
+    gaps = (9.0, *(4.0 * 0.4**width + 0.02 for width in range(1, 5)))
+
+    (_, rate) = context.document({"a": record("a", gaps)}).parts[0].notes
+
+    # lambda of the chain (0.9, 1, 1) has lambda + 1 / lambda = 2.81 / 0.9.
+    share = 0.362334
+    assert abs(share + 1 / share - 2.81 / 0.9) < 1e-5
+    assert "a fitted rate of 0.400" in rate.text and "that of the closed form is 0.300" in rate.text
+    assert f"the limit for wide windows {share**2:.3f}" in rate.text
 
 
-def test_the_report_is_drawn():
-    drawn = context.document({"a": record("a", (4.1, 1.0, 0.2))})
+def test_the_report_is_drawn_by_size():
+    drawn = context.document({"a": record("a", [gap + 0.1 for gap in CLOSED_FORM]), "b": record("b", steps=7)})
 
-    assert all(figure.png for figure in drawn.drawings)
+    parts = drawn.parts[:2]
+    assert [part.title for part in parts] == ["150 rows, 7 steps", "150 rows, 1,200 steps"]
+    assert all(figure.png for part in parts for figure in part.drawings)
     assert "chain phi 0.9, q 1, r 1" in terminal(drawn)
-    assert [line["standard_errors_apart"] for line in data(drawn)["summary"]] == pytest.approx([1.0, 0.0, -0.5])
+    apart = [line["standard_errors_apart"] for line in data(drawn)["summary"]]
+    assert apart == pytest.approx([0.0] * 5 + [1.0] * 5)
 
 
 def test_records_of_another_sweep_are_refused():
