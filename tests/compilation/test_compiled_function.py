@@ -28,6 +28,7 @@ def weights(model, guide, x, *, num_samples=40, max_memory=1):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_graph_gives_the_same_weights(monkeypatch):
     call = images()
     eager, joint = weights(*call)

@@ -56,6 +56,7 @@ def assert_same_training(*args, **kwargs):
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_a_table_moves_row_by_row_as_in_eager_steps():
     assert_same_training(avi.FactorizedGuide)
 

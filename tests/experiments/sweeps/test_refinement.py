@@ -33,6 +33,7 @@ def test_bad_options_are_refused(argv):
         refinement.plan(options(*argv), {})
 
 
+@pytest.mark.slow
 def test_steps_close_the_gap_and_the_report_shows_it():
     (cell,) = refinement.plan(options(*SMALL), {})
     result = measure_cell(cell.settings, Context("cpu", None, False))

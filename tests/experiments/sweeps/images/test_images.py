@@ -359,6 +359,7 @@ def fair(**settings):
     return tiny(protocol="fair", share=0.0, continued=None, lr_local=1e-2, lr_global=1e-2) | settings
 
 
+@pytest.mark.slow
 def test_a_fair_cell_ends_with_the_round_that_gained_little():
     progress = []
     context = Context("cpu", None, False, progress=lambda *step: progress.append(step))
@@ -378,6 +379,7 @@ def test_a_fair_cell_ends_with_the_round_that_gained_little():
     assert short["convergence"]["late_gain"] == pytest.approx(gain)
 
 
+@pytest.mark.slow
 def test_only_ends_of_rounds_look_at_the_held_out_rows_of_a_table():
     result = images.run(fair(guide="factorized", steps=32), CONTEXT)
     looked = [step for step, error in zip(*(result["curve"][n] for n in ("step", "test_mse")), strict=True) if error]
@@ -590,10 +592,8 @@ def numbers(record):
     return untimed(record["result"])
 
 
-@pytest.mark.parametrize(
-    ("guide", "protocol"),
-    [("amortized", "published"), pytest.param("factorized", "fair", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("guide", "protocol"), [("amortized", "published"), ("factorized", "fair")])
 def test_a_cell_gives_the_same_numbers_wherever_and_after_whatever_it_runs(guide, protocol):
     settings = (fair if protocol == "fair" else tiny)(guide=guide, width=3 if guide == "amortized" else None)
     cell, threads = Cell("images", settings), torch.get_num_threads()
