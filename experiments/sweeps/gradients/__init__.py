@@ -22,10 +22,10 @@ __all__ = ["add_arguments", "count", "describe", "document", "estimate", "plan",
 def run(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
     """Measure or train one cell."""
     # The process that plans has no use for torch's and Pyro's seconds of import.
-    if settings["kind"] == "training":
-        from experiments.sweeps.gradients.training import train
+    if settings["kind"] in ("training", "trials"):
+        from experiments.sweeps.gradients import training
 
-        return train(settings, context)
+        return (training.train if settings["kind"] == "training" else training.try_rates)(settings, context)
     from experiments.sweeps.gradients.noise import measure
 
     return measure(settings, context)
