@@ -30,6 +30,8 @@ class RowInputs:
         window: of the neighbours that are read, ``None`` for none.
         is_series: whether the encoder reads all rows of the last plate together.
         gaps: whether it reads ``nan`` for what is not known.
+        by_widths: whether it is given by widths: arguments are read beside the observed values, and all in its precision. A
+            module may read what is no such number, as an embedding does.
         needed: the names of observed sites and arguments that have to be among what is found.
         masked: by observed site, whether it was masked in the first call.
         covariates: the arguments that are read beside the observed values.
@@ -40,6 +42,7 @@ class RowInputs:
     window: Window | None = None
     is_series: bool = False
     gaps: bool = False
+    by_widths: bool = False
     needed: tuple[str, ...] = ()
     masked: dict[str, bool] = field(default_factory=dict)
     covariates: list[Covariate] = field(default_factory=list)
@@ -61,16 +64,16 @@ class RowInputs:
         kwargs: Mapping[str, Any],
         data: CallData,
         *,
-        by_widths: bool,
         expected: list[Mapping[str, Any]] | None,
     ) -> None:
         """Look at the first call: which values are masked, and which arguments rows depend on beyond what is observed.
+
+        An encoder by widths reads these; of another one a warning names them.
 
         Args:
             model: any Pyro callable.
             args, kwargs: its arguments.
             data: of the call.
-            by_widths: whether covariates are read; otherwise a warning names them.
             expected: their descriptions, where they are known.
         """
         self.masked = {name: name in data.masks for name in self.rows.observations}
@@ -82,7 +85,9 @@ class RowInputs:
             return
         observed = {name: data.values[name] for name in self.rows.observations}
         covariates = search.find(data.rows, observed)
-        names = {} if by_widths else {each.argument.name: "its encoder is a module of yours" for each in covariates}
+        names = (
+            {} if self.by_widths else {each.argument.name: "its encoder is a module of yours" for each in covariates}
+        )
         for name, reason in {**names, **search.undecided}.items():
             warnings.warn(
                 f"The rows of {self.rows} may depend on argument {name} of the model, which the guide does not read "
@@ -90,7 +95,7 @@ class RowInputs:
                 f"inputs=lambda {signature_text(model)}: torch.stack([{', '.join([*observed, name])}], -1)",
                 stacklevel=2,
             )
-        self.covariates = covariates if by_widths else []
+        self.covariates = covariates if self.by_widths else []
         read = {*observed, *(each.argument.name for each in self.covariates)}
         if self.needed and (missing := [name for name in self.needed if name not in read]):
             self.covariates += [self._argument(search, name, data) for name in missing]

@@ -60,6 +60,8 @@ class Network(nn.Module):
                 "- make it for rows of this shape, or begin it with what brings them into another: torch.nn.Flatten, "
                 "torch.nn.Unflatten\n- tell the guide what to read: inputs=lambda *args, **kwargs: ..."
             )
+            if any(own.is_floating_point() and own.dtype != inputs.dtype for own in encoder.parameters()):
+                advice += f"\n- give it the precision of the rows: encoder.to({inputs.dtype})"
         else:
             shape = ", ".join(map(str, ["B", *self.input_shape]))
             expected = f"Expected inputs of shape [{shape}], as the guide was set up with"

@@ -268,9 +268,10 @@ class LocalGuide(SiteSummaries):
     @property
     def _like(self) -> Tensor:
         """A tensor of the dtype and device of the guide, which may have been moved since it was set up."""
-        initials = [latent.initial for latent in self._structure.local_latents + self._structure.global_latents]
-        own = (tensor for tensor in itertools.chain(self.parameters(), initials) if tensor.is_floating_point())
-        return next(own, torch.zeros((), device=initials[0].device))
+        first, *_ = self._structure.local_latents + self._structure.global_latents
+        own = (tensor for tensor in self.parameters() if tensor.is_floating_point())
+        # The values of a discrete latent are whole numbers, its density is not.
+        return next(own, first.initial.new_zeros((), dtype=first.dtype))
 
     def local_parameters(self) -> list[nn.Parameter]:
         """The parameters of the inference functions; all others of the guide belong to the global latents."""

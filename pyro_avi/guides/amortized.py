@@ -176,29 +176,28 @@ class AmortizedGuide(LocalGuide):
         encoder = option_for(self._given_encoder[0], rows.plates, "encoder", count)
         if encoder is None:
             raise ValueError(f"Expected encoder= for {rows}, got those for {sorted(self._given_encoder[0])}.")
-        by_widths = not isinstance(encoder, nn.Module)
         expected = self._expected_of(rows)
         if self._expected and expected and isinstance(expected["reads"], list):
             # The encoder has a weight at least for each row of its window.
             self._expected.check_size(rows.plates, sum(expected["reads"]))
         reading = self._reading[rows.plates] = self._create_reading(rows, encoder, args, kwargs, expected)
         covariates = None if expected is None else expected["covariates"]
-        reading.find(self.model, args, kwargs, data, by_widths=by_widths, expected=covariates)
-        reading.check_finite(data, self._like.dtype)
+        reading.find(self.model, args, kwargs, data, expected=covariates)
+        reading.check_finite(data, initial.dtype)
         whole = self._with_others(reading, data, args, kwargs)
         parts = [
             (value.to(initial.device), None if known is None else known.to(initial.device))
-            for value, known in self._parts(reading, whole, self._like.dtype, args, kwargs)
+            for value, known in self._parts(reading, whole, initial.dtype, args, kwargs)
         ]
         is_found = reading.given is None
         standardize = nn.ModuleList()
-        if by_widths and is_found if self._standardize is None else self._standardize:
+        if reading.by_widths and is_found if self._standardize is None else self._standardize:
             standardize = reading.standardizers(parts, whole)
         # The global latents have no factor yet.
         of_globals = None if self._reads_globals is None else initial_globals(self._structure)
         inputs = reading.join(parts, standardize, self._index(reading, data), of_globals)
         inputs = inputs if reading.is_series else inputs.flatten(0, reading.depth - 1)
-        if by_widths:
+        if reading.by_widths:
             sizes = (inputs.shape[-1] if reading.is_series else prod(inputs.shape[1:]), *encoder)
             if self._expected is not None:
                 # A recurrent layer has more than one that is not, and the head reads its last units at least.
@@ -228,7 +227,8 @@ class AmortizedGuide(LocalGuide):
             )
         is_series = is_series or needed_series
         gaps = is_series or isinstance(encoder, ReadsGaps)
-        return RowInputs(rows, function_of(option), window, is_series=is_series, gaps=gaps, needed=needed)
+        by_widths = not isinstance(encoder, nn.Module)
+        return RowInputs(rows, function_of(option), window, is_series, gaps=gaps, by_widths=by_widths, needed=needed)
 
     def _expected_of(self, rows: RowSet) -> dict[str, Any] | None:
         """What the file that the guide is loaded from says of the inputs of a set of rows."""
@@ -260,9 +260,8 @@ class AmortizedGuide(LocalGuide):
 
     def _infer(self, row_factor, data, args, kwargs):
         reading, network = self._reading[row_factor.row_set.plates], row_factor.function
-        parts = self._parts(
-            reading, self._with_others(reading, data, args, kwargs), network.head.weight.dtype, args, kwargs
-        )
+        whole = self._with_others(reading, data, args, kwargs)
+        parts = self._parts(reading, whole, network.head.weight.dtype, args, kwargs)
         index, of_globals = self._index(reading, data), None
         if self._reads_globals is not None:
             of_globals = global_values(self._structure, self.global_guide, data, args, kwargs)
@@ -288,7 +287,7 @@ class AmortizedGuide(LocalGuide):
         if reading.given is None:
             return reading.parts(data, args, kwargs, dtype, {})
         drawn = {} if self._reader is None else self._reader.draws_rows(args, kwargs)
-        return reading.parts(data, args, kwargs, dtype if self._standardize else None, drawn)
+        return reading.parts(data, args, kwargs, dtype if self._standardize or reading.by_widths else None, drawn)
 
 
 def _describe_inputs(option: Any) -> Any:
