@@ -15,11 +15,14 @@ from experiments.reporting.figures import Curve, Panel, curves, drawn, hues, leg
 from experiments.reporting.records import pick
 from experiments.reporting.statistics import Mean, mean_over_seeds
 from experiments.reporting.tables import Column, Table
+from experiments.sweeps.gradients.cells import best_rate
 
 __all__ = ["document"]
 
 # The closed forms that this many standard errors are to hold.
 _ALLOWED = 5.0
+# What sets the parts of the trainings apart.
+_LENGTH = ("dataset", "latents", "steps", "seconds")
 # Variances that are rounding, and stand for zero.
 _ROUNDING = 1e-20
 READING = """
@@ -28,7 +31,8 @@ are as many draws; in the linear model the sum over the table of the guide, at t
 with every mean so many posterior standard deviations away. Variances of 1e-20 and less are rounding, and stand for zero.
 
 Seconds: of the processor, without the evaluations of the bound; all steps are eager, on one thread. ELBO: of up to 500 test
-rows, in nats a row, ± over seeds. Equal seconds: those of the estimator whose trainings were over first.
+rows, in nats a row, ± over seeds. Equal seconds: those of the estimator whose trainings were over first. Trials of rates:
+each a fifth as long as a training, by a seed of its own; while the best is on the edge of those tried, the next is tried.
 """
 _LEADS = {
     "normal": "f(z) = -|z|²/2 under q = N(mean, I_D), the gradient in the mean.",
@@ -47,7 +51,7 @@ def document(records: Mapping[str, Mapping]) -> Document:
         by_kind.setdefault(pick(record, "settings", "kind"), []).append(record)
     parts = [_known(kind, by_kind[kind]) for kind in ("normal", "coin") if kind in by_kind]
     parts += [_linear(by_kind["linear"])] if "linear" in by_kind else []
-    parts += list(_trainings(by_kind.get("training", [])))
+    parts += list(_trainings(by_kind.get("training", []), by_kind.get("trials", [])))
     return Document(
         title="Pathwise or score function",
         lead="How noisy estimators of the same gradient are, and what that costs in training.",
@@ -168,52 +172,82 @@ def _by(lines: Sequence[Mapping], name: str) -> Iterator[tuple[str, list[Mapping
     yield from ((key, list(group)) for key, group in groupby(ordered, key=lambda line: line[name]))
 
 
-def _trainings(records: Sequence[Mapping]) -> Iterator[Document]:
-    """A part for each data set, kind of latents and number of steps."""
-    flat = [
-        {
-            **record["settings"],
-            "curve": pick(record, "result", "curve"),
-            "diverged_at": record["result"].get("diverged_at"),
-        }
-        for record in records
-    ]
+def _trainings(records: Sequence[Mapping], trials: Sequence[Mapping]) -> Iterator[Document]:
+    """A part for each data set, kind of latents and length in steps or in seconds."""
     by_part: dict[tuple, list[dict]] = {}
-    for line in flat:
-        by_part.setdefault((line["dataset"], line["latents"], line["steps"]), []).append(line)
-    for (dataset, latents, steps), lines in sorted(by_part.items()):
-        yield _training(f"{dataset}, {latents} latents", steps, lines)
+    for record in records:
+        result = {name: pick(record, "result", name) for name in ("curve", "diverged_at")}
+        line = {**record["settings"], **result}
+        by_part.setdefault(tuple(line.get(name) for name in _LENGTH), []).append(line)
+    for (dataset, latents, *_), lines in sorted(by_part.items(), key=lambda item: tuple(map(str, item[0]))):
+        alike = {name: lines[0][name] for name in ("dataset", "latents", "latent_dim", "widths", "batch_size")}
+        own = [each for each in trials if alike.items() <= each["settings"].items() and _chose(each, lines)]
+        yield _training(f"{dataset}, {latents} latents", lines, own)
 
 
-def _training(title: str, steps: int, lines: Sequence[Mapping]) -> Document:
+def _chose(trials: Mapping, lines: Sequence[Mapping]) -> bool:
+    """Whether these are the trials that the rate of some training is from."""
+    best, estimator = best_rate(pick(trials, "result", "trials")), pick(trials, "settings", "estimator")
+    return any(line["estimator"] == estimator and line["lr"] == best for line in lines)
+
+
+def _training(title: str, lines: Sequence[Mapping], trials: Sequence[Mapping]) -> Document:
     diverged = [line for line in lines if line["diverged_at"] is not None]
     found = list(_by([line for line in lines if line["diverged_at"] is None], "estimator"))
     notes = [_diverged(title, diverged)] if diverged else []
     if not found:
         return Document(title, notes=notes)
-    last = {name: mean_over_seeds(Mean(run["curve"][-1]["seconds"]) for run in runs) for name, runs in found}
+    table, text = _ranking(title, found)
+    grid = [Panel("steps", "ELBO of test rows, nats a row", _curves(found, "step")),
+            Panel("seconds", "ELBO of test rows, nats a row", _curves(found, "seconds"))]  # fmt: skip
+    s = lines[0]
+    layers = "-".join(map(str, [s["latent_dim"], *s["widths"]]))
+    rates = "each at the best rate of its trials" if trials else f"at {s['lr']:g} for all"
+    lead = f"A decoder of {layers}, batches of {s['batch_size']}, Adam {rates}, K = {s['num_particles']} draws."
+    figure = Figure(
+        "elbo", "ELBO by steps and seconds", "Means over the seeds, ± one standard error.", partial(curves, [grid])
+    )
+    notes.insert(0, Note("answer", text, title))
+    return Document(title, lead, notes, [table, *([_tried(title, trials)] if trials else [])], [figure])
+
+
+def _ranking(title: str, found: Sequence[tuple[str, Sequence[Mapping]]]) -> tuple[Table, str]:
+    """The estimators in the order of their bound after equal seconds, and that order in words."""
+    ends = {name: [run["curve"][-1] for run in runs] for name, runs in found}
+    last = {name: mean_over_seeds(Mean(end["seconds"]) for end in own) for name, own in ends.items()}
+    taken = {name: mean_over_seeds(Mean(float(end["step"])) for end in own) for name, own in ends.items()}
     equal = min(each.value for each in last.values())
     then = {name: mean_over_seeds(Mean(_at(run["curve"], equal)) for run in runs) for name, runs in found}
-    ends = {name: mean_over_seeds(Mean(run["curve"][-1]["elbo"]) for run in runs) for name, runs in found}
     order = sorted(then, key=lambda name: -then[name].value)
     columns = [
         Column("estimator", _name),
         Column("seeds", lambda name: then[name].seeds),
         Column(f"ELBO after {equal:.2g} s", lambda name: then[name], best=max),
-        Column(f"ELBO after {steps:,} steps", lambda name: ends[name], best=max),
-        Column("ms a step", lambda name: 1e3 * last[name].value / steps),
+        Column("ms a step", lambda name: 1e3 * last[name].value / taken[name].value),
     ]
+    if "steps" in found[0][1][0]:
+        bounds = {name: mean_over_seeds(Mean(end["elbo"]) for end in own) for name, own in ends.items()}
+        columns.insert(3, Column(f"ELBO after {found[0][1][0]['steps']:,} steps", lambda name: bounds[name], best=max))
+    else:
+        columns.insert(3, Column("steps", lambda name: round(taken[name].value)))
     text = f"After equal seconds: {', '.join(f'{_name(each)} {then[each]}' for each in order)}."
-    grid = [Panel("steps", "test ELBO, nats a row", _curves(found, "step")),
-            Panel("seconds", "test ELBO, nats a row", _curves(found, "seconds"))]  # fmt: skip
-    s = lines[0]
-    layers = "-".join(map(str, [s["latent_dim"], *s["widths"]]))
-    lead = f"A decoder of {layers}, batches of {s['batch_size']}, Adam at {s['lr']:g} for all, K = {s['num_particles']} draws."
-    figure = Figure(
-        "elbo", "ELBO by steps and seconds", "Means over the seeds, ± one standard error.", partial(curves, [grid])
-    )
-    notes.insert(0, Note("answer", text, title))
-    return Document(title, lead, notes, [Table(title, columns, order, file="training")], [figure])
+    return Table(title, columns, order, file="training"), text
+
+
+def _tried(title: str, trials: Sequence[Mapping]) -> Table:
+    """The rates that were tried for each estimator, and what they came to."""
+    lines = [
+        {"estimator": pick(each, "settings", "estimator"), "best": best_rate(pick(each, "result", "trials")), **trial}
+        for each in sorted(trials, key=lambda each: each["settings"]["estimator"])
+        for trial in sorted(pick(each, "result", "trials"), key=lambda trial: trial["lr"])
+    ]
+    columns = [
+        Column("estimator", lambda line: _name(line["estimator"])),
+        Column("rate", lambda line: f"{line['lr']:g}"),
+        Column("ELBO of training rows", lambda line: "diverged" if line["elbo"] is None else line["elbo"]),
+        Column("taken", lambda line: "yes" if line["lr"] == line["best"] else ""),
+    ]
+    return Table(f"{title}: trials of rates", columns, lines, group="estimator", file="trials")
 
 
 def _diverged(title: str, runs: Sequence[Mapping]) -> Note:

@@ -1,7 +1,10 @@
 """The sweep `gradients`: cells against their closed forms, a training by each kind of ELBO, and the report of both."""
 
+import argparse
+
 import pytest
 
+from experiments.runner.cell import Cell
 from experiments.runner.run_cell import Context
 from experiments.sweeps import gradients
 from experiments.sweeps.gradients.cells import CONTINUOUS, DISCRETE
@@ -77,3 +80,57 @@ def test_a_training_that_diverges_is_left_out_and_named(records):
 
 def test_every_estimator_of_a_training_has_an_elbo():
     assert set(_elbos(2)) == {*CONTINUOUS, *DISCRETE}
+
+
+def options(*words):
+    parser = argparse.ArgumentParser()
+    gradients.add_arguments(parser)
+    return parser.parse_args([*words, "--kinds", "training"])
+
+
+def test_a_training_ends_by_seconds_of_the_processor():
+    settings = {**TRAINING, "latents": "binary", "estimator": "score_function", "seed": 0, "seconds": 0.2}
+    del settings["steps"]
+    found = gradients.run(settings, CONTEXT)
+    seconds, steps = ([point[name] for point in found["curve"]] for name in ("seconds", "step"))
+    assert len(seconds) == 10 and seconds == sorted(seconds) and steps == sorted(steps)
+    # No step and no evaluation of the bound is among them.
+    assert all(at >= 0.02 * (n + 1) for n, at in enumerate(seconds)) and seconds[-1] < 0.4
+    report = gradients.document({"one": record(settings, found)})
+    (line,) = report.parts[0].tables[0].values
+    assert line["steps"] == steps[-1] and line["ms a step"] == pytest.approx(1e3 * seconds[-1] / steps[-1])
+
+
+def test_rates_are_tried_until_the_best_is_not_on_the_edge():
+    settings = {**TRAINING, "kind": "trials", "latents": "binary", "estimator": "vimco", "seed": 0,
+                "rates": [1e-4], "ladder": [1e-5, 1e-4, 1e-2, 100.0, 1e4]}  # fmt: skip
+    del settings["lr"]
+    trials = gradients.run(settings, CONTEXT)["trials"]
+    assert [trial["lr"] for trial in trials] == [1e-4, 1e-2, 100.0]
+    assert max(trials, key=lambda trial: trial["elbo"])["lr"] == 1e-2
+
+
+def test_each_estimator_is_trained_at_the_best_rate_of_its_trials(records):
+    choice = options("--preset", "mnist", "--estimators", "vimco", "pathwise", "--seeds", "3", "4")
+    first = gradients.plan(choice, {})
+    assert [cell.settings["kind"] for cell in first] == ["trials", "trials"] and gradients.count(choice) == 6
+    trials = [{"lr": 1e-3, "elbo": -150.0}, {"lr": 3e-3, "elbo": -140.0}, {"lr": 1e-2, "elbo": None}]
+    kept = {first[0].key: record(first[0].settings, {"trials": trials})}
+    every = gradients.plan(choice, kept)
+    trained = [cell.settings for cell in every if cell.settings["kind"] == "training"]
+    assert [(s["estimator"], s["lr"], s["seed"]) for s in trained] == [("pathwise", 3e-3, 3), ("pathwise", 3e-3, 4)]
+
+    curve = [{"step": 5 * n, "seconds": 4.0 * n, "elbo": -200.0 + n, "se": 0.1} for n in range(1, 11)]
+    done = {Cell("gradients", s).key: record(s, {"curve": curve, "diverged_at": None}) for s in trained}
+    (part, _) = gradients.document({**kept, **done}).parts
+    ranking, tried = part.tables
+    assert "each at the best rate of its trials" in part.lead
+    assert [(line["rate"], line["taken"]) for line in tried.values] == [("0.001", ""), ("0.003", "yes"), ("0.01", "")]
+    (line,) = ranking.values
+    assert line["seeds"] == 2 and line["ELBO after 40 s"].value == -190.0 and line["steps"] == 50
+
+
+@pytest.mark.parametrize("words", [("--steps", "5"), ("--seconds", "0")])
+def test_lengths_that_are_none_are_refused(words):
+    with pytest.raises(ValueError, match=f"Expected {words[0]}"):
+        gradients.plan(options(*words), {})
