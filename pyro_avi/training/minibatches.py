@@ -1,7 +1,8 @@
 """Minibatches of tensors that stand in memory, or in files that are mapped into it."""
 
 import warnings
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.errors import check_count
 from pyro_avi.seeds import as_seed
-from pyro_avi.training.read_ahead import ReadAhead
+from pyro_avi.training.read_ahead import RowReader
 
 __all__ = ["minibatches"]
 
@@ -25,8 +26,9 @@ def minibatches(
 
     Args:
         tensors: each ``[N, ...]``; also NumPy arrays and data frames, whose floating-point numbers get torch's default type.
-            Arrays on disk, as ``np.load(path, mmap_mode="r")`` gives them, stay there: the rows of a batch are read, and those
-            of the next one while a step is taken.
+            Arrays on disk, as ``np.load(path, mmap_mode="r")`` gives them, stay there. Of large ones, beyond a tenth of the
+            machine's memory, threads read the rows of the next batches while a step is taken: up to 32 of them, or as many
+            as 64 MB hold; what is written to such an array is seen that much later.
         batch_size: ``B``, of all processes together.
         distributed: as for :func:`~pyro_avi.fit`: with ``True`` process ``k`` of ``K`` gets its share of every batch, from its
             own rows ``k, k + K, ...``. The tensors are the same in all processes, and ``index`` are positions in them.
@@ -46,7 +48,7 @@ def minibatches(
         >>> [len(index) for x, index in (next(batches) for _ in range(4))]
         [4, 4, 2, 4]
     """
-    ahead, found = ReadAhead(tensors), list(map(_tensor, tensors))
+    arrays, found = tensors, list(map(_tensor, tensors))
     tensors, dtypes = tuple(tensor for tensor, _ in found), tuple(dtype for _, dtype in found)
     sizes = {len(tensor) for tensor in tensors}
     if len(sizes) != 1 or 0 in sizes:
@@ -60,7 +62,8 @@ def minibatches(
             f"Expected batch_size of at least the number of processes, {shard.count}, and a row for each of them in every "
             f"batch, got {batch_size} of {size} rows.\nPass a larger batch_size=, or start fewer processes."
         )
-    return _Minibatches(tensors, dtypes, rows, batch_size, cast(int, ranks.seed(as_seed(seed))), ahead)
+    reader = RowReader(arrays, tensors, dtypes, batch_size)
+    return _Minibatches(reader, size, tensors[0].device, rows, batch_size, cast(int, ranks.seed(as_seed(seed))))
 
 
 def _tensor(given: Any) -> tuple[Tensor, torch.dtype]:
@@ -86,55 +89,69 @@ class _Minibatches(Iterator[tuple[Tensor, ...]]):
 
     def __init__(
         self,
-        tensors: tuple[Tensor, ...],
-        dtypes: tuple[torch.dtype, ...],
+        reader: RowReader,
+        size: int,
+        device: torch.device,
         rows: Tensor | None,
         batch_size: int,
         seed: int,
-        ahead: ReadAhead,
     ):
-        self._tensors, self._dtypes, self._rows, self._batch_size = tensors, dtypes, rows, batch_size
-        self._ahead = ahead
+        self._reader, self._size, self._device = reader, size, device
+        self._rows, self._batch_size = rows, batch_size
         self._generator = torch.Generator().manual_seed(seed)
-        # Of this epoch, by batch, and how many were taken.
+        # Of this epoch, by batch, and how many were begun.
         self._indices: tuple[Tensor, ...] = ()
-        self._taken = 0
+        self._begun = 0
+        # Batches whose rows are being read, and what returns these.
+        self._coming: deque[tuple[Tensor, Callable[[], tuple[Tensor, ...]]]] = deque()
 
     def __next__(self) -> tuple[Tensor, ...]:
-        if self._taken == len(self._indices):
-            self._shuffle()
-        index = self._indices[self._taken]
-        self._taken += 1
-        for following in self._indices[self._taken : self._taken + 1]:
-            self._ahead(following)
-        # Faster than tensor[index], the same rows.
-        rows = (
-            tensor.index_select(0, index).to(dtype) for tensor, dtype in zip(self._tensors, self._dtypes, strict=True)
-        )
-        return (*rows, index)
+        # Not one at every step, as waking a thread takes longer than to give it more to do.
+        if len(self._coming) <= self._reader.ahead // 2:
+            self._begin(1 + self._reader.ahead - len(self._coming))
+        index, rows = self._coming.popleft()
+        return (*rows(), index)
+
+    def _begin(self, count: int) -> None:
+        for _ in range(count):
+            if self._begun == len(self._indices):
+                self._shuffle()
+            index = self._indices[self._begun]
+            self._begun += 1
+            self._coming.append((index, self._reader.begin(index)))
 
     def skip(self, count: int) -> None:
         """Pass over so many batches."""
+        while self._coming and count > 0:
+            self._coming.popleft()
+            count -= 1
         while count > 0:
-            if self._taken == len(self._indices):
+            if self._begun == len(self._indices):
                 self._shuffle()
-            passed = min(count, len(self._indices) - self._taken)
-            self._taken += passed
+            passed = min(count, len(self._indices) - self._begun)
+            self._begun += passed
             count -= passed
 
     def _shuffle(self) -> None:
-        size, device = len(self._tensors[0]), self._tensors[0].device
-        count = size if self._rows is None else len(self._rows)
+        count = self._size if self._rows is None else len(self._rows)
         order = torch.randperm(count, generator=self._generator, device="cpu")
         if self._rows is not None:
             order = self._rows[order]
-        if device.type == "cuda":
+        if self._device.type == "cuda":
             # The program does not wait for a copy from pinned memory.
             order = order.pin_memory()
-        order = order.to(device, non_blocking=True)
+        order = order.to(self._device, non_blocking=True)
         if self._rows is None:
-            self._indices, self._taken = order.split(self._batch_size), 0
+            self._indices = order.split(self._batch_size)
         else:
             # In step with the shares of other processes, whose numbers of rows may differ by one.
-            self._indices, self._taken = order.tensor_split(-(-size // self._batch_size)), 0
-        self._ahead(self._indices[0])
+            self._indices = order.tensor_split(-(-self._size // self._batch_size))
+        self._begun = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Of what is being read, the copy reads its own.
+        return {**self.__dict__, "_coming": [index for index, _ in self._coming]}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._coming = deque((index, self._reader.begin(index)) for index in state["_coming"])
