@@ -50,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 options = _parse(argv)
                 if options.list:
                     return _list()
+                # Some sweeps plan other cells for another device.
+                device = options.device = _device(options)
                 scheduler = Scheduler(registry.find(options.name), options, Store(options.out))
                 cells = scheduler.planned()
                 if (kept := _upkeep(scheduler, options)) is not None:
                     return kept
-                device = _device(options.device, on_cluster=bool(options.address))
                 jobs = options.jobs or (1 if device == "cuda" else usable_cores())
                 context = Context(
                     device, options.data_dir, options.download, command=_command(argv), store=str(options.out.resolve())
@@ -143,9 +144,10 @@ def _usual_engine(options: argparse.Namespace, jobs: int) -> str:
     return "serial" if jobs == 1 else "processes"
 
 
-def _device(asked: str, *, on_cluster: bool) -> str:
+def _device(options: argparse.Namespace) -> str:
+    asked, runs = options.device, not (options.status or options.verify or options.prune)
     # The machine that starts a sweep on a cluster may have no GPU when those of the cluster do.
-    if asked == "cpu" or on_cluster:
+    if asked == "cpu" or options.address or (asked == "cuda" and not runs):
         return "cuda" if asked == "cuda" else "cpu"
     # Seconds to import, and not needed where the device is given.
     import torch

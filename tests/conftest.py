@@ -9,6 +9,14 @@ from pyro.poutine.runtime import _PYRO_STACK
 collect_ignore = ["new_files"]
 
 
+def pytest_collection_modifyitems(items):
+    """Tests of the marker ``cuda`` are skipped where there is no device."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda") is not None:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """The same random state for every test, and an empty parameter store, which is empty again behind it.

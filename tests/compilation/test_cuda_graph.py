@@ -10,8 +10,6 @@ from pyro.infer import TraceMeanField_ELBO
 import pyro_avi as avi
 from pyro_avi.compilation.cuda_graph import GraphedFunction, make_graphed, warn_not_graphed
 
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
 
 class _Stream:
     def wait_stream(self, other):
@@ -128,7 +126,7 @@ def train(compile, *, guide_class=avi.FactorizedGuide, device="cuda", steps=8, p
     return avi.fit(model, guide, batches=batches, compile=compile, precision=precision, **options)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.slow
 @pytest.mark.parametrize("guide_class", [avi.ConstantGuide, avi.AmortizedGuide, avi.FactorizedGuide])
 def test_captured_steps_are_the_eager_ones(guide_class, monkeypatch):
@@ -146,7 +144,7 @@ def test_captured_steps_are_the_eager_ones(guide_class, monkeypatch):
     assert 0 < compiled.compile_seconds < compiled.seconds
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.slow
 def test_tf32_reaches_captured_products():
     """Rounding to 11 bits, seen in the loss: the products of a captured step are not those of single precision."""
@@ -155,7 +153,7 @@ def test_tf32_reaches_captured_products():
     torch.testing.assert_close(rounded, single, rtol=1e-2, atol=0.0)
 
 
-@needs_cuda
+@pytest.mark.cuda
 @pytest.mark.slow
 def test_replicas_on_a_device_are_what_each_is_alone():
     def make(seed):
@@ -173,7 +171,7 @@ def test_replicas_on_a_device_are_what_each_is_alone():
         torch.testing.assert_close(fit.losses, alone.losses, rtol=1e-4, atol=0.0)
 
 
-@needs_cuda
+@pytest.mark.cuda
 def test_callbacks_do_not_wait_for_the_device(monkeypatch):
     waits = []
     synchronize = torch.cuda.synchronize

@@ -249,7 +249,7 @@ def test_a_precision_asked_for_before_the_first_call_is_kept(kind, move):
     }
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a device")
+@pytest.mark.cuda
 def test_a_device_asked_for_before_the_first_call_is_kept(kind):
     guide = GUIDES[kind](scaled).to("cuda").setup(X)
     assert {parameter.device.type for parameter in guide.parameters()} == {"cuda"}

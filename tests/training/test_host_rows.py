@@ -217,7 +217,7 @@ def test_other_places_are_refused():
         avi.FactorizedGuide(Given(), rows_on="cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("model_class", [Given, Drawn])
 def test_on_a_device_training_is_that_of_a_table_on_it(model_class, compile):

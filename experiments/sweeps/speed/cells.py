@@ -21,7 +21,19 @@ _IMAGES = {
     "F-VI, full batch": (10_000, 10_000, 64, _DECODER, _PIXELS, "factorized", 0, 0.4),
     "constant, batch 256": (10_000, 256, 64, _DECODER, _PIXELS, "constant", 0, 0.012),
 }
-_WAYS = ("compiled", "bfloat16", "eager", "hand", "hand compiled", "svi", "numpyro", "products")
+_WAYS = (
+    "compiled",
+    "tf32",
+    "bfloat16",
+    "eager",
+    "hand",
+    "hand graph",
+    "hand compiled",
+    "svi",
+    "numpyro",
+    "numpyro tf32",
+)
+_WAYS += ("products",)
 # Growth in the number of rows, whose data are made as they are needed.
 _ROWS = {
     "F-VI, batch 256, 10^4 rows": (10_000, 256, 64, _DECODER, _PIXELS, "factorized", 0, 0.02),
@@ -36,9 +48,12 @@ _SMALL = {
     # A cell of the default sweep.
     "small, digits, A-VI k=16, batch 256": (1_797, 256, 8, (64, 64), 64, "amortized", 16, 0.003),
 }
-_SMALL_WAYS = ("compiled", "five at once", "eager", "hand", "hand compiled", "svi", "numpyro")
+_SMALL_WAYS = ("compiled", "five at once", "eager", "hand", "hand graph", "hand compiled", "svi", "numpyro")
 _ALL_WAYS = list(dict.fromkeys((*_SMALL_WAYS, *_WAYS)))
-_PRESETS = {"quick": (5, 0.5), "paper": (15, 2.0)}
+# Ways that a CPU does not have.
+_CUDA_WAYS = ("tf32", "hand graph", "numpyro tf32")
+# By preset the rounds, and how long one is: on a CPU in seconds of steps by hand, on CUDA in steps.
+_PRESETS = {"trial": (1, 0.01, 2), "quick": (5, 0.5, 100), "paper": (15, 2.0, 500)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,20 +62,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workloads", nargs="+", choices=list(_workloads()), default=list(_workloads()), help="what to train"
     )
-    parser.add_argument("--ways", nargs="+", choices=_ALL_WAYS, default=_ALL_WAYS, help="how to take a step")
+    parser.add_argument(
+        "--ways", nargs="+", choices=_ALL_WAYS, help="how to take a step (default: all that the device has)"
+    )
 
 
 def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cell]:
     """All cells: none depends on another."""
-    rounds, seconds = _PRESETS[options.preset]
-    cells = []
+    rounds, seconds, on_cuda = _PRESETS[options.preset]
+    cuda, cells = options.device == "cuda", []
+    asked = options.ways or [way for way in _ALL_WAYS if cuda or way not in _CUDA_WAYS]
     for name in options.workloads:
         ways, (num_rows, batch, latents, layers, pixels, guide, width, step) = _workloads()[name]
         settings = {"workload": name, "num_rows": num_rows, "batch_size": batch, "latent_dim": latents}
         settings |= {"layers": layers, "pixels": pixels, "guide": guide, "width": width, "made": name in _ROWS}
         # As many steps a round for every way: rounds are compared.
-        settings |= {"rounds": rounds, "steps": max(1, round(seconds / step)), "seed": 0}
-        chosen = [way for way in options.ways if way in ways]
+        settings |= {"rounds": rounds, "steps": on_cuda if cuda else max(1, round(seconds / step)), "seed": 0}
+        # Here the device decides the result.
+        settings |= {"device": "cuda"} if cuda else {}
+        chosen = [way for way in asked if way in ways]
         if chosen:
             cells.append(Cell("speed", {**settings, "ways": chosen}))
     return cells
@@ -82,12 +102,15 @@ def count(options: argparse.Namespace) -> int:
 
 def describe(cell: Cell) -> str:
     """A short label."""
-    return cell.settings["workload"]
+    return cell.settings["workload"] + (" on CUDA" if "device" in cell.settings else "")
 
 
 def estimate(cell: Cell, *, device: str) -> float:
     """Seconds, roughly."""
     s = cell.settings
+    if device == "cuda":
+        # All start at once.
+        return 60 + 0.005 * s["rounds"] * s["steps"] * len(s["ways"])
     step = _workloads()[s["workload"]][1][-1]
     # A process takes some seconds to start, and those that compile half a minute.
     return sum(

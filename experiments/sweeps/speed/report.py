@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
-from experiments.reporting.document import Document, Figure
+from experiments.reporting.document import Document, Figure, Note
 from experiments.reporting.figures import dots
 from experiments.reporting.limits import Limit, table, verdict
 from experiments.reporting.records import pick
@@ -54,46 +54,118 @@ _GROWTH = [
      "F-VI, 16 latents, batch 256, 10^4 rows", "F-VI, 16 latents, batch 256, 10^7 rows", 1.3),
 ]  # fmt: skip
 READING = """
-Milliseconds: processor time of a step on one thread, the median over rounds that all ways take in turns; ratios are taken
-within a round. Start: imports, data, compiling and three steps. Sooner: the step from which compiled is ahead, start included.
+Milliseconds: {clock}, the median over rounds that all ways take in turns; ratios are taken
+within a round. Start: imports, data, compiling and three steps{start}. Sooner: the step from which compiled is ahead, start
+included. Memory: the most that was taken, {memory}.
 
-Compiled, eager, bfloat16: avi.fit with compile=True, compile=False, precision="bfloat16". Five at once: a step of each of
-five by avi.fit_many. Hand: PyTorch written for this model, Adam fused; hand compiled: as one inductor graph. Svi: Pyro's SVI,
-validation off. Numpyro: one lax.scan. Products: the matrix products of a step alone.
+Compiled, eager, bfloat16, tf32: avi.fit with compile=True, compile=False, and compiled with this precision of the matrix
+products. Five at once: a step of each of five by avi.fit_many. Hand: PyTorch written for this model, Adam fused; hand
+compiled: as one inductor graph; hand graph: captured as a CUDA graph. Svi: Pyro's SVI, validation off. Numpyro: one lax.scan.
+Products: the matrix products of a step alone, in single precision.
 
 Images: a Bayesian decoder of 64-256-256-784, 10,000 images of noise. Small: 1,000 rows of 784, a decoder of 20-40-40-784.
 """
+_ON_CPU = {"clock": "processor time of a step on one thread", "start": "", "memory": "with interpreter and libraries"}
+_ON_CUDA = {
+    "clock": "of a step by the clock, from an idle device to an idle device",
+    "start": ", of all ways at once",
+    "memory": "of the device, without what CUDA itself takes",
+}
 
 
 def document(records: Mapping[str, Mapping]) -> Document:
-    """The report of these records, by key.
+    """The report of these records, by key; those of CUDA are a part of their own where there are others.
 
     Raises:
         ReportError: if a record lacks a field of this sweep.
     """
-    results = {str(pick(record, "settings", "workload")): record for record in records.values()}
-    rounds, times, starts = (
-        {name: pick(results[name], "result", field) for name in sorted(results)}
-        for field in ("ms", "median_ms", "seconds_until_ready")
+    by_device: dict[str, dict] = {}
+    for record in records.values():
+        device = record["settings"].get("device", "cpu") if "settings" in record else "cpu"
+        by_device.setdefault(device, {})[str(pick(record, "settings", "workload"))] = record
+    drawn = [_of_device(results, cuda=device == "cuda") for device, results in sorted(by_device.items())]
+    return drawn[0] if len(drawn) == 1 else Document("Speed", parts=drawn)
+
+
+def _of_device(results: Mapping[str, Mapping], *, cuda: bool) -> Document:
+    """The report of records of one device, by workload."""
+    rounds, times = (
+        {name: pick(results[name], "result", told) for name in sorted(results)} for told in ("ms", "median_ms")
     )
-    ways, limits = dict.fromkeys(way for ms in times.values() for way in ms), list(_limits(rounds, times))
-    wide = [Column("workload", lambda name: name, "csv")]
+    ways, limits = (
+        dict.fromkeys(way for ms in times.values() for way in ms),
+        [] if cuda else list(_limits(rounds, times)),
+    )
+    wide = [
+        Column("workload", lambda name: name, "csv"),
+        Column("device", lambda name: "cuda" if cuda else "cpu", "csv"),
+    ]
     wide += [Column(way, lambda name, way=way: times[name].get(way), "csv") for way in ways]
     series = {way: [(ms.get(way, math.nan), math.nan, math.nan) for ms in times.values()] for way in ways}
     drawing = partial(dots, list(times), series, "milliseconds a step", log=True)
     tables = [table("Compiled step against", limits)] if limits else []
     return Document(
-        "Speed",
+        "Speed on CUDA" if cuda else "Speed",
         "A training step of the library against other ways of taking the same step, in turns, one thread each.",
-        [verdict(limits)],
-        [*tables, Table("", wide, times, file="summary")],
+        # What is to be kept to is of CPUs.
+        [*([] if cuda else [verdict(limits)]), *_told(results)],
+        [*tables, _ratios(rounds), Table("", wide, times, file="summary")],
         [Figure("ms", "Milliseconds of a step", "Medians over rounds.", drawing)],
-        [Document("From start to end", tables=[_every_way(times, starts)]), Document("How to read this", READING)],
+        [
+            Document("From start to end", tables=[_every_way(times, results)]),
+            Document("How to read this", READING.format(**(_ON_CUDA if cuda else _ON_CPU))),
+        ],
     )
 
 
-def _every_way(times: Mapping[str, Mapping], starts: Mapping[str, Mapping]) -> Table:
+def _told(results: Mapping[str, Mapping]) -> Iterator[Note]:
+    """What was left out, and what the library has warned of."""
+    for field, title in (("left_out", "Left out"), ("warnings", "Warnings")):
+        said: dict[str, list[str]] = {}
+        for name, record in sorted(results.items()):
+            # Earlier records have no such field.
+            for way, why in record["result"].get(field, {}).items():
+                reason = f"{way}: {why if isinstance(why, str) else ' '.join(why)}"
+                said.setdefault(reason.removesuffix("."), []).append(name)
+        if said:
+            yield Note(
+                "warning", "; ".join(f"{reason} ({', '.join(names)})" for reason, names in said.items()) + ".", title
+            )
+
+
+def _ratios(rounds: Mapping[str, Mapping]) -> Table:
+    """A line a workload: a compiled step over one of each other way, the median over rounds."""
+    shown = {name: ms for name, ms in rounds.items() if len(ms) > 1 and "compiled" in ms}
+    ways = dict.fromkeys(way for ms in shown.values() for way in ms if way != "compiled")
+
+    def ratio(name: str, way: str) -> float | None:
+        return _ratio(shown[name], "compiled", way) if way in shown[name] else None
+
+    def text(value: float | None) -> str:
+        return "" if value is None else f"{value:.2f}"
+
+    columns = [Column(f"of {way}", partial(ratio, way=way), text=text) for way in ways]
+    return Table("Compiled step as a share", [Column("workload", lambda name: name), *columns], shown)
+
+
+def _ratio(ms: Mapping[str, Sequence[float]], one: str, two: str) -> float:
+    return statistics.median(a / b for a, b in zip(ms[one], ms[two], strict=True))
+
+
+def _every_way(times: Mapping[str, Mapping], results: Mapping[str, Mapping]) -> Table:
     """A line a workload and way: of a step, and from the start of the process."""
+    starts = {name: pick(results[name], "result", "seconds_until_ready") for name in times}
+
+    def rows(pair: tuple[str, str]) -> float | None:
+        name, way = pair
+        size = results[name]["settings"].get("batch_size")
+        if way == "products" or size is None:
+            return None
+        return (5 if way == _FIVE else 1) * size / times[name][way] * 1e3
+
+    def memory(pair: tuple[str, str]) -> float | None:
+        taken = results[pair[0]]["result"].get("peak_memory_bytes", {}).get(pair[1])
+        return None if taken is None else taken / 1e9
 
     def seconds(count: int, pair: tuple[str, str]) -> float | None:
         name, way = pair
@@ -114,6 +186,8 @@ def _every_way(times: Mapping[str, Mapping], starts: Mapping[str, Mapping]) -> T
         Column("workload", lambda pair: pair[0]),
         Column("way", lambda pair: pair[1]),
         Column("ms a step", lambda pair: times[pair[0]][pair[1]], best=min, text="{:.2f}".format),
+        Column("rows a second", rows, text=whole),
+        Column("GB", memory, "page", text=lambda value: "" if value is None else f"{value:.2f}"),
         Column("s to start", lambda pair: starts[pair[0]][pair[1]], "page", text=whole),
         *(Column(f"to step {n:,}", partial(seconds, n), "page", min, whole) for n in (500, 5_000, 50_000)),
         Column("compiled sooner from", sooner),
@@ -130,8 +204,7 @@ def _limits(rounds: Mapping[str, Mapping], times: Mapping[str, Mapping]) -> Iter
     for goal in _GOALS:
         ways = (goal.way, goal.other)
         timed = [rounds[name] for name in groups.get(goal.workloads, goal.workloads) if name in rounds]
-        timed = [[ms[way] for way in ways] for ms in timed if all(way in ms for way in ways)]
-        ratios = [statistics.median(one / two for one, two in zip(*pair, strict=True)) for pair in timed]
+        ratios = [_ratio(ms, *ways) for ms in timed if all(way in ms for way in ways)]
         if ratios:
             yield Limit(goal.what, goal.combined(ratios) / (5 if goal.way == _FIVE else 1), goal.most)
     for what, few, many, most in _GROWTH:

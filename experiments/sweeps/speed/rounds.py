@@ -1,4 +1,4 @@
-"""Rounds of training steps that a process takes when it is its turn, timed by the processor."""
+"""Rounds of training steps that a process takes when it is its turn, timed by the processor or the device."""
 
 import time
 from collections.abc import Callable
@@ -14,13 +14,16 @@ _WARM_UP = 3
 class Rounds:
     """In the process of an implementation: takes rounds of steps when it is its turn, and says how long they took.
 
-    Times are processor times of the process: those of others on the machine do not count.
+    Times are processor times of the process: those of others on the machine do not count. On CUDA they are those of the clock,
+    from an idle device to an idle device.
 
     Args:
         pipe: to the process that gives the turns.
+        device: "cpu" or "cuda".
     """
 
-    def __init__(self, pipe: Connection):
+    def __init__(self, pipe: Connection, device: str = "cpu"):
+        self._now = _time_of_device if device == "cuda" else time.process_time
         self._pipe, self._left, self._began, self._started = pipe, _WARM_UP, None, time.perf_counter()
 
     def run(self, step: Callable[[], Any]) -> None:
@@ -37,7 +40,7 @@ class Rounds:
             if self._began is not None and self._compiled_for != count:
                 self._compiled_for = count
                 steps(count)
-                self._began = time.process_time()
+                self._began = self._now()
             steps(count)
 
     _compiled_for = 0
@@ -50,12 +53,19 @@ class Rounds:
         if self._began is None:
             self._pipe.send(time.perf_counter() - self._started)
         else:
-            self._pipe.send(time.process_time() - self._began)
+            self._pipe.send(self._now() - self._began)
         count = self._pipe.recv()
         if count is None:
             return True
         self._left = count - 1
-        self._began = time.process_time()
+        self._began = self._now()
         return False
 
     __call__ = after_step
+
+
+def _time_of_device() -> float:
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,88 +1,184 @@
 """Times the implementations of a training step, each in a process of its own, in turns."""
 
-import importlib.util
 import multiprocessing
 import os
 import statistics
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
+from experiments.machine import peak_memory, reset_peak_memory
 from experiments.runner.run_cell import Context
 from experiments.sweeps.speed.rounds import Rounds
 
 __all__ = ["time_implementations"]
 
-_THREADS = {
+_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     # jax counts its threads by itself.
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
     "NPROC": "1",
+    # Else it takes most of a device's memory at once.
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
 }
 
 
 def time_implementations(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
-    """Milliseconds of a step in every round, by implementation; the seconds until it was ready; what is not installed.
+    """Milliseconds of a step in every round, by way; the seconds until it was ready; the most memory it took, in bytes.
+
+    A way that cannot be taken here, as one whose package is not installed, is ``left_out``, with the reason; of the others
+    there are ``warnings``.
 
     Args:
         settings: of a cell of the sweep ``speed``.
         context: what the cell is run with.
+
+    Raises:
+        RuntimeError: if none of the ways can be taken.
     """
-    ways = [way for way in settings["ways"] if way != "numpyro" or importlib.util.find_spec("numpyro")]
-    before = {name: os.environ.get(name) for name in _THREADS}
-    os.environ.update(_THREADS)
-    workers, times, ready = {}, {way: [] for way in ways}, {}
-    spawn = multiprocessing.get_context("spawn")
-    try:
-        for way in ways:
-            # One after another, so that they do not compile at the expense of each other.
-            here, there = spawn.Pipe()
-            process = spawn.Process(target=_take_steps, args=(way, dict(settings), there), daemon=False)
-            process.start()
-            there.close()
-            workers[way] = process, here
-            ready[way] = _receive(way, here)
-            context.progress(0, settings["rounds"], f"{way} is ready")
-        for done in range(settings["rounds"]):
-            for way, (_, pipe) in workers.items():
-                pipe.send(settings["steps"])
-                times[way].append(_receive(way, pipe) / settings["steps"] * 1e3)
-            context.progress(done + 1, settings["rounds"], "")
-        for _, pipe in workers.values():
-            pipe.send(None)
-        for process, _ in workers.values():
-            process.join(timeout=30)
-    finally:
-        for process, _ in workers.values():
-            if process.is_alive():
-                process.kill()
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    steps, rounds, together = settings["steps"], settings["rounds"], context.device == "cuda"
+    with _environment(), _Turns(settings, context.device) as turns:
+        ready: dict[str, float] = {}
+        for way in settings["ways"]:
+            turns.start(way)
+            # On a CPU one after another, so that they do not compile at the expense of each other. Beside a device there are
+            # many cores, and its time is dear.
+            if not together:
+                ready |= turns.answers([way])
+                context.progress(0, rounds, f"{way} is ready")
+        ready |= turns.answers(turns.workers) if together else {}
+        times: dict[str, list[float]] = {way: [] for way in ready}
+        for done in range(rounds):
+            for way in list(turns.workers):
+                turns.ask([way], steps)
+                for seconds in turns.answers([way]).values():
+                    times[way].append(seconds / steps * 1e3)
+            context.progress(done + 1, rounds, "")
+        turns.ask(turns.workers, None)
+        ends = turns.answers(turns.workers)
+    if not ends:
+        raise RuntimeError(f"Expected a way of taking a step that can be taken here, got none: {turns.left_out}.")
     return {
-        "ms": times,
-        "median_ms": {way: statistics.median(rounds) for way, rounds in times.items()},
-        "seconds_until_ready": ready,
-        "not_installed": [way for way in settings["ways"] if way not in ways],
+        "ms": {way: times[way] for way in ends},
+        "median_ms": {way: statistics.median(times[way]) for way in ends},
+        "seconds_until_ready": {way: ready[way] for way in ends},
+        "peak_memory_bytes": {way: memory for way, (memory, _) in ends.items()},
+        "warnings": {way: told for way, (_, told) in ends.items() if told},
+        "left_out": turns.left_out,
     }
 
 
-def _receive(way: str, pipe: Connection) -> float:
+class _Turns:
+    """The processes of all ways; they end with the block.
+
+    Args:
+        settings: of the cell.
+        device: "cpu" or "cuda".
+
+    Attributes:
+        workers: a process and its pipe by way, without those that have failed.
+        left_out: the ways that have failed, and why.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], device: str):
+        self._settings, self._device = dict(settings), device
+        self.workers: dict[str, tuple[Any, Connection]] = {}
+        self.left_out: dict[str, str] = {}
+
+    def start(self, way: str) -> None:
+        """Start the process of a way, which says when it is ready."""
+        spawn = multiprocessing.get_context("spawn")
+        here, there = spawn.Pipe()
+        process = spawn.Process(target=_take_steps, args=(way, self._settings, self._device, there), daemon=False)
+        process.start()
+        there.close()
+        self._all.callback(self._end, process)
+        self.workers[way] = process, here
+
+    def ask(self, ways: Iterable[str], steps: int | None) -> None:
+        """For so many steps; ``None`` for no more."""
+        for way in ways:
+            # Of a process that has ended the answer says so.
+            with suppress(OSError):
+                self.workers[way][1].send(steps)
+
+    def answers(self, ways: Iterable[str]) -> dict[str, Any]:
+        """What these say, without those that fail, which are left out from now on."""
+        told = {}
+        for way in list(ways):
+            try:
+                failure, told[way] = self.workers[way][1].recv()
+            except (EOFError, OSError):
+                failure = "its process ended without a word"
+            if failure is not None:
+                self.left_out[way] = failure
+                told.pop(way, None)
+                self._end(self.workers.pop(way)[0])
+        return told
+
+    def _end(self, process: Any) -> None:
+        # One that was told to end has nothing left to do.
+        process.join(timeout=10)
+        if process.is_alive():
+            process.kill()
+
+    def __enter__(self) -> "_Turns":
+        self._all = ExitStack()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if error[0] is not None:
+            for process, _ in self.workers.values():
+                process.kill()
+        self._all.close()
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    os.environ.update(_ENVIRONMENT)
     try:
-        return pipe.recv()
-    except EOFError:
-        raise RuntimeError(
-            f"Expected steps of the way {way!r}, got the end of its process; it says why above."
-        ) from None
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _take_steps(way: str, settings: dict[str, Any], pipe: Connection) -> None:
+class _Pipe:
+    """The end of the pipe in the process of a way: what it sends are answers."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe = pipe
+        self.recv = pipe.recv
+
+    def send(self, told: Any, failure: str | None = None) -> None:
+        self._pipe.send((failure, told))
+
+
+def _take_steps(way: str, settings: dict[str, Any], device: str, connection: Connection) -> None:
     """What the process of an implementation does."""
-    import torch
+    pipe = _Pipe(connection)
+    try:
+        import torch
 
-    torch.set_num_threads(1)
-    from experiments.sweeps.speed.implementations import IMPLEMENTATIONS, Workload
+        torch.set_num_threads(1)
+        from experiments.sweeps.speed.implementations import IMPLEMENTATIONS, Workload
 
-    # Making the workload is part of getting ready.
-    rounds = Rounds(pipe)
-    IMPLEMENTATIONS[way](Workload(settings), rounds)
+        reset_peak_memory(device)
+        # Making the workload is part of getting ready.
+        rounds = Rounds(pipe, device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            # Times would be those of other steps.
+            warnings.filterwarnings("error", "The (training step is taken eagerly|replicas take their steps one after)")
+            memory = IMPLEMENTATIONS[way](Workload(settings, device), rounds)
+        told = sorted(
+            {str(warning.message).partition("\n")[0] for warning in caught if warning.category is UserWarning}
+        )
+        pipe.send((memory or peak_memory(device), told))
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        pipe.send(None, failure=f"{type(error).__name__}: {reason}")

@@ -1,6 +1,8 @@
 """The sweep `speed`: what it times, how turns are taken, and what its report says."""
 
 import argparse
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +20,10 @@ from experiments.sweeps.speed.rounds import Rounds
 from experiments.sweeps.speed.timing import time_implementations
 
 
-def cells(*argv):
+def cells(*argv, device="cpu"):
     parser = argparse.ArgumentParser()
     speed.add_arguments(parser)
-    return speed.plan(parser.parse_args(argv), {})
+    return speed.plan(parser.parse_args(argv, argparse.Namespace(device=device)), {})
 
 
 def test_every_workload_is_a_cell():
@@ -30,6 +32,17 @@ def test_every_workload_is_a_cell():
     assert len(set(found)) == len({speed.describe(cell) for cell in found}) == 13
     assert all(speed.estimate(cell, device="cpu") > 0 for cell in found)
     assert cells("--ways", "products", "--workloads", "tiny, A-VI k=16, batch 20") == []
+
+
+def test_a_device_has_cells_and_ways_of_its_own():
+    here, there = cells(), cells(device="cuda")
+
+    assert not {cell.key for cell in here} & {cell.key for cell in there} and len(here) == len(there)
+    assert "on CUDA" in speed.describe(there[0]) and speed.estimate(there[0], device="cuda") > 0
+    assert set(IMPLEMENTATIONS) == {way for cell in there for way in cell.settings["ways"]}
+    assert {"hand graph", "tf32", "numpyro tf32"}.isdisjoint(way for cell in here for way in cell.settings["ways"])
+    (asked,) = cells("--ways", "hand graph", "--workloads", "tiny, A-VI k=16, batch 20")
+    assert asked.settings["ways"] == ["hand graph"]
 
 
 class Turns:
@@ -46,17 +59,59 @@ class Turns:
         return 3 if self.left >= 0 else None
 
 
+def small(kind):
+    settings = {"num_rows": 24, "batch_size": 8, "latent_dim": 2, "guide": kind, "width": 4, "seed": 0}
+    return {**settings, "layers": [4], "pixels": 4, "made": False}
+
+
 @pytest.mark.parametrize("kind", ["constant", "amortized", "factorized"])
 @pytest.mark.parametrize("way", ["eager", "hand", "svi"])
 def test_a_way_takes_its_turns(way, kind):
-    settings = {"num_rows": 24, "batch_size": 8, "latent_dim": 2, "guide": kind, "width": 4, "seed": 0}
-    settings |= {"layers": [4], "pixels": 4, "made": False}
     turns = Turns()
 
-    IMPLEMENTATIONS[way](Workload(settings), Rounds(turns))
+    IMPLEMENTATIONS[way](Workload(small(kind)), Rounds(turns))
 
     # One message when it is ready, one for each round.
     assert len(turns.sent) == 3 and all(seconds > 0 for seconds in turns.sent)
+
+
+def test_rounds_wait_for_a_device(monkeypatch):
+    waits, turns = [], Turns()
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(len(turns.sent)))
+
+    Rounds(turns, "cuda").run(lambda: None)
+
+    # When each of the two rounds begins, and when it ends.
+    assert waits == [1, 1, 2, 2] and len(turns.sent) == 3
+
+
+def test_a_step_is_captured_once_and_launched_at_every_step(monkeypatch):
+    """On stand-ins: the memory of the rows is filled anew before each launch."""
+    launched, streams = [], SimpleNamespace(wait_stream=lambda other: None)
+    workload = Workload(small("factorized"))
+    graph = SimpleNamespace(replay=lambda: launched.append(copied[-2:]))
+    copied, copy = [], torch.Tensor.copy_
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda self, other: (copied.append(other), copy(self, other))[1])
+    for name, stand_in in {
+        "Stream": lambda: streams,
+        "current_stream": lambda: streams,
+        "stream": lambda stream: nullcontext(),
+        "CUDAGraph": lambda: graph,
+        "graph": lambda graph: nullcontext(),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    # A CPU has no such steps of Adam.
+    adam = torch.optim.Adam
+    monkeypatch.setattr(torch.optim, "Adam", lambda *args, capturable, **options: adam(*args, **options))
+
+    IMPLEMENTATIONS["hand graph"](workload, Rounds(Turns()))
+
+    # Three before the first round, then two rounds of three.
+    assert len(launched) == 9
+    calls = workload.full_calls()
+    next(calls)
+    for (x, index), (given, positions) in zip(launched, calls, strict=False):
+        assert x.equal(given) and index.equal(positions)
 
 
 def test_the_step_by_hand_is_the_librarys():
@@ -88,13 +143,22 @@ def test_the_step_by_hand_is_the_librarys():
 
 @pytest.mark.slow
 def test_processes_take_turns():
-    cell = next(cell for cell in cells("--ways", "eager", "hand") if cell.settings["workload"].startswith("tiny"))
+    cell = next(
+        cell for cell in cells("--ways", "eager", "hand graph", "hand") if cell.settings["workload"].startswith("tiny")
+    )
     settings = {**cell.settings, "rounds": 2, "steps": 2}
 
     result = time_implementations(settings, Context("cpu", None, False))
 
-    assert set(result["ms"]) == {"eager", "hand"} and not result["not_installed"]
+    assert set(result["ms"]) == {"eager", "hand"} and not result["warnings"]
     assert all(len(times) == 2 and min(times) > 0 for times in result["ms"].values())
+    assert all(memory > 1e8 for memory in result["peak_memory_bytes"].values())
+    # The one that a CPU does not have is left out, and the others go on.
+    assert list(result["left_out"]) == ["hand graph"] and "CUDA" in result["left_out"]["hand graph"]
+    with pytest.raises(
+        RuntimeError, match="Expected a way of taking a step that can be taken here, got none: {'hand graph'"
+    ):
+        time_implementations({**settings, "ways": ["hand graph"]}, Context("cpu", None, False))
 
 
 def record(workload, **ms):
@@ -102,7 +166,7 @@ def record(workload, **ms):
         "ms": {way: [value, value] for way, value in ms.items()},
         "median_ms": ms,
         "seconds_until_ready": dict.fromkeys(ms, 1.0),
-        "not_installed": [],
+        "left_out": {},
     }
     provenance = {
         "commit": "a" * 40,
@@ -153,8 +217,8 @@ def test_workloads_may_have_been_timed_in_different_ways():
     found = report.document(records)
 
     assert csv_text(data(found)["summary"]).splitlines()[1:] == [
-        '"A-VI k=64, batch 256",0.6,1.0,,',
-        '"small, A-VI k=64, batch 100",0.8,,1.0,1.5',
+        '"A-VI k=64, batch 256",cpu,0.6,1.0,,',
+        '"small, A-VI k=64, batch 100",cpu,0.8,,1.0,1.5',
     ]
     assert limits(found)["five hand-written eager fits, small model, five at once"] == pytest.approx(1.5 / 5)
 
@@ -180,9 +244,31 @@ def test_from_which_step_on_compiling_pays():
     (table,) = report.document({"a": of_one}).parts[0].tables
 
     ((compiled, eager, numpyro),) = [[[cell for cell, _ in line[1:]] for line in lines] for lines in table.groups]
-    assert compiled == ["compiled", "1.00", "15", "16", "20", "65", ""]
-    assert eager == ["eager", "2.00", "5", "6", "15", "105", "10,000"]
-    assert numpyro == ["numpyro", "0.50", "5", "5", "8", "30", "never"]
+    # Earlier records do not tell rows and memory.
+    assert compiled == ["compiled", "1.00", "", "", "15", "16", "20", "65", ""]
+    assert eager == ["eager", "2.00", "", "", "5", "6", "15", "105", "10,000"]
+    assert numpyro == ["numpyro", "0.50", "", "", "5", "5", "8", "30", "never"]
+
+
+def test_it_says_what_was_left_out_and_warned_of():
+    of_one = record("A-VI k=64, batch 256", compiled=1.0, eager=2.0)
+    of_one["settings"] |= {"batch_size": 256, "device": "cuda"}
+    of_one["result"] |= {"left_out": {"numpyro": "no JAX"}, "warnings": {"compiled": ["One after another."]}}
+    of_one["result"]["peak_memory_bytes"] = {"compiled": 2_000_000_000}
+
+    found = report.document({"a": of_one})
+
+    said = {note.title: note.text for note in found.notes}
+    assert said == {
+        "Left out": "numpyro: no JAX (A-VI k=64, batch 256).",
+        "Warnings": "compiled: One after another (A-VI k=64, batch 256).",
+    }
+    (table,) = found.parts[0].tables
+    assert [(line["rows a second"], line["GB"]) for line in table.values] == [(256_000.0, 2.0), (128_000.0, None)]
+    # A device is compared with no CPU.
+    both = report.document({"a": of_one, "b": record("A-VI k=64, batch 256", compiled=9.0, hand=1.0)})
+    assert [part.title for part in both.parts] == ["Speed", "Speed on CUDA"]
+    assert [line["device"] for line in data(both)["summary"]] == ["cpu", "cuda"]
 
 
 def test_growth_is_not_judged_without_compiled_steps():
@@ -193,7 +279,7 @@ def test_growth_is_not_judged_without_compiled_steps():
 
     found = report.document(records)
     assert (
-        [table.file for table in found.tables] == ["summary"]
+        [table.file for table in found.tables] == ["", "summary"]
         and found.notes[0].kind == "warning"
         and "None of the ratios" in found.notes[0].text
     )

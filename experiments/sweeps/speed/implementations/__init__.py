@@ -14,15 +14,19 @@ from experiments.sweeps.speed.rounds import Rounds
 
 __all__ = ["IMPLEMENTATIONS", "Workload"]
 
-#: By the name that settings have for it, a function that takes steps on a workload until there are no more turns.
-IMPLEMENTATIONS: dict[str, Callable[[Workload, Rounds], None]] = {
+#: By the name that settings have for it, a function that takes steps on a workload until there are no more turns. What it
+#: returns, if anything, is the most memory that it took, in bytes, of which torch knows nothing.
+IMPLEMENTATIONS: dict[str, Callable[[Workload, Rounds], int | None]] = {
     "compiled": partial(pyro_programs.fit, compile=True),
+    "tf32": partial(pyro_programs.fit, compile=True, precision="tf32"),
     "bfloat16": partial(pyro_programs.fit, compile=True, precision="bfloat16"),
     "five at once": pyro_programs.fit_five,
     "eager": partial(pyro_programs.fit, compile=False),
     "hand": partial(by_hand.by_hand, compiled=False),
+    "hand graph": by_hand.captured,
     "hand compiled": partial(by_hand.by_hand, compiled=True),
     "svi": pyro_programs.svi,
     "numpyro": numpyro_svi.svi,
+    "numpyro tf32": partial(numpyro_svi.svi, precision="tensorfloat32"),
     "products": by_hand.products,
 }

@@ -1,6 +1,7 @@
 """The step as one writes it in PyTorch for this model and this guide alone, and the matrix products of it."""
 
 import itertools
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 from experiments.sweeps.speed.implementations.workload import LR, Workload
 from experiments.sweeps.speed.rounds import Rounds
 
-__all__ = ["Loss", "by_hand", "products"]
+__all__ = ["Loss", "by_hand", "captured", "products"]
 
 
 class Loss(nn.Module):
@@ -58,7 +59,7 @@ class Loss(nn.Module):
 
 def by_hand(workload: Workload, rounds: Rounds, *, compiled: bool) -> None:
     """A step of Adam on `Loss`, eager or as one compiled graph."""
-    loss = Loss(workload)
+    loss = Loss(workload).to(workload.device)
     adam = torch.optim.Adam(loss.parameters(), lr=LR, fused=not compiled, capturable=compiled)
     calls = workload.full_calls()
 
@@ -73,7 +74,7 @@ def by_hand(workload: Workload, rounds: Rounds, *, compiled: bool) -> None:
         rounds.run(lambda: move(*next(calls)))
         return
     states = [(p.detach(), torch.zeros_like(p), torch.zeros_like(p)) for p in loss.parameters()]
-    count = torch.zeros(1)
+    count = torch.zeros(1, device=workload.device)
 
     def whole(values, moments, count, x, index):
         own = [value.detach().requires_grad_() for value in values]
@@ -97,14 +98,48 @@ def by_hand(workload: Workload, rounds: Rounds, *, compiled: bool) -> None:
         rounds.run(lambda: step(values, moments, count, *next(calls)))
 
 
+def captured(workload: Workload, rounds: Rounds) -> None:
+    """The eager step by hand, captured by hand as one CUDA graph."""
+    loss = Loss(workload).to(workload.device)
+    adam = torch.optim.Adam(loss.parameters(), lr=LR, fused=True, capturable=True)
+    calls = workload.full_calls()
+    inputs = [tensor.clone() for tensor in next(calls)]
+
+    def move() -> None:
+        loss(*inputs).backward()
+        adam.step()
+
+    # First on a stream beside the usual one: what allocates and initializes cannot be captured.
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            adam.zero_grad()
+            move()
+    torch.cuda.current_stream().wait_stream(side)
+    # The gradients are to be allocated in the memory of the graph.
+    adam.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        move()
+
+    def step() -> None:
+        # A full batch is the same at every step.
+        for mine, given in zip(inputs, next(calls) if workload.batch < workload.size else (), strict=False):
+            mine.copy_(given)
+        graph.replay()
+
+    rounds.run(step)
+
+
 def products(workload: Workload, rounds: Rounds) -> None:
     """The matrix products of a step, forward and backward, and nothing else."""
     shapes = [(i, o, True) for i, o in itertools.pairwise(workload.widths)]
     if workload.kind == "amortized":
         # The images take no gradient.
         shapes += [(workload.num_pixels, workload.width, False), (workload.width, 2 * workload.latent_dim, True)]
-    rows = workload.batch
-    operands = [(torch.randn(rows, i), torch.randn(i, o), torch.randn(rows, o), inner) for i, o, inner in shapes]
+    rows, made = workload.batch, partial(torch.randn, device=workload.device)
+    operands = [(made(rows, i), made(i, o), made(rows, o), inner) for i, o, inner in shapes]
 
     def step():
         for x, w, g, inner in operands:

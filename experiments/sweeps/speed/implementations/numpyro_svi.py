@@ -9,8 +9,13 @@ from experiments.sweeps.speed.rounds import Rounds
 __all__ = ["svi"]
 
 
-def svi(workload: Workload, rounds: Rounds) -> None:
-    """NumPyro's SVI in rounds of steps."""
+def svi(workload: Workload, rounds: Rounds, *, precision: str = "float32") -> int | None:
+    """NumPyro's SVI in rounds of steps; the most memory of the device in bytes, where JAX tells.
+
+    Args:
+        workload, rounds: as for every implementation.
+        precision: of matrix products, by JAX's names. Left to itself JAX rounds to TF32 on devices that can.
+    """
     # An extra of its own installs it.
     import jax
     import jax.numpy as jnp
@@ -18,7 +23,11 @@ def svi(workload: Workload, rounds: Rounds) -> None:
     import numpyro
     from numpyro.infer import SVI, TraceMeanField_ELBO
 
-    w, x = workload, jnp.asarray(workload.x.numpy())
+    jax.config.update("jax_default_matmul_precision", precision)
+    # An error where JAX has no such device, instead of another one.
+    place = jax.devices(workload.device)[0]
+    jax.config.update("jax_default_device", place)
+    w, x = workload, jnp.asarray(workload.x.cpu().numpy())
     key = jax.random.PRNGKey(0)
     svi = SVI(*_programs(workload), numpyro.optim.Adam(LR), TraceMeanField_ELBO())
     generator = np.random.default_rng(0)
@@ -34,7 +43,10 @@ def svi(workload: Workload, rounds: Rounds) -> None:
     def draw(count: int):
         if w.batch == w.size:
             return jnp.broadcast_to(jnp.arange(w.size), (count, w.size))
-        return jnp.asarray(np.stack([generator.permutation(w.size)[: w.batch] for _ in range(count)]))
+        # A permutation an epoch, as for the others: one a step would take as long as a small step.
+        each = w.size // w.batch
+        epochs = [generator.permutation(w.size)[: each * w.batch] for _ in range(-(-count // each))]
+        return jnp.asarray(np.concatenate(epochs).reshape(-1, w.batch)[:count])
 
     state = svi.init(key, x[: w.batch], jnp.arange(w.batch))
 
@@ -44,6 +56,7 @@ def svi(workload: Workload, rounds: Rounds) -> None:
         losses.block_until_ready()
 
     rounds.run_many(steps)
+    return (place.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _programs(workload: Workload) -> tuple[Callable, Callable]:
