@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pyro
+from pyro import poutine
 from torch import nn
 
 from pyro_avi.lock import turn
@@ -41,7 +42,8 @@ def isolated_param_store() -> Iterator[None]:
 @contextmanager
 def buffers_restored(model: Callable) -> Iterator[None]:
     """A context for a run that is no step: the buffers of a model, such as running means, are the same afterwards."""
-    root = getattr(model, "__self__", model)
+    inside = poutine.unwrap(model)
+    root = getattr(inside, "__self__", inside)
     modules = root.modules() if isinstance(root, nn.Module) else ()
     held = [
         (module, name, buffer, buffer.clone())

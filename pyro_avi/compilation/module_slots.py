@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_avi.compilation.fallback import CannotCompile
 
-__all__ = ["in_modules", "parameters_replaced", "find_slots"]
+__all__ = ["find_slots", "in_modules", "parameters_replaced"]
 
 
 def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool:
@@ -21,9 +22,14 @@ def in_modules(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> bool
 
 
 def find_slots(parameters: Sequence[Tensor], owners: Sequence[Callable]) -> list[tuple[nn.Module, str]]:
-    """The module and name of each parameter."""
-    # The parameters of a bound method are those of its object.
-    roots = [getattr(owner, "__self__", owner) for owner in owners]
+    """The module and name of each parameter.
+
+    Raises:
+        CannotCompile: if one belongs to no module of the owners, model and guide.
+    """
+    # A module may stand inside of Pyro's handlers, and the parameters of a bound method are those of its object.
+    inside = [poutine.unwrap(owner) for owner in owners]
+    roots = [getattr(owner, "__self__", owner) for owner in inside]
     modules = [module for root in roots if isinstance(root, nn.Module) for module in root.modules()]
     known = {id(p): (module, name) for module in modules for name, p in module.named_parameters(recurse=False)}
     if not all(id(parameter) in known for parameter in parameters):

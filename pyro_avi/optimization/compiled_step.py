@@ -45,7 +45,7 @@ class CompiledStep:
         eager: the eager gradient.
         model: the model, its parameters in modules.
         guide: the guide, its parameters in modules.
-        elbo: ``Trace_ELBO``, ``TraceMeanField_ELBO`` or ``StickingTheLandingELBO``.
+        elbo: one that :func:`~pyro_avi.optimization.traced_step.check_can_be_traced` accepts.
         updates: the optimizer of each parameter, ``None`` to return the gradient and move nothing.
         tables: the optimizer of each table in the graph, by name.
         clip_norm: the largest norm of the gradient.

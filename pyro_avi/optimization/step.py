@@ -21,7 +21,7 @@ from pyro_avi.optimization.gradient import BackwardGradient, Gradient, LossAndGr
 from pyro_avi.optimization.kl_weight import KLWeight
 from pyro_avi.optimization.losses import find_parameters, gives_loss, keeps_one_graph
 from pyro_avi.optimization.step_state import Update
-from pyro_avi.optimization.traced_step import can_be_compiled
+from pyro_avi.optimization.traced_step import why_not_compiled
 from pyro_avi.param_store import buffers_restored
 from pyro_avi.seeds import seeded
 
@@ -200,15 +200,15 @@ class TrainingStep:
     def _should_compile(
         self, model: Callable, guide: Callable, elbo: ELBO, call: tuple, kwargs: Mapping[str, Any], num_steps: int
     ) -> bool:
-        """Whether a step can be compiled, and the steps to go save more time than that takes."""
-        if not can_be_compiled(elbo, self._parameters, (model, guide), call, kwargs):
-            return False
-        if not self._saves_time(model, call, kwargs, num_steps, _COST_OF_COMPILING):
-            return False
-        if self.device.type == "cpu" and not has_compiler():
-            log_graph("The training step", NO_COMPILER)
-            return False
-        return True
+        """Whether a step can be compiled, and the steps to go save more time than that takes; why it cannot be is logged."""
+        reason = why_not_compiled(elbo, self._parameters, (model, guide), call, kwargs)
+        if reason is None and self.device.type == "cpu" and not has_compiler():
+            reason = NO_COMPILER
+        if reason is None:
+            return self._saves_time(model, call, kwargs, num_steps, _COST_OF_COMPILING)
+        if saves_time(0, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
+            log_graph("The training step", reason)
+        return False
 
     def _saves_time(self, model: Callable, call: tuple, kwargs: Mapping[str, Any], num_steps: int, cost: float) -> bool:
         """Whether so many compiled steps save more seconds than they cost; by a count of the operations of one."""

@@ -6,7 +6,16 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import ELBO, Trace_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    TraceTMC_ELBO,
+)
+from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -16,7 +25,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.fallback import CannotCompile
 from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
-from pyro_avi.compilation.module_slots import in_modules
+from pyro_avi.compilation.module_slots import find_slots
 from pyro_avi.elbos.doubly_reparameterized import DoublyReparameterizedELBO
 from pyro_avi.elbos.enumerated import EnumeratedELBO
 from pyro_avi.elbos.importance_weighted import ImportanceWeightedELBO
@@ -29,7 +38,7 @@ from pyro_avi.elbos.vimco import VimcoELBO
 from pyro_avi.optimization.gradient import LossAndGrads
 from pyro_avi.optimization.step_state import StepTensors
 
-__all__ = ["TracedStep", "can_be_compiled", "check_can_be_traced", "surrogate_loss", "trace_step"]
+__all__ = ["TracedStep", "check_can_be_traced", "surrogate_loss", "trace_step", "why_not_compiled"]
 
 # What is known of these ELBOs: apart from the loss that they report, they read no number out of a tensor.
 _TRACEABLE = (
@@ -43,7 +52,14 @@ _TRACEABLE = (
     VimcoELBO,
     DoublyReparameterizedELBO,
     EnumeratedELBO,
+    TraceEnum_ELBO,
 )
+# What comes close to others and can be compiled.
+_INSTEAD: dict[type[ELBO], type[ELBO]] = {
+    TraceGraph_ELBO: LeaveOneOutELBO,
+    RenyiELBO: ImportanceWeightedELBO,
+    TraceTMC_ELBO: VimcoELBO,
+}
 
 
 @dataclass(frozen=True)
@@ -104,6 +120,21 @@ class _ItemIsTensor(TorchFunctionMode):
         return args[0] if func is torch.Tensor.item else func(*args, **(kwargs or {}))
 
 
+class _WithoutBranches(TorchFunctionMode):
+    """A context for expectations over enumerated values: Pyro leaves those without probability out, here they count zero.
+
+    How many are left out is a number read out of a tensor.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.all:
+            return False
+        if func is torch.Tensor.masked_select:
+            value, mask = args
+            return torch.where(mask, value, torch.zeros_like(value))
+        return func(*args, **(kwargs or {}))
+
+
 def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kwargs: Mapping[str, Any]) -> Tensor:
     """The loss with the gradient of the estimator, as a tensor alone: Pyro reads the value of the ELBO as a number.
 
@@ -114,6 +145,11 @@ def surrogate_loss(elbo: ELBO, model: Callable, guide: Callable, call: tuple, kw
     """
     if isinstance(elbo, SeveralDrawsELBO):
         return elbo.differentiable_loss(model, guide, *call, **kwargs)
+    if isinstance(elbo, TraceEnum_ELBO):
+        # The model has run before its values are summed over: numbers that it reads out of tensors are found.
+        pairs = list(elbo._get_traces(model, guide, call, kwargs))
+        with _WithoutBranches():
+            return -sum(_compute_dice_elbo(*pair) for pair in pairs) / elbo.num_particles
     losses = []
     for model_trace, guide_trace in elbo._get_traces(model, guide, call, kwargs):
         # Pyro turns the value into a number, which a graph cannot follow. The model has run by now: numbers that it reads
@@ -134,13 +170,16 @@ def check_can_be_traced(elbo: ELBO) -> None:
         CannotCompile: if it is none of those.
     """
     if type(elbo) not in _TRACEABLE:
-        raise CannotCompile(f"{type(elbo).__name__} is none of {', '.join(known.__name__ for known in _TRACEABLE)}")
+        known = ", ".join(each.__name__ for each in _TRACEABLE)
+        instead = next((each.__name__ for kind, each in _INSTEAD.items() if isinstance(elbo, kind)), None)
+        advice = "" if instead is None else f" (avi.{instead} comes close to it)"
+        raise CannotCompile(f"{type(elbo).__name__} is none of {known}{advice}; pass one of them, or compile=False")
 
 
-def can_be_compiled(
+def why_not_compiled(
     elbo: ELBO, parameters: Sequence[Tensor], owners: Sequence[Callable], call: tuple, kwargs: Mapping[str, Any]
-) -> bool:
-    """Whether compiling may be tried without being asked for.
+) -> str | None:
+    """Why compiling may not be tried without being asked for, ``None`` where it may.
 
     Args:
         elbo: the loss.
@@ -151,6 +190,7 @@ def can_be_compiled(
     try:
         flatten_call(call, kwargs)
         check_can_be_traced(elbo)
-    except CannotCompile:
-        return False
-    return in_modules(parameters, owners)
+        find_slots(parameters, owners)
+    except CannotCompile as reason:
+        return str(reason)
+    return None

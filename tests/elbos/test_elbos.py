@@ -150,6 +150,21 @@ def images():
     return vae, avi.AmortizedGuide(vae, encoder=(3,)).setup(x), x
 
 
+def labels():
+    torch.manual_seed(0)
+    mixture = avi.models.NormalMixture(torch.tensor([[-2.0], [0.0], [2.0]]), 1.0, size=6)
+    x = mixture().detach()
+    guide = avi.AmortizedGuide(mixture, encoder=(3,)).setup(x)
+    # Compiled with the guide inside of Pyro's handlers.
+    return mixture, config_enumerate(guide, "parallel"), x
+
+
+def labels_and_locations():
+    torch.manual_seed(0)
+    own = avi.AmortizedGuide(model, encoder=(3,)).setup(X)
+    return model, config_enumerate(own, "parallel"), X
+
+
 TRACED = {
     "score function": (images, avi.ScoreFunctionELBO),
     "leave one out": (bits, lambda: avi.LeaveOneOutELBO(3, vectorize_particles=True, max_plate_nesting=1)),
@@ -157,6 +172,8 @@ TRACED = {
     "vimco": (bits, lambda: avi.VimcoELBO(3)),
     "twice reparameterized": (images, lambda: avi.DoublyReparameterizedELBO(2)),
     "enumerated": (bits, avi.EnumeratedELBO),
+    "enumerated by Pyro": (labels, lambda: TraceEnum_ELBO(max_plate_nesting=1)),
+    "enumerated by Pyro beside a path": (labels_and_locations, lambda: TraceEnum_ELBO(max_plate_nesting=2)),
     "relaxed": (bits, avi.RelaxedELBO),
     "straight through": (bits, lambda: avi.RelaxedELBO(straight_through=True)),
 }
@@ -172,6 +189,21 @@ def test_what_can_be_compiled_reads_no_number_out_of_a_tensor(name):
     with pyro.validation_enabled(False), pyro.get_param_store().scope():
         graph = make_fx(lambda x: surrogate_loss(elbo, *pair[:2], (x,), {}))(pair[2])
     assert not any("local_scalar" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_values_without_probability_count_zero_in_a_graph():
+    mixture, guide, x = labels()
+    head, elbo = poutine.unwrap(guide).head, TraceEnum_ELBO(max_plate_nesting=1)
+    with torch.no_grad():
+        head.bias.copy_(torch.tensor([0.3, -300.0, 0.0]))
+    assert poutine.unwrap(guide).variational_parameters(x).softmax(-1).eq(0).any()
+    losses, gradients = [], []
+    for loss in (elbo.differentiable_loss, lambda *pair: surrogate_loss(elbo, *pair[:2], pair[2:], {})):
+        losses.append(loss(mixture, guide, x))
+        gradients.append(torch.autograd.grad(losses[-1], head.bias)[0])
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*gradients)
+    assert losses[0].isfinite() and gradients[0].abs().max() > 0
 
 
 def test_a_learned_baseline_is_fitted_in_training():
@@ -199,7 +231,7 @@ def test_tensor_monte_carlo_is_trained_by():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["leave one out", "twice reparameterized"])
+@pytest.mark.parametrize("name", ["leave one out", "twice reparameterized", "enumerated by Pyro"])
 def test_compiled_trainings_are_the_eager_ones(name):
     make, elbo = TRACED[name]
     losses = []

@@ -140,12 +140,30 @@ def test_tables_move_row_by_row_by_an_elbo_that_takes_its_gradient():
     torch.testing.assert_close(*tables)
 
 
-def test_compiled_it_is_taken_eagerly():
+@pytest.mark.parametrize(
+    ("elbo", "instead"),
+    [
+        (TraceGraph_ELBO(), "LeaveOneOutELBO"),
+        (avi.RaoBlackwellizedELBO("average"), "LeaveOneOutELBO"),
+        (RenyiELBO(num_particles=2), "ImportanceWeightedELBO"),
+    ],
+)
+def test_what_cannot_be_compiled_says_what_can(elbo, instead):
     model, guide = normals()
-    with pytest.warns(UserWarning, match="taken eagerly, not compiled: TraceGraph_ELBO is none of Trace_ELBO"):
-        avi.fit(model, guide, X, num_steps=2, elbo=TraceGraph_ELBO(), compile=True, progress=False)
-    with warnings.catch_warnings():
+    name = type(elbo).__name__
+    said = (
+        rf"taken eagerly, not compiled: {name} is none of Trace_ELBO.*avi\.{instead} comes close to it.*compile=False"
+    )
+    with pytest.warns(UserWarning, match=said):
+        avi.fit(model, guide, X, num_steps=2, elbo=elbo, compile=True, progress=False)
+
+
+def test_unasked_it_is_taken_eagerly_and_the_log_says_why(caplog):
+    model, guide = normals()
+    with warnings.catch_warnings(), caplog.at_level("INFO", "pyro_avi"):
         warnings.simplefilter("error")
+        avi.fit(model, guide, X, num_steps=2, elbo=TraceGraph_ELBO(), progress=False)
+        assert not caplog.messages
         trained = avi.fit(
             model,
             guide,
@@ -156,6 +174,8 @@ def test_compiled_it_is_taken_eagerly():
             callbacks=[lambda fit: fit.steps == 2],
         )
     assert trained.compile_seconds == 0
+    (said,) = caplog.messages
+    assert said.startswith("The training step is evaluated eagerly, not compiled: TraceGraph_ELBO is none of")
 
 
 @pytest.mark.parametrize(
