@@ -15,12 +15,13 @@ RATES = (0.03, 0.1, 0.3)
 
 @dataclass(frozen=True)
 class Preset:
-    """How large a comparison is: rows, steps, draws of the guide a step, seeds."""
+    """How large a comparison is: rows, steps, draws of the guide a step, seeds; and its arms, if these are not all."""
 
     rows: int
     steps: int
     draws: int
     seeds: int
+    arms: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class Comparison:
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this sweep."""
         parser.add_argument(
-            "--preset", choices=sorted(self.presets), default="quick", help="rows, steps, draws and seeds"
+            "--preset", choices=sorted(self.presets), default="quick", help="rows, steps, draws, seeds and arms"
         )
         parser.add_argument(
-            "--arms", nargs="+", choices=list(self.arms), default=list(self.arms), help="what is trained"
+            "--arms", nargs="+", choices=list(self.arms), help="what is trained; by default the preset's"
         )
         for option, text in (("rows", "rows of data"), ("steps", "steps of a training"), ("draws", "draws a step"),
                              ("seeds", "number of seeds")):  # fmt: skip
@@ -65,7 +66,7 @@ class Comparison:
                 self.name,
                 {"arm": arm, **chosen, "seeds": seeds, "published_rate": self.arms[arm], "rates": list(self.rates)},
             )
-            for arm in options.arms
+            for arm in options.arms or preset.arms or self.arms
         ]
 
     def count(self, options: argparse.Namespace) -> int:

@@ -156,7 +156,8 @@ def _verdict(joint: Joint, points: Sequence[Point], reach: Reach, at: int) -> di
     else:
         inputs, needed = describe_inputs(joint.leaves, reach.data, rows.plates, count)
     if count < max(needed, 3):
-        return _open(f"Undecided: {count} rows do not tell a pattern from chance; call with at least {max(needed, 3)}.")
+        few = "one row does" if count == 1 else f"{count} rows do"
+        return _open(f"Undecided: {few} not tell a pattern from chance; call with at least {max(needed, 3)}.")
     own = all(each.is_own for each in inputs) and not reach.coupled
     window = max((each.before for each in inputs), default=0), max((each.after for each in inputs), default=0)
     regular = all(each.kind in ("own row", "window", "whole plate") for each in inputs) and not reach.coupled

@@ -160,7 +160,7 @@ class Amortizability:
         with isolated_run(0):
             joint = Joint(model, args, kwargs, plates=plates, fixed=tuple(structure))
             for at, rows in enumerate(joint.row_sets):
-                verdict = self.by_latent[rows.latents[0].name]
+                verdict = self._verdict_on(rows.latents[0].name)
                 window: dict[str, int] = {}
                 if inputs == "needed":
                     if verdict.coupled or any(not (each.is_own or each.kind == "window") for each in verdict.inputs):
@@ -170,6 +170,14 @@ class Amortizability:
                 difference = gradient_difference(joint, at, transfer=transfer, **window)
                 found.update(dict.fromkeys((latent.name for latent in rows.latents), difference))
         return found
+
+    def _verdict_on(self, latent: str) -> LatentVerdict:
+        if latent not in self.by_latent:
+            raise ValueError(
+                f"Expected the model of this verdict, with local latents {sorted(self.by_latent)}, got one with {latent!r}.\n"
+                "Ask for a verdict on that model: avi.amortizability(model, *args).check(model, *args)"
+            )
+        return self.by_latent[latent]
 
     def __repr__(self) -> str:
         return f"Amortizability(possible={self.possible}, inputs_needed={self.inputs_needed!r}, reason={self.reason!r})"

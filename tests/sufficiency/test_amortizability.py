@@ -21,6 +21,7 @@ from gallery import (
 )
 from tests.sufficiency.structures_with_answers import (
     ANSWERS,
+    moving_average,
     normal_normal,
     random_walk,
     saw,
@@ -177,6 +178,10 @@ def no_rows(x):
             'Expected inputs= to be "own row" or "needed"',
         ),
         (
+            lambda: avi.amortizability(saw, torch.randn(9)).check(moving_average, torch.randn(9)),
+            r"Expected the model of this verdict, with local latents \['z'\], got one with 'e'",
+        ),
+        (
             lambda: avi.amortizability(saw, torch.randn(9)).table(format="frame"),
             'Expected format to be "text" or "markdown", got \'frame\'',
         ),
@@ -185,6 +190,15 @@ def no_rows(x):
 def test_errors_say_what_to_do(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("rows", "words"), [(1, "one row does not"), (2, "2 rows do not")])
+def test_few_rows_are_undecided(rows, words):
+    verdict = avi.amortizability(normal_normal, torch.randn(rows))
+    assert (
+        verdict.possible is None
+        and verdict.reason == f"Undecided: {words} tell a pattern from chance; call with at least 3."
+    )
 
 
 def test_an_amortized_guide_says_the_reason_on_request():

@@ -127,7 +127,7 @@ def test_what_an_encoder_of_one_row_loses_is_reached_and_not_passed():
 @pytest.mark.parametrize("sweep, problem", [(linear, Linear), (series, Series), (nonlinear, nonlinear_problem)])
 def test_every_arm_has_a_guide(sweep, problem):
     problem = problem(12)
-    for cell in sweep.plan(options(sweep), {}):
+    for cell in sweep.plan(options(sweep, "--preset", "paper"), {}):
         guide = problem.guide(cell.settings["arm"]).setup(problem.x)
         assert problem.bound(guide) < problem.best
 
@@ -200,6 +200,14 @@ def test_no_climb_passes_the_optimum_by_quadrature_and_that_from_several_starts_
 # --- cells
 
 
+def test_the_presets_of_the_series_have_their_widths():
+    quick, paper = ({cell.settings["arm"] for cell in series.plan(options(series, "--preset", name), {})}
+                    for name in ("quick", "paper"))  # fmt: skip
+    assert paper - quick == {"x_n, 4", "x_n, 6", "x_n, 20", "window(1, 0), 2"} and quick < paper
+    (one,) = series.plan(options(series, "--arms", "x_n, 20"), {})
+    assert one.settings["arm"] == "x_n, 20"
+
+
 def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match="at least 4 rows"):
         linear.plan(options(linear, "--rows", "2"), {})
@@ -268,6 +276,26 @@ def test_a_gap_that_is_left_is_a_warning():
     }
 
     assert [note.kind for note in linear.document(records).parts[0].notes] == ["warning"] * 3
+
+
+def test_the_series_report_says_who_converged_and_what_one_row_loses():
+    gaps = {"F-VI": 0.001, "x_n, linear": 300.01, "x_n, 10": 295.0, "window(1, 0), 4": 0.002}
+    losses = {"x_n, linear": 300.0, "x_n, 10": None}
+
+    def notes(**changed):
+        records = {
+            arm: record(arm, {"fair": [gap] * 2}, predicted=losses.get(arm, 0.0), sweep=series)
+            for arm, gap in {**gaps, **changed}.items()
+        }
+        return series.document(records).parts[0].notes
+
+    assert [note.kind for note in notes()] == ["answer"] * 4
+    # The spread of these records is .5, that of 1,000 draws .5 / 1000 ** .5.
+    assert "Within 0.016 nats" in notes()[0].text and notes()[0].text.endswith("F-VI; x_n, linear; window(1, 0), 4.")
+    assert "networks of x_n alone lose 295.0 to 295.0 nats, of the 300.0 that a line loses" in notes()[3].text
+    late = notes(**{"F-VI": 0.02, "x_n, 10": 100.0})
+    assert [note.kind for note in late] == ["warning", "answer", "answer", "warning"]
+    assert "Not converged: F-VI." in late[0].text
 
 
 @pytest.mark.parametrize(
