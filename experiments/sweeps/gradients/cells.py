@@ -17,6 +17,7 @@ CONTINUOUS = ("pathwise", "sticking_the_landing", "closed_form_kl", "score_funct
               "leave_one_out")  # fmt: skip
 DISCRETE = ("score_function", "decaying_baseline", "learned_baseline", "leave_one_out", "vimco", "enumeration",
             "gumbel_softmax", "straight_through")  # fmt: skip
+_LATENTS = {"continuous": CONTINUOUS, "binary": DISCRETE}
 # By preset: draws in closed forms and of the linear model, data set of the training, its length in steps or in seconds of the
 # processor, its latents, and the learning rates: one for all, or those that each estimator is tried at.
 _MNIST = {"dataset": "mnist", "latent_dim": 8, "widths": [200, 200], "batch_size": 100, "rates": [3e-4, 1e-3, 3e-3]}
@@ -42,6 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="of a training")
     length.add_argument("--seconds", type=float, help="of the processor that a training takes, in place of --steps")
+    parser.add_argument(
+        "--rates", nargs="+", type=float, help="learning rates that each estimator is tried at; one for all"
+    )
+    parser.add_argument("--latents", nargs="+", choices=list(_LATENTS), default=list(_LATENTS), help="what to train")
     every = list(dict.fromkeys((*CONTINUOUS, *DISCRETE)))
     parser.add_argument("--estimators", nargs="+", choices=every, default=every, help="what to train by")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="of the trainings")
@@ -72,8 +77,10 @@ def _settled(options: argparse.Namespace) -> dict[str, Any]:
         preset["length"] = {"steps": options.steps}
     if options.seconds is not None:
         preset["length"] = {"seconds": options.seconds}
-    if options.dataset is not None:
-        preset["dataset"] = options.dataset
+    if options.rates is not None and not min(options.rates) > 0:
+        raise ValueError(f"Expected --rates above 0, got {options.rates}.")
+    given = {name: getattr(options, name) for name in ("dataset", "rates")}
+    preset |= {name: value for name, value in given.items() if value is not None}
     return preset
 
 
@@ -121,9 +128,9 @@ def _trainings(options: argparse.Namespace, preset: Mapping, records: Mapping[st
 def _estimators(options: argparse.Namespace) -> list[dict[str, str]]:
     return [
         {"latents": latents, "estimator": estimator}
-        for latents, estimators in (("continuous", CONTINUOUS), ("binary", DISCRETE))
+        for latents, estimators in _LATENTS.items()
         for estimator in estimators
-        if estimator in options.estimators
+        if latents in options.latents and estimator in options.estimators
     ]
 
 

@@ -130,7 +130,16 @@ def test_each_estimator_is_trained_at_the_best_rate_of_its_trials(records):
     assert line["seeds"] == 2 and line["ELBO after 40 s"].value == -190.0 and line["steps"] == 50
 
 
-@pytest.mark.parametrize("words", [("--steps", "5"), ("--seconds", "0")])
+def test_one_rate_is_tried_nowhere():
+    choice = options("--preset", "mnist", "--rates", "0.002", "--latents", "binary", "--seeds", "5", "--seconds", "7")
+    every = [cell.settings for cell in gradients.plan(choice, {})]
+    assert [s["estimator"] for s in every] == list(DISCRETE) and gradients.count(choice) == len(DISCRETE)
+    assert {(s["kind"], s["latents"], s["lr"], s["seed"], s["seconds"]) for s in every} == {
+        ("training", "binary", 0.002, 5, 7)
+    }
+
+
+@pytest.mark.parametrize("words", [("--steps", "5"), ("--seconds", "0"), ("--rates", "0")])
 def test_lengths_that_are_none_are_refused(words):
     with pytest.raises(ValueError, match=f"Expected {words[0]}"):
         gradients.plan(options(*words), {})
