@@ -181,19 +181,25 @@ def _trainings(records: Sequence[Mapping], trials: Sequence[Mapping]) -> Iterato
         by_part.setdefault(tuple(line.get(name) for name in _LENGTH), []).append(line)
     for (dataset, latents, *_), lines in sorted(by_part.items(), key=lambda item: tuple(map(str, item[0]))):
         alike = {name: lines[0][name] for name in ("dataset", "latents", "latent_dim", "widths", "batch_size")}
-        own = [each for each in trials if alike.items() <= each["settings"].items() and _chose(each, lines)]
-        yield _training(f"{dataset}, {latents} latents", lines, own)
+        own = [each for each in trials if alike.items() <= each["settings"].items()]
+        yield _training(f"{dataset}, {latents} latents", _labelled(lines), own)
 
 
-def _chose(trials: Mapping, lines: Sequence[Mapping]) -> bool:
-    """Whether these are the trials that the rate of some training is from."""
-    best, estimator = best_rate(pick(trials, "result", "trials")), pick(trials, "settings", "estimator")
-    return any(line["estimator"] == estimator and line["lr"] == best for line in lines)
+def _labelled(lines: Sequence[Mapping]) -> list[dict]:
+    """The trainings with a label each: the estimator, and its rate where it has several."""
+    rates: dict[str, set[float]] = {}
+    for line in lines:
+        rates.setdefault(line["estimator"], set()).add(line["lr"])
+    several = {name for name, own in rates.items() if len(own) > 1}
+    of_rate = {line["lr"]: f" at {line['lr']:g}" for line in lines}
+    return [
+        line | {"label": line["estimator"] + of_rate[line["lr"]] * (line["estimator"] in several)} for line in lines
+    ]
 
 
 def _training(title: str, lines: Sequence[Mapping], trials: Sequence[Mapping]) -> Document:
     diverged = [line for line in lines if line["diverged_at"] is not None]
-    found = list(_by([line for line in lines if line["diverged_at"] is None], "estimator"))
+    found = list(_by([line for line in lines if line["diverged_at"] is None], "label"))
     notes = [_diverged(title, diverged)] if diverged else []
     if not found:
         return Document(title, notes=notes)
@@ -202,7 +208,7 @@ def _training(title: str, lines: Sequence[Mapping], trials: Sequence[Mapping]) -
             Panel("seconds", "ELBO of test rows, nats a row", _curves(found, "seconds"))]  # fmt: skip
     s = lines[0]
     layers = "-".join(map(str, [s["latent_dim"], *s["widths"]]))
-    rates = "each at the best rate of its trials" if trials else f"at {s['lr']:g} for all"
+    rates = f"at {s['lr']:g} for all" if len({line["lr"] for line in lines}) == 1 else "at the rate of the table"
     lead = f"A decoder of {layers}, batches of {s['batch_size']}, Adam {rates}, K = {s['num_particles']} draws."
     figure = Figure(
         "elbo", "ELBO by steps and seconds", "Means over the seeds, ± one standard error.", partial(curves, [grid])
@@ -225,11 +231,14 @@ def _ranking(title: str, found: Sequence[tuple[str, Sequence[Mapping]]]) -> tupl
         Column(f"ELBO after {equal:.2g} s", lambda name: then[name], best=max),
         Column("ms a step", lambda name: 1e3 * last[name].value / taken[name].value),
     ]
+    rates = {name: runs[0]["lr"] for name, runs in found}
+    if len(set(rates.values())) > 1:
+        columns.insert(1, Column("rate", lambda name: f"{rates[name]:g}"))
     if "steps" in found[0][1][0]:
         bounds = {name: mean_over_seeds(Mean(end["elbo"]) for end in own) for name, own in ends.items()}
-        columns.insert(3, Column(f"ELBO after {found[0][1][0]['steps']:,} steps", lambda name: bounds[name], best=max))
+        columns.insert(-1, Column(f"ELBO after {found[0][1][0]['steps']:,} steps", lambda name: bounds[name], best=max))
     else:
-        columns.insert(3, Column("steps", lambda name: round(taken[name].value)))
+        columns.insert(-1, Column("steps", lambda name: round(taken[name].value)))
     text = f"After equal seconds: {', '.join(f'{_name(each)} {then[each]}' for each in order)}."
     return Table(title, columns, order, file="training"), text
 
@@ -245,7 +254,7 @@ def _tried(title: str, trials: Sequence[Mapping]) -> Table:
         Column("estimator", lambda line: _name(line["estimator"])),
         Column("rate", lambda line: f"{line['lr']:g}"),
         Column("ELBO of training rows", lambda line: "diverged" if line["elbo"] is None else line["elbo"]),
-        Column("taken", lambda line: "yes" if line["lr"] == line["best"] else ""),
+        Column("best", lambda line: "yes" if line["lr"] == line["best"] else ""),
     ]
     return Table(f"{title}: trials of rates", columns, lines, group="estimator", file="trials")
 

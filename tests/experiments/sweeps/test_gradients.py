@@ -124,10 +124,17 @@ def test_each_estimator_is_trained_at_the_best_rate_of_its_trials(records):
     done = {Cell("gradients", s).key: record(s, {"curve": curve, "diverged_at": None}) for s in trained}
     (part, _) = gradients.document({**kept, **done}).parts
     ranking, tried = part.tables
-    assert "each at the best rate of its trials" in part.lead
-    assert [(line["rate"], line["taken"]) for line in tried.values] == [("0.001", ""), ("0.003", "yes"), ("0.01", "")]
+    assert [(line["rate"], line["best"]) for line in tried.values] == [("0.001", ""), ("0.003", "yes"), ("0.01", "")]
     (line,) = ranking.values
     assert line["seeds"] == 2 and line["ELBO after 40 s"].value == -190.0 and line["steps"] == 50
+    assert "Adam at 0.003 for all" in part.lead
+
+    other = {**trained[0], "lr": 1e-2}
+    worse = [{**point, "elbo": point["elbo"] - 5.0} for point in curve]
+    (part, _) = gradients.document({**done, "other": record(other, {"curve": worse, "diverged_at": None})}).parts
+    ranks = [(line["estimator"], line["rate"], line["seeds"]) for line in part.tables[0].values]
+    assert ranks == [("pathwise at 0.003", "0.003", 2), ("pathwise at 0.01", "0.01", 1)]
+    assert "Adam at the rate of the table" in part.lead
 
 
 def test_one_rate_is_tried_nowhere():
