@@ -176,7 +176,7 @@ def _trainings(records: Sequence[Mapping], trials: Sequence[Mapping]) -> Iterato
     """A part for each data set, kind of latents and length in steps or in seconds."""
     by_part: dict[tuple, list[dict]] = {}
     for record in records:
-        result = {name: pick(record, "result", name) for name in ("curve", "diverged_at")}
+        result = {"curve": pick(record, "result", "curve"), "diverged_at": record["result"].get("diverged_at")}
         line = {**record["settings"], **result}
         by_part.setdefault(tuple(line.get(name) for name in _LENGTH), []).append(line)
     for (dataset, latents, *_), lines in sorted(by_part.items(), key=lambda item: tuple(map(str, item[0]))):
