@@ -1,4 +1,4 @@
-"""The parameters of all rows in a file, each beside the state of its optimizer."""
+"""The parameters of all rows in a file, those of a row beside the state of its optimizer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,8 @@ from pyro_avi.tensor_files import read_tensors, write_tensors
 
 __all__ = ["DiskTable"]
 
-_FORMAT, _KEY = 1, "pyro_avi_rows"
+# 1 had values and states in two files.
+_FORMAT, _KEY = 2, "pyro_avi_rows"
 # Rows that are visited at a time where all are.
 _CHUNK = 2**16
 # The mark of rows that hold their values, and no state of a training.
@@ -23,15 +24,15 @@ _NO_TRAINING = -1
 class DiskTable(Table):
     """Parameters ``[N, P]`` of all rows in a file that is mapped into memory.
 
-    A second file holds a row ``[first moment P | second moment P | visits | mark]`` for each, so that a step touches two places
-    of the disk for each row of its batch. The mark is the number of the training that moved the row last, and 0 in a file that
-    is new: such a row has the initial values without having been written, and moments of earlier trainings count as zeros.
-    The initial values and what the rows are stand in a third file, which is written last, when the table is whole.
+    A row of the file is ``[values P | first moment P | second moment P | visits | mark]``, so that a step touches one place of
+    the disk for each row of its batch. The mark is the number of the training that moved the row last, and 0 in a file that is
+    new: such a row has the initial values without having been written, and moments of earlier trainings count as zeros.
+    The initial values and what the rows are stand in a second file, which is written last, when the table is whole.
 
     Args:
         initial: ``[B, P]`` the first values of some rows, on the device of the model.
         sizes: the number of rows of each plate.
-        path: the two files without their suffixes. A table that is there already goes on as it is.
+        path: the files without their suffixes. A table that is there already goes on as it is.
         kind: what the rows are, as plain data; a table of another kind is refused.
 
     Raises:
@@ -52,11 +53,8 @@ class DiskTable(Table):
         if exists:
             initial = self._read_about()
         self._initial = initial
-        width, dtype = initial.shape[1], initial.dtype
-        self._values = MappedFile(path.with_name(f"{path.name}.values"), self._size, width, dtype, create=not exists)
-        self._state = MappedFile(
-            path.with_name(f"{path.name}.state"), self._size, 2 * width + 2, dtype, create=not exists
-        )
+        width, dtype = 3 * initial.shape[1] + 2, initial.dtype
+        self._file = MappedFile(path.with_name(f"{path.name}.rows"), self._size, width, dtype, create=not exists)
         if not exists:
             self.flush()
             self._write_about()
@@ -80,33 +78,46 @@ class DiskTable(Table):
         return tensors["initial"]
 
     def _set_views(self) -> None:
-        # Pyro's store copies parameters that are not contiguous, so that the state is apart.
-        self.table = nn.Parameter(self._values.rows)
-        self._marks = self._state.rows[:, -1:]
+        self.table = _Values(self._file.rows[:, : self._initial.shape[1]])
+        self._marks = self._file.rows[:, -1:]
 
-    # What the numbers at the head of the values are: trainings begun, moves, whether all rows have been written.
+    # What the numbers at the head of the file are: trainings begun, moves, whether the values of all rows have been written.
+    @property
+    def _values(self) -> Tensor:
+        return self.table.detach()
+
     @property
     def _training(self) -> int:
-        return int(self._values.head[0])
+        return int(self._file.head[0])
 
     @property
     def version(self) -> int:
         """How often rows were moved since the table was made."""
-        return int(self._values.head[1])
+        return int(self._file.head[1])
 
     def read(self, index: Tensor | None) -> Tensor:
-        """The rows ``[B, P]``, ``None`` for all in order, on the device of the model."""
+        """The rows ``[B, P]``, ``None`` for all in order, on the device of the model.
+
+        Where gradients are recorded, initial values of these rows are written first.
+        """
         if index is None:
-            return self.whole().to(self.device)
-        implied = not self._values.head[2]
-        self._values.will_need(index)
-        if implied:
-            self._state.will_need(index)
+            return self.whole().clone(memory_format=torch.contiguous_format).to(self.device)
+        self._file.will_need(index)
+        implied = not self._file.head[2]
+        if implied and torch.is_grad_enabled():
+            # Pyro's optimizers move the values that the file has.
+            with torch.no_grad():
+                self._write_first(index)
         rows = self.table.index_select(0, index)
         if implied:
             new = self._marks.index_select(0, index) == 0
             rows = torch.where(new, self._first_values(index), rows)
         return rows.to(self.device)
+
+    def _write_first(self, index: Tensor) -> None:
+        new = index[self._marks.index_select(0, index).flatten() == 0]
+        self._values[new] = self._first_values(new)
+        self._marks[new] = _NO_TRAINING
 
     def _first_values(self, index: Tensor) -> Tensor:
         return self._initial[index % len(self._initial)]
@@ -114,40 +125,36 @@ class DiskTable(Table):
     @torch.no_grad()
     def read_to_move(self, index: Tensor | None) -> Tensor:
         """The rows, after what the files only imply of them is written: initial values, and moments of zero."""
-        self._values.head[1] += 1
+        self._file.head[1] += 1
         if index is not None:
-            self._values.will_need(index)
-            self._state.will_need(index)
+            self._file.will_need(index)
             self._prepare(index)
             return self.table.index_select(0, index).to(self.device)
         for start in range(0, self._size, _CHUNK):
             self._prepare(torch.arange(start, min(start + _CHUNK, self._size)))
-        return self.table.to(self.device)
+        return self.table.clone(memory_format=torch.contiguous_format).to(self.device)
 
     def _prepare(self, index: Tensor) -> None:
         marks = self._marks.index_select(0, index).flatten()
         new = index[marks == 0]
-        self._values.rows[new] = self._first_values(new)
+        self._values[new] = self._first_values(new)
         old = index[marks != self._training]
-        self._state.rows[old] = 0.0
+        self._file.rows[old, self._initial.shape[1] :] = 0.0
         self._marks[old] = self._training or _NO_TRAINING
 
     @torch.no_grad()
     def whole(self) -> nn.Parameter:
         """The parameters of all rows; the first time, initial values are written to rows that were never moved."""
-        for start in range(0, 0 if self._values.head[2] else self._size, _CHUNK):
-            marks = self._marks[start : start + _CHUNK].flatten()
-            new = start + (marks == 0).nonzero().flatten()
-            self._values.rows[new] = self._first_values(new)
-            self._marks[new] = _NO_TRAINING
-        self._values.head[2] = 1
+        for start in range(0, 0 if self._file.head[2] else self._size, _CHUNK):
+            self._write_first(torch.arange(start, min(start + _CHUNK, self._size)))
+        self._file.head[2] = 1
         return self.table
 
     def moments(self) -> tuple[Tensor, Tensor, Tensor]:
         """The memory of a new training's moments, zeros: first and second ``[N, P]``, and visits ``[N, 1]``."""
-        self._values.head[0] += 1
+        self._file.head[0] += 1
         width = self._initial.shape[1]
-        first, second, visits = self._state.rows[:, :-1].split([width, width, 1], 1)
+        _, first, second, visits, _ = self._file.rows.split([width, width, width, 1, 1], 1)
         return first, second, visits
 
     @torch.no_grad()
@@ -161,24 +168,18 @@ class DiskTable(Table):
             ValueError: if the disk lacks the space; then nothing has changed.
         """
         old, size = self._size, self._size + len(start)
-        self._state.resize(size)
-        try:
-            self._values.resize(size)
-        except ValueError:
-            self._state.resize(old)
-            raise
+        self._file.resize(size)
         self._size, self.sizes = size, (size,)
         self._set_views()
-        self.table[old:] = start
+        self._values[old:] = start
         self._marks[old:] = _NO_TRAINING
-        self._values.head[1] += 1
+        self._file.head[1] += 1
         self.flush()
         self._write_about()
 
     def flush(self) -> None:
         """Write back all that changed; return when the disk has it."""
-        self._values.flush()
-        self._state.flush()
+        self._file.flush()
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         # The rows are in a file of their own.
@@ -193,7 +194,7 @@ class DiskTable(Table):
             return
         with torch.no_grad():
             self.whole().copy_(state_dict[key])
-        self._values.head[1] += 1
+        self._file.head[1] += 1
 
     def _apply(self, fn, recurse=True):
         single = fn(self._initial.new_empty(0)).dtype
@@ -213,3 +214,11 @@ class DiskTable(Table):
             "- avi.save and avi.load, which leave the table where it is\n"
             "- a copy of the folder rows_path, and a guide with that"
         )
+
+
+class _Values(nn.Parameter):
+    """The first columns of the rows of a file."""
+
+    def contiguous(self, *args, **kwargs):
+        # Pyro's store would train a copy, which no file knows of.
+        return self

@@ -8,11 +8,13 @@ import os
 import pickle
 import warnings
 
+import pyro
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 
 import pyro_avi as avi
-from pyro_avi.rows import mapped_file
+from pyro_avi.rows import disk_table, mapped_file
 from pyro_avi.rows.disk_table import DiskTable
 from pyro_avi.rows.mapped_file import MappedFile
 from tests.marks import needs_compiler
@@ -80,7 +82,8 @@ def test_a_batch_touches_its_rows_and_no_others(tmp_path):
     index = torch.tensor([5, 1, 5])
     first, second, visits = table.moments()
 
-    assert torch.equal(table.read(index), torch.tensor([[3.0, 4, 5], [3, 4, 5], [3, 4, 5]]))
+    with torch.no_grad():
+        assert torch.equal(table.read(index), torch.tensor([[3.0, 4, 5], [3, 4, 5], [3, 4, 5]]))
     # Reading writes nothing.
     assert not table.table.any() and table.version == 0
     table.read_to_move(index)
@@ -101,11 +104,10 @@ def test_a_new_table_is_reserved_and_not_written(tmp_path):
     size = 10**6
     DiskTable(torch.ones(5, 16), (size,), tmp_path / "table", KIND)
 
-    for suffix, width in (("values", 16), ("state", 34)):
-        found = (tmp_path / f"table.{suffix}").stat()
-        # The disk cannot become too full for it later.
-        assert found.st_blocks * 512 >= size * width * 4
-        assert found.st_size == MappedFile._HEAD + size * width * 4
+    found, row_bytes = (tmp_path / "table.rows").stat(), (3 * 16 + 2) * 4
+    # The disk cannot become too full for it later.
+    assert found.st_blocks * 512 >= size * row_bytes
+    assert found.st_size == MappedFile._HEAD + size * row_bytes
 
 
 def test_the_system_is_asked_for_the_pages_of_the_rows(tmp_path, monkeypatch):
@@ -132,7 +134,7 @@ def test_another_guide_goes_on_with_a_table(tmp_path):
     steps(model, guide)
     rows = guide.variational_parameters(X).detach().clone()
 
-    with pytest.raises(ValueError, match="Expected a table of no other guide, got .*values, which a guide of this"):
+    with pytest.raises(ValueError, match="Expected a table of no other guide, got .*rows, which a guide of this"):
         on_disk(model, tmp_path).setup(X)
     del guide
     gc.collect()
@@ -151,16 +153,45 @@ def test_tables_of_another_kind_are_refused(tmp_path):
         on_disk(Given(N + 1), tmp_path).setup(torch.cat([X, X[:1]]))
 
 
-@pytest.mark.parametrize("suffix", ["values", "state"])
-@pytest.mark.parametrize("change", [-8, 8])
-def test_files_of_another_length_are_refused(suffix, change, tmp_path):
+def test_tables_of_another_format_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_table, "_FORMAT", 1)
     on_disk(Given(), tmp_path).setup(X)
     gc.collect()
-    file = tmp_path / f"table0.{suffix}"
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="Expected a table with format = 2 at .*safetensors, got 1"):
+        on_disk(Given(), tmp_path).setup(X)
+
+
+def test_the_rows_of_a_batch_are_beside_their_moments(tmp_path):
+    table = DiskTable(torch.ones(5, 16), (1000,), tmp_path / "table", KIND)
+    places = [tensor[700].data_ptr() for tensor in (table.table, *table.moments())]
+    assert [place - places[0] for place in places] == [0, 64, 128, 192]
+
+
+def test_svi_trains_the_rows_in_the_file(tmp_path):
+    tables = []
+    for rows_on, path in (("disk", tmp_path), ("cpu", None)):
+        torch.manual_seed(1)
+        pyro.clear_param_store()
+        model = Given()
+        guide = avi.FactorizedGuide(model, rows_on=rows_on, rows_path=path)
+        svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+        for index in (torch.tensor([3, 1]), torch.tensor([1, 7]), None):
+            svi.step(*((X,) if index is None else (X[index], index)))
+        tables.append(guide.table.detach().clone())
+    pyro.clear_param_store()
+    assert torch.equal(*tables)
+
+
+@pytest.mark.parametrize("change", [-8, 8])
+def test_files_of_another_length_are_refused(change, tmp_path):
+    on_disk(Given(), tmp_path).setup(X)
+    gc.collect()
+    file = tmp_path / "table0.rows"
     os.truncate(file, file.stat().st_size + change)
 
     with pytest.raises(
-        ValueError, match=rf"Expected [\d,]+ bytes for 12 rows in .*{suffix}, got [\d,]+: the file was cut"
+        ValueError, match=r"Expected [\d,]+ bytes for 12 rows in .*table0.rows, got [\d,]+: the file was cut"
     ):
         on_disk(Given(), tmp_path).setup(X)
 
@@ -172,7 +203,7 @@ def test_a_table_that_was_never_finished_is_begun_anew(tmp_path):
     gc.collect()
     # As after an interruption: what is written last is not there.
     (tmp_path / "table0.safetensors").unlink()
-    os.truncate(tmp_path / "table0.values", 7)
+    os.truncate(tmp_path / "table0.rows", 7)
 
     assert torch.equal(on_disk(Given(), tmp_path).setup(X).variational_parameters(X), rows)
 
@@ -202,11 +233,10 @@ def test_a_full_disk_is_named_before_any_work(tmp_path, monkeypatch):
     steps(model, guide)
 
 
-def test_the_state_shrinks_again_where_the_values_find_no_space(tmp_path, monkeypatch):
-    table, reserve = DiskTable(torch.ones(5, 16), (5,), tmp_path / "table", KIND), os.posix_fallocate
+def test_the_file_is_as_before_where_rows_to_append_find_no_space(tmp_path, monkeypatch):
+    table = DiskTable(torch.ones(5, 16), (5,), tmp_path / "table", KIND)
     sizes = {file: file.stat().st_size for file in tmp_path.iterdir()}
-    calls = iter([reserve, no_space])
-    monkeypatch.setattr(os, "posix_fallocate", lambda *given: next(calls)(*given))
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
 
     with pytest.raises(ValueError, match="No space left"):
         table.append(torch.ones(3, 16))
