@@ -8,9 +8,9 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 
-from pyro_avi.closing.refine import take_steps
 from pyro_avi.closing.remaining_gain import RemainingGain, remaining_gain
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, write_tables
+from pyro_avi.closing.take_steps import take_steps
 from pyro_avi.closing.weight_source import Draws, JointWeights, WeightSource, by_row
 from pyro_avi.densities.log_weights import LogWeights
 from pyro_avi.display.progress_bar import ProgressBar

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["NaturalSteps"]
+__all__ = ["LEAST_FISHER", "NaturalSteps"]
 
 # A direction without information about it would be moved without end.
-_LEAST_FISHER = 1e-6
+LEAST_FISHER = 1e-6
 
 
 class NaturalSteps(torch.optim.Optimizer):
@@ -67,6 +67,6 @@ class NaturalSteps(torch.optim.Optimizer):
             for table in group["params"]:
                 if table.grad is None:
                     continue
-                fisher = self._fisher[id(table)](table).clamp(min=_LEAST_FISHER)
+                fisher = self._fisher[id(table)](table).clamp(min=LEAST_FISHER)
                 longest = self._clip * fisher.rsqrt()
                 table.sub_((group["lr"] * table.grad / fisher).clamp(-longest, longest))

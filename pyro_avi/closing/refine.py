@@ -1,35 +1,29 @@
 """Closing the gap of given rows: a factorized guide from another guide's output."""
 
-import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, cast
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any
 
 import torch
-from pyro.infer import ELBO, TraceMeanField_ELBO
 from torch import Tensor
-from torch.optim import Adam, Optimizer
 
-from pyro_avi.closing.natural_steps import NaturalSteps
 from pyro_avi.closing.row_tables import Tables, choose, read_tables, table_like, write_tables
+from pyro_avi.closing.take_steps import take_steps
+from pyro_avi.closing.until_converged import refine_until_converged
 from pyro_avi.closing.weight_source import Draws, weight_source
-from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.estimators.gains import gains
-from pyro_avi.evaluation_mode import evaluation_mode
-from pyro_avi.evidence.enumerated import Enumerated, enumerating_elbo
 from pyro_avi.evidence.one_row import as_one_row, write_back
 from pyro_avi.guide_bases.local_guide import LocalGuide, check_local_guide
 from pyro_avi.guides import FactorizedGuide
 from pyro_avi.lock import in_turn
 from pyro_avi.seeds import as_seed
-from pyro_avi.training.fit import Fit, LearningRate, fit
+from pyro_avi.training.fit import LearningRate
 
-__all__ = ["refine", "take_steps"]
+__all__ = ["refine"]
 
-# Draws by which start and end of a row are compared, and those of a step.
-_DRAWS, _PARTICLES = 100, 2
-# Adam's rate for a share of the natural gradient: 0.05 where the share is 0.2.
-_OF_ADAM = 0.25
+# Draws by which start and end of a row are compared; fewer where it is known about how much they may differ.
+_DRAWS, _FEWER_DRAWS = 100, 40
 
 
 @in_turn
@@ -40,6 +34,7 @@ def refine(
     num_steps: int,
     lr: LearningRate = 0.2,
     start: Tensor | dict[tuple[str, ...], Tensor] | None = None,
+    tolerance: float | None = None,
     seed: int | None = 0,
     progress: bool = True,
     **kwargs,
@@ -70,6 +65,13 @@ def refine(
         start: ``[N, P]`` where to start, for several row sets by the names of their plates; by default the guide's own
             output for the rows, of a factorized guide the rows of its table. It has none for rows that it was not fitted to:
             they start at the mean of its table, its best constant guess.
+        tolerance: in nats, to take steps of those rows only that may still gain as much, and at most ``num_steps`` of each.
+            After the last step, half of the steps, a quarter and so on (at least five) the gradients of the steps tell what
+            is left, and rows of which that is less at a confidence of 95 % are done; those that were near their best factors
+            from the first keep them. Where the model can be called for some rows (tensors among the arguments whose first
+            dimension has the size of the plate are cut, and the log joint of that call is compared with that of all) only
+            those not done are evaluated further, otherwise all until all are done. ``refinement`` of the result tells the
+            steps of each row, what is left and whether it has converged.
         seed: the seed of the draws; ``None`` for one drawn from the random state of the program.
         progress: whether to show a progress bar, which appears after the first second.
 
@@ -79,7 +81,7 @@ def refine(
 
     Raises:
         ValueError: if the guide has not been set up, or is for other latents, or the start has not a row for each row to
-            refine.
+            refine; if the tolerance is not positive, or the family has no formula of its Fisher information.
 
     References:
         Kim, Wiseman, Miller, Sontag and Rush, "Semi-Amortized Variational Autoencoders", 2018,
@@ -98,144 +100,38 @@ def refine(
         torch.Size([5, 4])
     """
     check_local_guide(guide)
+    _check_tolerance(tolerance)
     seed = as_seed(seed)
+    options: dict[str, Any] = {"num_steps": num_steps, "lr": lr, "progress": progress}
     if not guide.row_plates:
         row, table = as_one_row(model, guide, args, kwargs)
-        refined = refine(
-            row, table, *args, num_steps=num_steps, lr=lr, start=start, seed=seed, progress=progress, **kwargs
-        )
-        return write_back(model, refined, args, kwargs)
+        refined = refine(row, table, *args, start=start, tolerance=tolerance, seed=seed, **options, **kwargs)
+        result = write_back(model, refined, args, kwargs)
+        result.refinement = refined.refinement
+        return result
     refined = table_like(model, guide, args, kwargs, with_globals=True)
     starts = _starts(guide, refined, start, args, kwargs)
     write_tables(refined, starts)
-    source, draws = weight_source(model, refined, args, kwargs), Draws(_DRAWS, seed + 1)
     # Another seed than that of the steps: rows are overfitted to the draws that they were trained on.
+    draws = Draws(_DRAWS if tolerance is None else _FEWER_DRAWS, seed + 1)
+    if tolerance is not None:
+        refine_until_converged(model, refined, args, kwargs, tolerance=tolerance, draws=draws, seed=seed, **options)
+        return refined
+    source = weight_source(model, refined, args, kwargs)
     before = source.weights(refined, draws).local
-    take_steps(model, refined, args, kwargs, num_steps=num_steps, lr=lr, seed=seed, progress=progress)
+    take_steps(model, refined, args, kwargs, seed=seed, **options)
     gained = gains(before, source.weights(refined, draws).local).significant()
     write_tables(refined, choose(gained, read_tables(refined), starts, source.blocks))
     return refined
 
 
-def take_steps(
-    model: Callable,
-    guide: FactorizedGuide,
-    args: tuple,
-    kwargs: Mapping[str, Any],
-    *,
-    num_steps: int,
-    lr: LearningRate,
-    seed: int,
-    progress: bool = False,
-    shares: Mapping[str, Tensor] | None = None,
-) -> None:
-    """Move the tables of a guide from where they are to the mean of the second half of the steps, and nothing else.
-
-    Args:
-        model, guide: the guide is made for the model.
-        args, kwargs: the arguments of both.
-        num_steps, lr, seed, progress: as in :func:`refine`.
-        shares: by the name of the table ``[N, 1]``, which share of the learning rate a row moves by; 1 by default.
-    """
-    tables = guide.row_tables()
-    mean = _MeanOfTables(tables, first=num_steps // 2 + 1)
-    summed = enumerating_elbo(model, guide, args, kwargs)
-    trained, elbo = (guide, _loss(guide)) if summed is None else (Enumerated(guide), summed)
-    scaled = [] if shares is None else [_ScaledRates(tables, shares)]
-    optimizer, rate = _optimizer(guide, lr)
-    # Only the tables are trained: shared weights would make the rows depend on one another.
-    shared = [parameter for row_factor in guide.row_factors for parameter in row_factor.factor.parameters()]
-    # In evaluation mode, in which Pyro does not warn about parameters without a gradient.
-    guide.row_factors.eval()
-    for parameter in shared:
-        parameter.requires_grad_(False)
-    callbacks: list[Callable[[Fit], None]] = [*scaled, mean]
-    with warnings.catch_warnings(), evaluation_mode():
-        # The warning is about global latents after local ones in the model; frozen, they only add a constant.
-        warnings.filterwarnings("ignore", "Failed to verify mean field restriction")
-        fit(
-            model,
-            trained,
-            *args,
-            num_steps=num_steps,
-            lr={"local": rate},
-            optimizer=optimizer,
-            elbo=elbo,
-            callbacks=callbacks,
-            seed=seed,
-            progress=progress,
-            **kwargs,
+def _check_tolerance(tolerance: Any) -> None:
+    is_number = isinstance(tolerance, Real) and not isinstance(tolerance, bool)
+    if tolerance is not None and not (is_number and 0 < float(tolerance) < math.inf):
+        raise ValueError(
+            f"Expected tolerance to be a positive number of nats, got {tolerance!r}.\n"
+            "Leave it out to take num_steps steps of all rows."
         )
-    for parameter in shared:
-        parameter.requires_grad_(True)
-    mean.take()
-    guide.row_factors.train()
-
-
-def _optimizer(guide: FactorizedGuide, lr: LearningRate) -> tuple[Callable[..., Optimizer], LearningRate]:
-    """What moves the tables of a guide, and at which rate."""
-    tables = {row_factor.function.table: row_factor.factor.fisher for row_factor in guide.row_factors}
-    if all(fisher(table) is not None for table, fisher in tables.items()):
-        known = cast(dict[int, Callable[[Tensor], Tensor]], {id(table): fisher for table, fisher in tables.items()})
-        return partial(NaturalSteps, fisher=known), lr
-    return Adam, (lambda step: _OF_ADAM * lr(step)) if callable(lr) else _OF_ADAM * lr
-
-
-class _MeanOfTables:
-    """The mean of tables over the steps of a training from one on; a callback of it.
-
-    Args:
-        tables: by name.
-        first: the number of the first step to count, from 1.
-    """
-
-    def __init__(self, tables: Tables, *, first: int):
-        self._tables, self._first, self._count = tables, first, 0
-        self._sums = {name: torch.zeros_like(table) for name, table in tables.items()}
-
-    @torch.no_grad()
-    def __call__(self, training: Fit) -> None:
-        if training.steps >= self._first:
-            self._count += 1
-            for name, table in self._tables.items():
-                self._sums[name] += table
-
-    @torch.no_grad()
-    def take(self) -> None:
-        """Write the means into the tables."""
-        for name, table in self._tables.items():
-            table.copy_(self._sums[name] / self._count)
-
-
-class _ScaledRates:
-    """Rows that move by a share of the learning rate; a callback of a training.
-
-    What a step moves a row by is proportional to the rate, so that a share of the move is the move at a share of the rate.
-
-    Args:
-        tables: by name.
-        shares: ``[N, 1]`` by name.
-    """
-
-    def __init__(self, tables: Tables, shares: Mapping[str, Tensor]):
-        self._tables, self._shares = tables, shares
-        self._last = {name: table.detach().clone() for name, table in tables.items()}
-
-    @torch.no_grad()
-    def __call__(self, training: Fit) -> None:
-        for name, table in self._tables.items():
-            table.copy_(torch.lerp(self._last[name], table, self._shares[name].to(table)))
-            self._last[name].copy_(table)
-
-
-def _loss(guide: FactorizedGuide) -> ELBO:
-    """The loss of a refinement: where there is one, by the gradient of the path alone, which has no noise at the posterior."""
-    discrete = any(
-        latent.num_values is not None for row_factor in guide.row_factors for latent in row_factor.row_set.latents
-    )
-    # The gradient of the path alone needs the inverse of a flow.
-    by_path = guide.family.cheap_density or discrete
-    return (StickingTheLandingELBO if by_path else TraceMeanField_ELBO)(num_particles=_PARTICLES)
 
 
 def _starts(guide: LocalGuide, refined: FactorizedGuide, start, args, kwargs) -> Tables:

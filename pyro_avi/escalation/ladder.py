@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from pyro_avi.closing.refine import take_steps
+from pyro_avi.closing.parts import Part, part_of
 from pyro_avi.closing.richer_table import richer_table
 from pyro_avi.closing.row_tables import read_tables, table_like, write_tables
+from pyro_avi.closing.take_steps import take_steps
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.display.progress_bar import ProgressBar
 from pyro_avi.escalation.chains import nuts_draws
-from pyro_avi.escalation.parts import Part, part_of
 from pyro_avi.escalation.results import LEVELS, Escalation, LevelCost
 from pyro_avi.escalation.weighing import Need, weigh
 from pyro_avi.evidence.ais import isolated_sampling

@@ -16,6 +16,7 @@ from pyro_avi.inspection.isolated_run import isolated_run
 from pyro_avi.inspection.sites import row_plates
 from pyro_avi.rows.data_recognizer import DataRecognizer
 from pyro_avi.rows.disk_table import DiskTable
+from pyro_avi.rows.refinement import Refinement
 from pyro_avi.rows.subsample import Subsample
 from pyro_avi.rows.table import Table
 
@@ -73,6 +74,9 @@ class FactorizedGuide(TableGuide):
     ):
         super().__init__(model, rows_on=rows_on, rows_path=rows_path, **kwargs)
         self._same_rows = same_rows
+        #: What :func:`~pyro_avi.refine` with ``tolerance=`` said of the rows; by plates where there are several row sets. It is
+        #: no part of the file of a guide.
+        self.refinement: Refinement | dict[tuple[str, ...], Refinement] | None = None
         # Set by setup(), which every other method calls first.
         self._recognizer: DataRecognizer = None  # type: ignore[assignment]
 

@@ -10,7 +10,7 @@ from torch.distributions import kl_divergence
 
 import pyro_avi as avi
 from pyro_avi.closing.natural_steps import NaturalSteps
-from pyro_avi.closing.refine import take_steps
+from pyro_avi.closing.take_steps import take_steps
 from tests.families.test_families import FAMILIES, prepare, random
 
 

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import AutoNormal
 
 import pyro_avi as avi
 from pyro_avi.closing.natural_steps import NaturalSteps
-from pyro_avi.closing.refine import take_steps
+from pyro_avi.closing.take_steps import take_steps
 
 # z_n ~ N(0, 1), x_n ~ N(theta + TAU z_n, SIGMA^2), theta ~ N(0, 2^2)
 TAU, SIGMA, THETA, N = 0.4, 1.0, 0.4, 8

@@ -122,6 +122,10 @@ RESULTS = {
         ),
         "Distillation(0.050 ± 0.010 nats a row below the table, 2.00 ± 0.10 before, 12 rows)",
     ),
+    "rows that were refined": (
+        avi.Refinement(torch.tensor([6, 13, 50]), torch.zeros(3), torch.ones(3), torch.tensor([True, True, False])),
+        "Refinement(2 of 3 rows converged, 23 steps a row)",
+    ),
     "answers by row": (
         avi.Escalation(
             {},

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import pyro_avi as avi
+from pyro_avi.closing.parts import Part, part_of
 from pyro_avi.densities.log_joint import LocalJoint
 from pyro_avi.escalation.chains import nuts_draws, row_potential
-from pyro_avi.escalation.parts import Part, part_of
 from pyro_avi.escalation.weighing import Need, weigh
 
 # z_n ~ N(0, 1), x_n ~ N(z_n, 1), so that z_n | x_n ~ N(x_n / 2, 1 / 2) and x_n ~ N(0, 2).
