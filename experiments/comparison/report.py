@@ -127,7 +127,7 @@ def document(
     for key, record in records.items():
         s = record["settings"]
         by_size.setdefault((s["rows"], s["steps"], s["draws"], len(s["seeds"])), {})[key] = record
-    for (rows, steps, draws, seeds), some in by_size.items():
+    for (rows, steps, draws, seeds), some in sorted(by_size.items(), key=lambda pair: pair[0]):
         name = f"{rows:,} rows, {steps:,} steps, {draws} {'draw' if draws == 1 else 'draws'} a step, {seeds} seeds"
         parts.append(_part(name, lines_of(some), claims))
     return Document(title, lead, parts=[*parts, Document("How to read this", READING + "\n" + text)])

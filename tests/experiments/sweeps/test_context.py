@@ -87,7 +87,7 @@ def test_the_report_is_drawn_by_size():
     drawn = context.document({"a": record("a", [gap + 0.1 for gap in CLOSED_FORM]), "b": record("b", steps=7)})
 
     parts = drawn.parts[:2]
-    assert [part.title for part in parts] == ["150 rows, 7 steps", "150 rows, 1,200 steps"]
+    assert [part.title for part in parts] == ["150 rows, 7 steps", "150 rows, 2,400 steps"]
     assert all(figure.png for part in parts for figure in part.drawings)
     assert "chain phi 0.9, q 1, r 1" in terminal(drawn)
     apart = [line["standard_errors_apart"] for line in data(drawn)["summary"]]
