@@ -10,7 +10,7 @@ import torch
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
-from pyro_avi.compilation.cost import count_flops, saves_time
+from pyro_avi.compilation.cost import Work, count_work
 from pyro_avi.compilation.fallback import log_graph
 from pyro_avi.compilation.inductor import NO_COMPILER, has_compiler
 from pyro_avi.distributed.ranks import Ranks
@@ -29,8 +29,8 @@ __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "StepOptions", 
 
 LearningRate = float | Callable[[int], float]
 
-# Seconds to compile a step, and then for another shape; of handlers and dispatch in an eager one; roughly, on one core.
-_COST_OF_COMPILING, _COST_OF_A_SHAPE, _HANDLERS = 25.0, 5.0, 8e-3
+# Seconds to compile a step of few operations, and then for another shape; roughly, on one core.
+_COST_OF_COMPILING, _COST_OF_A_SHAPE = 20.0, 5.0
 _OTHER_SHAPES = 1 / 8  # The share of steps with another shape: the last batches of epochs of eight.
 
 
@@ -206,15 +206,15 @@ class TrainingStep:
             reason = NO_COMPILER
         if reason is None:
             return self._saves_time(model, call, kwargs, num_steps, _COST_OF_COMPILING)
-        if saves_time(0, calls=num_steps, overhead=_HANDLERS, cost=_COST_OF_COMPILING):
+        # In a training in which the smallest step would be.
+        if Work(0, 0).is_worth_compiling(num_steps, _COST_OF_COMPILING):
             log_graph("The training step", reason)
         return False
 
     def _saves_time(self, model: Callable, call: tuple, kwargs: Mapping[str, Any], num_steps: int, cost: float) -> bool:
         """Whether so many compiled steps save more seconds than they cost; by a count of the operations of one."""
         with buffers_restored(model), seeded(None):
-            flops = count_flops(self.gradient, call, kwargs)
-        return saves_time(flops, calls=num_steps, overhead=_HANDLERS, cost=cost)
+            return count_work(self.gradient, call, kwargs).is_worth_compiling(num_steps, cost)
 
     def _make_optimizer(self, make: Callable[..., torch.optim.Optimizer], groups: Sequence[int]) -> None:
         """One optimizer of all parameters, each in the group given for it."""
