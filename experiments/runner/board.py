@@ -11,6 +11,8 @@ from experiments.runner.run_cell import Context, one_thread
 
 __all__ = ["Board", "serve"]
 
+_TELL = 1.0  # seconds between calls of the board: each costs both processes some milliseconds
+
 
 class Board:
     """The cells that a process has begun on a cluster, until it has kept what became of them, and the last that each has told.
@@ -56,5 +58,5 @@ def serve(cell: Cell, context: Context, board: Any, folder: str) -> tuple[Record
     # Where this process is as well: the folder of the data may be a relative one.
     os.chdir(folder)
     with one_thread():
-        outcome = attempt(cell, replace(context, progress=now_and_then(tell)))
+        outcome = attempt(cell, replace(context, progress=now_and_then(tell, every=_TELL)))
     return outcome.record, outcome.failure

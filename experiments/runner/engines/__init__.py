@@ -102,14 +102,14 @@ def create(name: str, *, jobs: int | None, context: Context, address: str | None
     return getattr(module, name.capitalize())(jobs=jobs, context=context, address=address)
 
 
-def now_and_then(tell: Progress) -> Progress:
-    """Passes the progress of a cell on, five times a second at most."""
+def now_and_then(tell: Progress, *, every: float = 0.2) -> Progress:
+    """Passes the progress of a cell on, once in so many seconds at most."""
     last = -math.inf
 
     def progress(done: int, total: int, note: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if now - last >= 0.2:
+        if now - last >= every:
             last = now
             tell(done, total, note)
 

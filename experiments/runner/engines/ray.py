@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,8 @@ from experiments.runner.run_cell import Context
 __all__ = ["Ray"]
 
 _ATTEMPTS = 4  # times that a cell is started before its lost workers are its own fault
-_POLL = 0.2  # seconds between looks at the progress of the cells
+_POLL = 0.2  # seconds that a signal waits at most
+_LOOK = 1.0  # seconds between looks at the progress of the cells: each is a call of every board
 _TELLERS = 32  # threads of the actor that the cells tell their progress
 _NAMESPACE = "pyro_avi"
 _PASSED_ON = ("PYRO_AVI_SWEEPS", "PYRO_AVI_DATA", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
@@ -88,6 +90,7 @@ class Ray(Engine):
         self._left: dict[str, Any] = {}
         self._emptied: set[Any] = set()
         self._running: dict[Any, _Task] = {}
+        self._looked = 0.0
 
     def run(self, cells: Iterable[Cell], watch: Watch) -> Iterator[Outcome]:
         self._connect()
@@ -144,7 +147,7 @@ class Ray(Engine):
         ray = self._ray
         if not ray.is_initialized():
             here = {"address": "local", "num_cpus": self.jobs, "include_dashboard": False}
-            with _without_statistics():
+            with _frugal():
                 try:
                     ray.init(
                         **(here if self.address is None else {"address": self.address}),
@@ -212,6 +215,9 @@ class Ray(Engine):
     def _wait(self, watch: Watch) -> list[Any]:
         """Wait a moment, pass on what the cells have told, and return the tasks that have ended."""
         ended, _ = self._ray.wait(list(self._running), num_returns=1, timeout=_POLL)
+        if not ended and time.monotonic() - self._looked < _LOOK:
+            return ended
+        self._looked = time.monotonic()
         # A task ends after all that it has told is on the board.
         cells = {task.cell.key: task.cell for task in self._running.values()}
         try:
@@ -277,14 +283,23 @@ def _environment() -> dict[str, dict[str, str]]:
     return {"env_vars": {"PYTHONPATH": path} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
 
 
+# Of a cluster that starts here, unless the user has said otherwise: it reports to nobody, keeps no statistics of tasks that nobody
+# could look at, and starts no workers before there are cells, whose environment those would not have.
+_FRUGAL = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+
+
 @contextmanager
-def _without_statistics() -> Iterator[None]:
-    """A cluster that starts here reports to nobody, unless the user has said otherwise."""
-    name = "RAY_USAGE_STATS_ENABLED"
-    said = name in os.environ
-    os.environ.setdefault(name, "0")
+def _frugal() -> Iterator[None]:
+    """What processes of Ray that start within the block do without."""
+    added = {name: value for name, value in _FRUGAL.items() if name not in os.environ}
+    os.environ.update(added)
     try:
         yield
     finally:
-        if not said:
+        for name in added:
             del os.environ[name]
