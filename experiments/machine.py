@@ -1,14 +1,15 @@
-"""The machine that a cell runs on: its cores, names and memory."""
+"""The machine that a cell runs on: its cores, names and memory, and what its processes inherit."""
 
 import functools
 import os
 import platform
 import resource
 import sys
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-__all__ = ["device_name", "peak_memory", "processor_name", "reset_peak_memory", "usable_cores"]
+__all__ = ["device_name", "environment_defaults", "peak_memory", "processor_name", "reset_peak_memory", "usable_cores"]
 
 
 def usable_cores() -> int:
@@ -60,3 +61,15 @@ def processor_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def environment_defaults(values: Mapping[str, str]) -> Iterator[None]:
+    """Within the block these environment variables have values, those that the user has set excepted."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]

@@ -19,6 +19,7 @@ from experiments.runner.progress import Display
 from experiments.runner.run_cell import Context, one_thread
 from experiments.runner.scheduler import Scheduler
 from experiments.runner.store import Store, StoreError
+from experiments.shared_folder import sharing
 
 __all__ = ["main"]
 
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     scheduler = None
     try:
         # Before torch is imported: what is loaded first takes its number of threads from the environment.
-        with _stoppable(), one_thread():
+        with _stoppable(), one_thread(), sharing():
             try:
                 options = _parse(argv)
                 if options.list:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._images import DatasetError, ImageData, draw_rows
+from ._once import read_once
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,8 @@ def load(
 ) -> ImageData:
     """The images of the data set ``name``, as pixels in [0, 1]; labels are not read.
 
+    The processes of a sweep read a data set once on each machine.
+
     Args:
         name: one of :func:`names`, in upper or lower case.
         data_dir: the folder of the data, laid out as torchvision lays it out; by default the folder that the
@@ -63,7 +66,8 @@ def load(
     if module not in names():
         raise DatasetError(f"Expected the name of a data set, one of {', '.join(names())}; got {name!r}.")
     root = Path(data_dir if data_dir is not None else os.environ.get("PYRO_AVI_DATA") or "data").expanduser().absolute()
-    pixels = import_module(f"{__name__}.{module}").read(root, download=download)
+    read = import_module(f"{__name__}.{module}").read
+    pixels = read_once(lambda: read(root, download=download), module, str(root))
     size = len(pixels.train)
     if num_train is None:
         train = pixels.train

@@ -51,12 +51,17 @@ def serve(cell: Cell, context: Context, board: Any, folder: str) -> tuple[Record
     """Run a cell in a worker, which has no other task at the time: its record and the text of its failure."""
     import ray
 
+    told: list[Any] = []
+
     def tell(*step: int | str) -> None:
-        # Waited for, so that it is there before the cell ends.
-        ray.get(board.tell.remote(cell.key, *step))
+        # In turn, and not waited for: a task that waits gives its core to another, for which Ray starts a worker.
+        ray.get(told)
+        told[:] = [board.tell.remote(cell.key, *step)]
 
     # Where this process is as well: the folder of the data may be a relative one.
     os.chdir(folder)
     with one_thread():
         outcome = attempt(cell, replace(context, progress=now_and_then(tell, every=_TELL)))
+    # So that it is there before the cell ends.
+    ray.get(told)
     return outcome.record, outcome.failure

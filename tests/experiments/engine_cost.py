@@ -1,8 +1,8 @@
 """What engines cost beside their cells: `python -m tests.experiments.engine_cost --engines processes ray --turns 3`.
 
 Each engine runs the same short trainings in a process of its own, the engines in turns. Counted are seconds by the clock and
-processor seconds of the process and of all that come from it, apart for the start of the engine, for the cells (the start of
-their workers and its imports among them), and for the end.
+processor seconds of the process and of all that come from it: for the start of the engine; for the cells, those that the cells
+take themselves apart, so that what is left is the engine's, the start of its workers among it; and for the end.
 """
 
 import argparse
@@ -91,6 +91,8 @@ def run(chosen: argparse.Namespace) -> None:
         mark("end")
     if failures := [outcome.failure for outcome in outcomes if outcome.record is None]:
         raise RuntimeError(f"Expected {len(cells)} records, got {len(failures)} failures, the first:\n{failures[0]}")
+    inside = sum(outcome.record["result"]["seconds"] for outcome in outcomes)
+    took = {"start": took["start"], "cells": (*took["cells"], inside, took["cells"][1] - inside), "end": took["end"]}
     if chosen.detail:
         print(processor.by_process(), file=sys.stderr)
     print(json.dumps(took))
@@ -117,7 +119,9 @@ def main() -> int:
         for name in chosen.engines:
             command = [sys.executable, "-m", "tests.experiments.engine_cost", "--one", "--engines", name, *options]
             environment = {**os.environ, "PYRO_AVI_SWEEPS": str(SWEEPS)}
-            done = subprocess.run(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+            done = subprocess.run(
+                command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            )
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
             tell(f"{name}, turn {turn}", found[name][-1:])
     for name in chosen.engines:
@@ -126,8 +130,12 @@ def main() -> int:
 
 
 def tell(name: str, turns: list[dict]) -> None:
-    """A line of a table: by the clock and by the processor for each part."""
-    numbers = [f"{statistics.median(turn[part][kind] for turn in turns):.1f}" for part in PARTS for kind in (0, 1)]
+    """A line of a table: by the clock and by the processor for each part, and of the latter in the cells and beside them."""
+    numbers = [
+        f"{statistics.median(values):.1f}"
+        for part in PARTS
+        for values in zip(*(turn[part] for turn in turns), strict=True)
+    ]
     print(f"| {name} | {' | '.join(numbers)} |", flush=True)
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from experiments.machine import environment_defaults
 from experiments.runner import registry
 from experiments.runner.board import Board
 from experiments.runner.cell import Cell
 from experiments.runner.engines import Engine, EngineError, Outcome, Watch
 from experiments.runner.run_cell import Context
+from experiments.shared_folder import SHARED
 
 __all__ = ["Ray"]
 
@@ -26,7 +28,15 @@ _POLL = 0.2  # seconds that a signal waits at most
 _LOOK = 1.0  # seconds between looks at the progress of the cells: each is a call of every board
 _TELLERS = 32  # threads of the actor that the cells tell their progress
 _NAMESPACE = "pyro_avi"
-_PASSED_ON = ("PYRO_AVI_SWEEPS", "PYRO_AVI_DATA", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME")
+# Of a cluster that starts here: it reports to nobody, keeps no statistics of tasks that nobody could look at, and starts no
+# workers before there are cells, whose environment those would not have.
+_FRUGAL = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_prestart_worker_first_driver": "0",
+}
+_PASSED_ON = ("PYRO_AVI_SWEEPS", "PYRO_AVI_DATA", "TORCHINDUCTOR_CACHE_DIR", "XDG_CACHE_HOME", SHARED)
 
 
 @contextmanager
@@ -147,7 +157,7 @@ class Ray(Engine):
         ray = self._ray
         if not ray.is_initialized():
             here = {"address": "local", "num_cpus": self.jobs, "include_dashboard": False}
-            with _frugal():
+            with environment_defaults(_FRUGAL):
                 try:
                     ray.init(
                         **(here if self.address is None else {"address": self.address}),
@@ -281,25 +291,3 @@ def _environment() -> dict[str, dict[str, str]]:
     root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     return {"env_vars": {"PYTHONPATH": path} | {name: os.environ[name] for name in _PASSED_ON if name in os.environ}}
-
-
-# Of a cluster that starts here, unless the user has said otherwise: it reports to nobody, keeps no statistics of tasks that nobody
-# could look at, and starts no workers before there are cells, whose environment those would not have.
-_FRUGAL = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_task_events_report_interval_ms": "0",
-    "RAY_prestart_worker_first_driver": "0",
-}
-
-
-@contextmanager
-def _frugal() -> Iterator[None]:
-    """What processes of Ray that start within the block do without."""
-    added = {name: value for name, value in _FRUGAL.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

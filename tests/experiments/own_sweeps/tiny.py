@@ -16,7 +16,7 @@ from experiments.runner.cell import Cell
 summary = "numbers, for tests"
 
 KINDS = ("plain", "fail", "die", "orphan", "wait", "write", "threads", "nan", "eager", "pyro")
-KINDS += ("memory", "huge", "diverge", "exit", "short", "once", "demand", "images")
+KINDS += ("memory", "huge", "diverge", "exit", "short", "once", "demand", "images", "read")
 
 
 def add_arguments(parser):
@@ -92,6 +92,8 @@ def run(settings, context):
 
             log(folder, "end", settings)
             return {"value": datasets.load("mnist", data_dir=context.data_dir).train.sum().item()}
+        case "read":
+            return {"value": read(context.data_dir)}
         case "diverge":
             raise FloatingPointError("the loss is not finite at step 3")
         case "exit":
@@ -133,6 +135,16 @@ def pyro_program(folder, seed):
             time.sleep(0.01)
         value = pyro.sample("draw", pyro.distributions.Normal(0.0, 1.0)).item()
     return [pyro.param("seed", torch.tensor(-1.0)).item(), value, sorted(trace.trace.nodes)]
+
+
+def read(folder):
+    """The sum of a data set that counts how often it is read."""
+    from experiments import datasets
+
+    own = str(Path(__file__).parents[1] / "own_datasets")
+    if own not in datasets.__path__:
+        datasets.__path__.append(own)
+    return datasets.load("counted", data_dir=folder).train.sum().item()
 
 
 def wait_for(path):

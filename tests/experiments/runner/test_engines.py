@@ -1,5 +1,6 @@
 """What every engine promises, and what the worker processes promise beyond it."""
 
+import json
 import os
 import signal
 import sys
@@ -139,6 +140,16 @@ def test_a_cell_is_taken_only_when_it_can_start(start, bench, name):
         for ended, _ in enumerate(engine.run(offer(), unwatched), 1):
             assert len(taken) <= ended - 1 + JOBS[name]
     assert len(taken) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ENGINES)
+def test_a_data_set_is_read_once_by_a_sweep(bench, name):
+    process = bench.start("--kinds", ",".join(["read"] * 20), "--engine", name, jobs=JOBS[name])
+    code, out, err = bench.ends(process)
+    assert code == 0 and "20 cells: 20 run" in out, err
+    assert (bench.data / "reads").read_text() == "read\n"
+    assert len({json.loads(path.read_text())["result"]["value"] for path in bench.records()}) == 1
 
 
 def test_unknown_engines_and_impossible_jobs_are_refused(start):
