@@ -4,13 +4,24 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from experiments.runner.cell import JSON, Cell
 
-__all__ = ["FORMAT", "MOST_BYTES", "DamagedError", "NewerFormatError", "Record", "check_place", "decode", "encode"]
+__all__ = [
+    "FORMAT",
+    "MOST_BYTES",
+    "DamagedError",
+    "NewerFormatError",
+    "Record",
+    "check_place",
+    "decode",
+    "encode",
+    "interned",
+]
 
 FORMAT = 2
 MOST_BYTES = 1 << 26
@@ -73,7 +84,7 @@ def decode(content: bytes) -> tuple[Record, int]:
     for old in range(written, FORMAT):
         record = {**_MIGRATIONS[old](record), "format": old + 1}
     _check(record)
-    return record, written
+    return interned(record), written
 
 
 def _checksum(content: bytes) -> bytes:
@@ -111,6 +122,17 @@ def _check(record: Record) -> None:
         raise DamagedError(f"its settings are those of no cell ({error})") from error
     if record["key"] != expected:
         raise DamagedError(f"its settings have the key {expected}, but it says {record['key'][:100]!r}")
+
+
+def interned(value: JSON) -> JSON:
+    """The same value, its texts shared with all others of this process: those of a sweep's records are mostly the same."""
+    if isinstance(value, str):
+        return sys.intern(value)
+    if isinstance(value, list):
+        return [interned(item) for item in value]
+    if isinstance(value, dict):
+        return {sys.intern(name): interned(item) for name, item in value.items()}
+    return value
 
 
 def check_place(record: Record, path: Path) -> None:

@@ -9,7 +9,7 @@ from types import ModuleType
 from experiments.runner.cell import Cell
 from experiments.runner.engines import Engine, Outcome
 from experiments.runner.progress import Display
-from experiments.runner.record import Record
+from experiments.runner.record import Record, interned
 from experiments.runner.store import DamagedRecordError, Store
 
 __all__ = ["Scheduler", "reason_of"]
@@ -130,7 +130,7 @@ class Scheduler:
             display.end(cell, failed=reason_of(outcome.failure))
         else:
             self.store.save(outcome.record)
-            self.records[cell.key] = outcome.record
+            self.records[cell.key] = interned(outcome.record)
             self.ran.add(cell)
             display.end(cell, fallbacks=outcome.record["provenance"]["fallbacks"])
         self._claims.pop(cell).close()

@@ -3,11 +3,12 @@
 import copy
 import hashlib
 import json
+import pickle
 
 import pytest
 
 from experiments.runner.cell import Cell
-from experiments.runner.record import FORMAT, DamagedError, NewerFormatError, decode, encode
+from experiments.runner.record import FORMAT, DamagedError, NewerFormatError, decode, encode, interned
 
 CELL = Cell("tiny", {"seed": 0, "kind": "plain", "note": "naïve"})
 RECORD = {
@@ -35,6 +36,20 @@ def test_what_is_encoded_is_decoded():
     assert decode(encode(RECORD)) == (RECORD, FORMAT)
     failure = {**{name: RECORD[name] for name in RECORD if name != "result"}, "failure": "MemoryError"}
     assert decode(encode(failure)) == (failure, FORMAT)
+
+
+def test_records_share_their_texts():
+    def texts(value):
+        if isinstance(value, dict):
+            return [*value, *(text for item in value.values() for text in texts(item))]
+        return [value] if isinstance(value, str) else []
+
+    # From files, and as they come from a worker.
+    read = decode(encode(RECORD))[0]
+    sent = pickle.loads(pickle.dumps(RECORD | {"key": CELL.key[:8] + CELL.key[8:]}))
+    assert interned(sent) == sent == read
+    assert all(one is other for one, other in zip(texts(interned(sent)), texts(read), strict=True))
+    assert not all(one is other for one, other in zip(texts(sent), texts(read), strict=True))
 
 
 def flips(content):
