@@ -1,4 +1,4 @@
-"""Inductor's cache on disk when files in it are damaged, as by a compilation that was killed.
+"""Inductor's cache on disk when files in it are damaged: by a compilation that was killed, or by a disk.
 
 What is in the cache follows from its name, so that a file that is removed is made again.
 """
@@ -14,9 +14,11 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 
+from pyro_avi.compilation.checksums import check_file, checksum_path
+
 __all__ = [
     "check_libraries",
-    "remove_cut_libraries",
+    "remove_damaged_libraries",
     "remove_damaged",
     "warn_of_removed",
     "warnings_of_inductor_ignored",
@@ -26,7 +28,7 @@ _WORDS = "Damaged files of the compile cache were removed, and compiled again"
 
 
 def check_libraries() -> None:
-    """Remove cut libraries from inductor's cache, with a warning, once a process and folder.
+    """Remove damaged libraries from inductor's cache, with a warning, once a process and folder.
 
     Not left to the error of loading one: a process that loads a library without its end is killed by the system, and a
     probe that fails to load one takes the processor for a slower one.
@@ -38,13 +40,13 @@ def check_libraries() -> None:
 
 @cache
 def _check_once(folder: str) -> None:
-    removed = remove_cut_libraries(Path(folder))
+    removed = remove_damaged_libraries(Path(folder))
     if removed:
         warn_of_removed(removed)
 
 
 def remove_damaged(error: Exception) -> list[Path]:
-    """Remove what may have caused an error of inductor from its cache: cut libraries, and the files that the error names.
+    """Remove what may have caused an error of inductor from its cache: damaged libraries, and the files that the error names.
 
     Returns:
         What was removed.
@@ -53,36 +55,51 @@ def remove_damaged(error: Exception) -> list[Path]:
 
     # With the frames, which name the modules in the cache that took part, and the errors that it came from.
     text = "".join(traceback.format_exception(error))
-    removed = remove_cut_libraries(Path(cache_dir()))
+    removed = remove_damaged_libraries(Path(cache_dir()))
     for key in sorted(set(re.findall(r"\bc[a-z2-7]{40,}", text))):
         folders = [Path(cache_dir()) / key[1:3]]
         if re.search(r"\bPCH\b|precompiled (header|file)", text):
-            # Compilers do not name it; its header stands in their command line. It takes long to make.
+            # Compilers do not name it; its source stands in their command line. It takes long to make.
             folders.append(Path(default_cache_dir()) / "precompiled_headers")
         for path in sorted(path for folder in folders for path in folder.glob(f"{key}.*")):
-            if path.is_file():
+            # This process makes a header once: from now on it includes the source of a removed one.
+            if path.is_file() and path.suffix != ".h":
                 path.unlink(missing_ok=True)
                 removed.append(path)
     return removed
 
 
-def remove_cut_libraries(folder: Path) -> list[Path]:
-    """Remove libraries that are not whole, unless one is being made; return them."""
+def remove_damaged_libraries(folder: Path) -> list[Path]:
+    """Remove libraries that are not whole, and probes that have changed, unless one is being made; return them."""
     from torch.utils._filelock import FileLock
 
     removed = []
     for where, _, names in os.walk(folder):
         for path in (Path(where) / name for name in names if name.endswith(".so")):
-            if not _is_cut(path):
+            if not _is_damaged(path):
                 continue
             # Inductor's own lock of it, which is held while it is compiled.
             (folder / "locks").mkdir(exist_ok=True)
             lock = FileLock(folder / "locks" / f"{path.name.split('.')[0]}.lock")
             with suppress(TimeoutError), lock.acquire(timeout=0):
-                if _is_cut(path):
+                if _is_damaged(path):
                     path.unlink()
+                    checksum_path(path).unlink(missing_ok=True)
                     removed.append(path)
     return removed
+
+
+def _is_damaged(library: Path) -> bool:
+    if _is_cut(library):
+        return True
+    # The libraries of graphs are checked when they are loaded. Of the others, which inductor probes the processor with, it
+    # takes an error for the answer: these few and small ones are checked here.
+    if not library.name.endswith(".main.so"):
+        try:
+            check_file(library)
+        except RuntimeError:
+            return True
+    return False
 
 
 def _is_cut(library: Path) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
+from pyro_avi.compilation.checksums import checked_loads
 from pyro_avi.compilation.compile_cache import check_libraries, remove_damaged, warn_of_removed
 from pyro_avi.compilation.products import multiply_by_fastest
 
@@ -27,8 +28,8 @@ def has_compiler() -> bool:
 def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: bool) -> Callable:
     """Compile a graph by inductor.
 
-    Damaged files in inductor's cache, of which an error tells or which are seen before they are loaded, are removed, and
-    the graph is compiled again, with a warning.
+    Damaged files in inductor's cache, of which an error or a checksum tells or which are seen before they are loaded, are
+    removed, and the graph is compiled again, with a warning.
 
     Args:
         traced: the graph, which is rewritten.
@@ -70,7 +71,7 @@ def _compile(traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, b
     # Not by torch.compile, whose guards on every input at every call take longer than a small step.
     # With a ShapeEnv inductor can use its cache on disk.
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-    with torch.no_grad(), tracing(context):
+    with torch.no_grad(), tracing(context), checked_loads():
         return torch._inductor.compile(traced, list(inputs), options=options)
 
 
