@@ -106,6 +106,8 @@ def _linear(preset: Mapping) -> Iterator[dict]:
 
 def _trainings(options: argparse.Namespace, preset: Mapping, records: Mapping[str, Record]) -> Iterator[dict]:
     base = {name: preset[name] for name in ("dataset", "latent_dim", "widths", "batch_size")} | {"num_particles": 4}
+    # Records from before began at biases of zero.
+    base["start"] = "mean image"
     rates: list[tuple[dict, float]] = []
     for own in _estimators(options):
         if len(preset["rates"]) == 1:

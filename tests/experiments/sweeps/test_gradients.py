@@ -3,12 +3,13 @@
 import argparse
 
 import pytest
+import torch
 
 from experiments.runner.cell import Cell
 from experiments.runner.run_cell import Context
 from experiments.sweeps import gradients
 from experiments.sweeps.gradients.cells import CONTINUOUS, DISCRETE
-from experiments.sweeps.gradients.training import _elbos
+from experiments.sweeps.gradients.training import _elbos, _model_and_guide
 
 CONTEXT = Context("cpu", None, False)
 SIZES = {"rows": 200, "draws": 5, "seed": 0}
@@ -86,6 +87,14 @@ def options(*words):
     parser = argparse.ArgumentParser()
     gradients.add_arguments(parser)
     return parser.parse_args([*words, "--kinds", "training"])
+
+
+def test_a_decoder_starts_at_the_shares_of_the_pixels():
+    rows = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    model, _ = _model_and_guide({**TRAINING, "latents": "binary", "seed": 0, "batch_size": 3}, rows)
+    torch.nn.init.zeros_(model.decoder.layers[-2].weight)
+    # One more of each: 4 of 5 and 2 of 5.
+    torch.testing.assert_close(model.decoder(torch.zeros(1, 3)).sigmoid(), torch.tensor([[0.8, 0.4]]))
 
 
 def test_a_training_ends_by_seconds_of_the_processor():
