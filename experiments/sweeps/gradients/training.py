@@ -126,6 +126,8 @@ def _read(name: str, data_dir: str | None, download: bool) -> tuple[Tensor, Tens
 def _train(
     settings: Mapping[str, Any], rows: Tensor, evaluated: Tensor, evaluations: int, progress: Progress
 ) -> dict[str, Any]:
+    # Pyro keeps the averages of baselines there by the names of latents, which all trainings share.
+    pyro.clear_param_store()
     model, guide = _model_and_guide(settings, rows)
     curve = _Curve(model, guide, evaluated, settings, evaluations, progress)
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 
+import pyro
 import pytest
 import torch
 
@@ -95,6 +96,17 @@ def test_a_decoder_starts_at_the_shares_of_the_pixels():
     torch.nn.init.zeros_(model.decoder.layers[-2].weight)
     # One more of each: 4 of 5 and 2 of 5.
     torch.testing.assert_close(model.decoder(torch.zeros(1, 3)).sigmoid(), torch.tensor([[0.8, 0.4]]))
+
+
+def test_a_training_does_not_go_on_with_the_average_of_another():
+    settings = {**TRAINING, "latents": "binary", "estimator": "decaying_baseline", "seed": 0}
+    found = []
+    for _ in range(2):
+        curve = gradients.run(settings, CONTEXT)["curve"]
+        found.append([(point["step"], point["elbo"]) for point in curve])
+        (name,) = (name for name in pyro.get_param_store() if "baseline_avg" in name)
+        pyro.get_param_store()[name] = torch.tensor(float("nan"))
+    assert found[0] == found[1] and len(found[0]) == 10
 
 
 def test_a_training_ends_by_seconds_of_the_processor():
