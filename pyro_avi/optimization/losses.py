@@ -19,6 +19,7 @@ from pyro_avi.seeds import seeded
 __all__ = [
     "HasDifferentiableLoss",
     "averages_restored",
+    "forget_averages",
     "check_elbo",
     "find_parameters",
     "gives_loss",
@@ -151,6 +152,13 @@ def find_parameters(
     return parameters, value.device if isinstance(value, Tensor) else parameters[0].device
 
 
+def forget_averages() -> None:
+    """Leave the running averages of baselines to begin anew: Pyro names them by the latents, which other trainings share."""
+    store = pyro.get_param_store()
+    for name in [name for name in store if name.startswith(_AVERAGES)]:
+        del store[name]
+
+
 @contextmanager
 def averages_restored():
     """A context for an evaluation that is no step: the running averages of baselines are the same afterwards."""
@@ -159,8 +167,6 @@ def averages_restored():
     try:
         yield
     finally:
-        for name in [name for name in store if name.startswith(_AVERAGES)]:
-            if name in before:
-                store[name] = before[name]
-            else:
-                del store[name]
+        forget_averages()
+        for name, value in before.items():
+            store[name] = value

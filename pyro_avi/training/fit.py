@@ -15,6 +15,7 @@ from pyro_avi.checkpoints.file import SavedTraining
 from pyro_avi.distributed.files import settled
 from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.distributed.tables import hold_own_rows
+from pyro_avi.optimization.losses import forget_averages
 from pyro_avi.optimization.step import LearningRate, StepOptions
 from pyro_avi.param_store import isolated_param_store
 from pyro_avi.seeds import draws_from
@@ -155,9 +156,9 @@ def fit(
         files = Beginnings(checkpoint, every, resume, num_steps=num_steps, seed=seed)
         hold_own_rows(ranks, guide, optimizer)
         calls = arguments_by_step(args, batches, model, ranks.seed(seed))
-        # Refused before any work is done.
-        first = next_arguments(calls, 0, num_steps)
+        first = next_arguments(calls, 0, num_steps)  # Refused before any work is done.
     with isolated_param_store(), warnings.catch_warnings(), draws_from(ranks.seed(seed)):
+        forget_averages()
         # Pyro would warn at every step of what DivergedError says once.
         warnings.filterwarnings("ignore", "Encountered NaN")
         with ranks.together("the first evaluation of the loss"):

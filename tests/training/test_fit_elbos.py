@@ -128,6 +128,23 @@ def test_losses_and_parameters_are_those_of_svi(case):
         assert not torch.equal(pair[1].net.weight, start[-2])
 
 
+def test_a_training_begins_its_averages_anew():
+    def train():
+        model, guide = coins("average")
+        avi.fit(model, guide.double(), X, num_steps=5, lr=0.05, elbo=TraceGraph_ELBO(), compile=False, progress=False)
+        return guide.logits.detach()
+
+    torch.set_default_dtype(torch.double)
+    try:
+        first = train()
+        (name,) = pyro.get_param_store()
+        # Those of a training that diverged, and that Pyro names by the latent alone.
+        pyro.get_param_store()[name] = torch.full_like(pyro.get_param_store()[name], torch.nan)
+        torch.testing.assert_close(train(), first, rtol=0, atol=0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_tables_move_row_by_row_by_an_elbo_that_takes_its_gradient():
     tables = []
     for elbo in (Trace_ELBO(), TraceGraph_ELBO()):
