@@ -19,11 +19,13 @@ from pyro_avi.seeds import seeded
 __all__ = [
     "HasDifferentiableLoss",
     "averages_restored",
-    "forget_averages",
     "check_elbo",
     "find_parameters",
+    "forget_averages",
     "gives_loss",
+    "is_average",
     "keeps_one_graph",
+    "running_averages",
 ]
 
 # The names of running averages that TraceGraph_ELBO keeps in the param store and updates at every evaluation.
@@ -141,7 +143,7 @@ def find_parameters(
                 latents.check()
             raise
     latents.check()
-    sites = {name: site["value"] for name, site in capture.trace.nodes.items() if not name.startswith(_AVERAGES)}
+    sites = {name: site["value"] for name, site in capture.trace.nodes.items() if not is_average(name)}
     found = [value.unconstrained() for value in sites.values()]
     parameters = list({id(parameter): parameter for parameter in found if parameter.requires_grad}.values())
     if not parameters:
@@ -152,21 +154,30 @@ def find_parameters(
     return parameters, value.device if isinstance(value, Tensor) else parameters[0].device
 
 
+def running_averages() -> dict[str, Tensor]:
+    """Copies of the running averages of baselines, by their names in Pyro's param store."""
+    return {name: value.detach().clone() for name, value in pyro.get_param_store().items() if is_average(name)}
+
+
+def is_average(name: str) -> bool:
+    """Whether this is the name of a running average of a baseline."""
+    return name.startswith(_AVERAGES)
+
+
 def forget_averages() -> None:
     """Leave the running averages of baselines to begin anew: Pyro names them by the latents, which other trainings share."""
     store = pyro.get_param_store()
-    for name in [name for name in store if name.startswith(_AVERAGES)]:
+    for name in running_averages():
         del store[name]
 
 
 @contextmanager
 def averages_restored():
     """A context for an evaluation that is no step: the running averages of baselines are the same afterwards."""
-    store = pyro.get_param_store()
-    before = {name: value.detach().clone() for name, value in store.items() if name.startswith(_AVERAGES)}
+    before = running_averages()
     try:
         yield
     finally:
         forget_averages()
         for name, value in before.items():
-            store[name] = value
+            pyro.get_param_store()[name] = value

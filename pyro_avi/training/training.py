@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import pyro
 from torch import Tensor
 
 from pyro_avi.checkpoints.beginning import Beginning
@@ -17,6 +18,7 @@ from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.distributed.start import start_alike
 from pyro_avi.inspection.data_errors import NoRowsError, explain_data_errors
 from pyro_avi.optimization.divergence import explain
+from pyro_avi.optimization.losses import is_average, running_averages
 from pyro_avi.optimization.step import StepOptions, TrainingStep
 from pyro_avi.seeds import random_state, set_random_state
 from pyro_avi.training.loop import DivergedError, Fit
@@ -97,7 +99,7 @@ class Training:
         # Their hashes, as far as they are known: of data that are the same at every step it is taken once.
         self._first_hash: str | None = None
         self._last_hash: str | None = None
-        self._final_random_state: list[Tensor] | None = None
+        self._final: tuple[list[Tensor], dict[str, Tensor]] | None = None
         self._checkpoint: str | None = None
 
     def settings(self, callbacks: bool = True) -> dict[str, Any]:
@@ -142,9 +144,12 @@ class Training:
                 f"Expected the optimizer {saved.optimizer} of the training at {path}, got {self._state.optimizer_class()}.\n"
                 "Pass the same optimizer= that it was begun with."
             )
-        check_same_tensors(path, "parameters and buffers", saved.values, self._state.values())
+        values = {name: value for name, value in saved.values.items() if not is_average(name)}
+        check_same_tensors(path, "parameters and buffers", values, self._state.values())
         check_same_tensors(path, "state of Adam", saved.moments, self._state.moments())
-        self._state.load(saved.values, saved.moments, saved.optimizer_state)
+        self._state.load(values, saved.moments, saved.optimizer_state)
+        for name in saved.values.keys() - values.keys():
+            pyro.get_param_store()[name] = saved.values[name].to(self.device)
         if self._seed is not None:
             set_random_state(saved.random)
         if beginning.own:
@@ -199,12 +204,12 @@ class Training:
             self._backup.update(steps, self._ranks.all)
 
     def finish(self, fit: Fit) -> None:
-        """Record the random state, from which a resumed training draws on.
+        """Record what other trainings change: the random state, from which a resumed training draws on, and running averages.
 
         Raises:
             DivergedError: if the last step has moved parameters to nan or infinity.
         """
-        self._final_random_state = random_state()
+        self._final = random_state(), running_averages()
         self._ranks.broadcast(self._state.buffers())
         if not self._ranks.all(are_finite(self._state.parameters_in_memory())):
             raise self.diverged(DivergedError(fit.steps, math.nan))
@@ -276,20 +281,20 @@ class Training:
             write(path, saved)
 
     def _saved(self, fit: Fit, *, callbacks: bool) -> SavedTraining:
-        laps = fit._clock.laps_until(fit.steps)
+        random, averages = self._final or (random_state(), running_averages())
         return SavedTraining(
             steps=fit.steps,
             num_steps=fit.num_steps,
             ended=fit._ended,
             settings=self.settings(callbacks),
             last=self._last_hash or self.hash_of(self._last),
-            values=self._state.values(),
+            values=self._state.values() | averages,
             moments=self._state.moments(),
             optimizer=self._state.optimizer_class(),
             optimizer_state=self._state.optimizer_state(),
             losses=fit.losses,
-            laps=laps,
+            laps=fit._clock.laps_until(fit.steps),
             compile_seconds=fit.compile_seconds,
-            random=self._final_random_state or random_state(),
+            random=random,
             callbacks=[dict(callback.state_dict()) for callback in self._callbacks if callbacks],
         )

@@ -98,6 +98,29 @@ def test_compiled_steps_go_on_to_the_last_bit(guide, tmp_path):
     assert fit.compile_seconds > 0 and (fit.times.diff() > 0).all()
 
 
+def test_running_averages_of_baselines_go_on(tmp_path, monkeypatch):
+    x = (torch.arange(48.0).view(12, 2, 2) % 3).clamp(max=1)
+
+    def train(num_steps, **options):
+        torch.manual_seed(0)
+        model = avi.models.SigmoidBelief(avi.models.DenseDecoder(3, (4,), (2, 2)), size=12)
+        guide = avi.AmortizedGuide(model, encoder=(4,)).setup(x, torch.arange(12))
+        options |= {"elbo": avi.RaoBlackwellizedELBO("average"), "lr": 0.05, "compile": False, "progress": False}
+        return avi.fit(model, guide, x, torch.arange(12), num_steps=num_steps, **options)
+
+    whole = train(20)
+    stopped = train(10)
+    # Another training has averages of its own before the file is written.
+    train(1)
+    stopped.save(tmp_path / "saved.ckpt")
+    train(10, checkpoint=tmp_path / "written.ckpt", every=5)
+    for name in ("saved.ckpt", "written.ckpt"):
+        assert torch.equal(train(20, resume=tmp_path / name).losses, whole.losses)
+    monkeypatch.setattr(training_module, "running_averages", dict)
+    train(10, checkpoint=tmp_path / "twin.ckpt", every=5)
+    assert not torch.equal(train(20, resume=tmp_path / "twin.ckpt").losses, whole.losses)
+
+
 def loader():
     return DataLoader(TensorDataset(X, torch.arange(len(X))), batch_size=5, shuffle=True)
 
