@@ -179,6 +179,7 @@ def _take_steps(way: str, settings: dict[str, Any], device: str, connection: Con
             {str(warning.message).partition("\n")[0] for warning in caught if warning.category is UserWarning}
         )
         pipe.send((memory or peak_memory(device), told))
+    # Whatever a way fails with, on a device or without it, the others are still timed.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         pipe.send(None, failure=f"{type(error).__name__}: {reason}")
