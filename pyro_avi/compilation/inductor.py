@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from pyro_avi.compilation.checksums import checked_loads
 from pyro_avi.compilation.compile_cache import check_libraries, remove_damaged, warn_of_removed
 from pyro_avi.compilation.products import multiply_by_fastest
+from pyro_avi.toolchain.vector_units import asked_in_full, found_quickly, may_be_others
 
 __all__ = ["NO_COMPILER", "compile_graph", "has_compiler"]
 
@@ -54,11 +55,12 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     # Of any class: compilers, loaders and unpicklers each fail with their own.
     except Exception as error:
         removed = remove_damaged(error)
-        if not removed:
+        if not removed and not (may_be_others(error) and asked_in_full()):
             raise
-    # Once: what fails again is no damage.
+    # Once: what fails again has another reason.
     compiled = _compile(traced, inputs, options)
-    warn_of_removed(removed)
+    if removed:
+        warn_of_removed(removed)
     return compiled
 
 
@@ -71,7 +73,7 @@ def _compile(traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, b
     # Not by torch.compile, whose guards on every input at every call take longer than a small step.
     # With a ShapeEnv inductor can use its cache on disk.
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-    with torch.no_grad(), tracing(context), checked_loads():
+    with torch.no_grad(), tracing(context), checked_loads(), found_quickly():
         return torch._inductor.compile(traced, list(inputs), options=options)
 
 

@@ -1,0 +1,1 @@
+"""Compilers and processors, as inductor finds them."""
