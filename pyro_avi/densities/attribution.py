@@ -1,140 +1,29 @@
 """The independent blocks of rows that the elements of a log joint belong to."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from pyro.poutine.indep_messenger import CondIndepStackFrame
+from pyro.poutine.trace_struct import Trace
 from torch import Tensor
 
+from pyro_avi.densities.blocks import Attribution, Owners
 from pyro_avi.densities.dependence import row_codes
+from pyro_avi.densities.kept import Kept
 from pyro_avi.densities.log_factors import LogFactor
-from pyro_avi.densities.perturbation import PerturbedCall, Plates, row_frames, scale_of
+from pyro_avi.densities.perturbation import PerturbedCall, Plates, row_frames
 from pyro_avi.inspection.isolated_run import isolated_run
+from pyro_avi.inspection.sites import plate_scale
+from pyro_avi.seeds import seeded
 
 __all__ = ["Attribution", "attribute", "check_attribution"]
 
 # With up to 70 blocks this many evaluations find every element of a wrong block, with more nearly every one.
 _MOST_CHECKS = 8
-
-
-class Owners:
-    """The blocks that the elements of one factor belong to.
-
-    Args:
-        blocks: the block of each element, with all dimensions of the plates; -1 for elements of no block.
-        count: ``M``, the number of blocks.
-    """
-
-    def __init__(self, blocks: Tensor, count: int):
-        self.blocks, self._count = blocks, count
-        self.any, self._dim = bool((blocks >= 0).any()), None
-        for dim in range(-blocks.dim(), 0):
-            # The fast case, and nearly always the one at hand: the rows of one plate are the blocks, in order.
-            along = torch.arange(count).view([count if d == dim else 1 for d in range(-blocks.dim(), 0)])
-            if blocks.shape[dim] == count and torch.equal(blocks, along.expand(blocks.shape)):
-                self._dim = dim
-        # Elements of no block are added up at one more place, the last.
-        self._places = torch.where(blocks < 0, count, blocks).flatten()
-
-    @property
-    def in_order(self) -> bool:
-        """Whether the blocks are the positions along one plate, in order."""
-        return self._dim is not None
-
-    def sums(self, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        """The sums of the elements ``[..., *plates]`` of each block ``[..., M]``, and of those of no block; ``None`` for no
-        elements.
-        """
-        depth = self.blocks.dim()
-        value = value.reshape((1,) * (depth - value.dim()) + tuple(value.shape))
-        lead = value.shape[: value.dim() - depth]
-        if not self.any:
-            return None, value.sum(tuple(range(-depth, 0))) if depth else value
-        if self._dim is not None:
-            return value.movedim(self._dim, len(lead)).reshape(*lead, self._count, -1).sum(-1), None
-        sums = value.new_zeros(*lead, self._count + 1)
-        sums = sums.index_add(-1, self._places.to(value.device), value.reshape(*lead, -1))
-        return sums[..., : self._count], sums[..., self._count]
-
-
-@dataclass(frozen=True)
-class Attribution:
-    r"""How a log joint splits into independent blocks of rows and the rest.
-
-    .. math:: \log p(x, z, \theta) = \log p_0(\theta) + s \sum_m \log p_m(x, z_m \mid \theta)
-
-    A block has every element that depends on its latents, in whatever plate. Rows that an element ties together are one
-    block; usually each row is a block of its own.
-
-    Attributes:
-        blocks: the block ``[N]`` of every row of each row set, by the names of its plates; of several plates, flattened.
-        num_blocks: ``M``.
-        scale: ``s``, the number of blocks of the data that one block of the call stands for.
-        has_globals: whether blocks share latents.
-        is_estimate: whether a block's density is itself an estimate, because another plate subsamples its rows.
-        owners: the block of each element, for every factor of the model and for every factor of the guide.
-        sites: the names of the model's sites with elements that belong to blocks.
-        ties: the names of the sites with elements that tie several rows.
-    """
-
-    blocks: dict[Plates, Tensor]
-    num_blocks: int
-    scale: float
-    has_globals: bool
-    is_estimate: bool
-    owners: tuple[list[Owners], list[Owners]]
-    sites: frozenset[str] = frozenset()
-    ties: tuple[str, ...] = ()
-
-    @property
-    def by_row(self) -> bool:
-        """Whether every row of one row set is a block of its own, in order."""
-        rows = list(self.blocks.values())
-        return len(rows) == 1 and torch.equal(rows[0], torch.arange(self.num_blocks))
-
-    @property
-    def in_order(self) -> bool:
-        """Whether every element belongs to the row at its own position in the plate, or to no row."""
-        return all(not each.any or each.in_order for part in self.owners for each in part)
-
-    def split(
-        self, factors: Sequence[LogFactor], *, is_guide: bool = False, only: Sequence[int] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """The log density of each block ``[..., M]``, unscaled, and the rest ``[...]``; dimensions left of the plates remain.
-
-        Args:
-            factors: all factors of another trace of the same call.
-            is_guide: whether the trace is the guide's.
-            only: the positions of the factors to add up; by default all.
-
-        Raises:
-            ValueError: if the factors have other shapes than those of the call that was analysed.
-        """
-        blocks, rest = [], []
-        owners = self._owners(factors, is_guide)
-        for i in range(len(factors)) if only is None else only:
-            in_blocks, others = owners[i].sums(factors[i].value)
-            blocks += [] if in_blocks is None else [in_blocks / self.scale]
-            rest += [] if others is None else [others]
-        zero = torch.zeros((), dtype=torch.double, device=factors[0].value.device)
-        return sum(blocks, zero.expand(self.num_blocks)), sum(rest, zero)
-
-    def _owners(self, factors: Sequence[LogFactor], is_guide: bool) -> list[Owners]:
-        owners = self.owners[is_guide]
-        if len(factors) != len(owners) or not all(map(_fits, factors, owners)):
-            raise ValueError(
-                f"Expected factors with elements of shapes {[tuple(each.blocks.shape) for each in owners]}, as at first, got "
-                f"{[tuple(factor.value.shape) for factor in factors]}.\n"
-                "The sites and plates of a model must not change from one draw to the next."
-            )
-        return owners
-
-
-def _fits(factor: LogFactor, owners: Owners) -> bool:
-    shape, depth = factor.value.shape, owners.blocks.dim()
-    shape = shape[max(0, len(shape) - depth) :]
-    return owners.blocks.shape == (1,) * (depth - len(shape)) + tuple(shape)
+# Evaluations that check an answer which is kept from a call of the same program.
+_CHECKS_OF_KEPT = 2
+_KEPT: Kept["Attribution"] = Kept()
 
 
 def attribute(
@@ -145,25 +34,38 @@ def attribute(
     plates: Plates,
     *,
     exclude: Sequence[str] = (),
+    traces: tuple[Trace, Trace] | None = None,
 ) -> Attribution:
     """Find the independent blocks of rows of a call, and which elements of its log joint belong to them.
 
     The latents of some rows at a time are changed: the elements that then change depend on them. This needs no knowledge of
     how the model computes. The result is checked by another change (:func:`check_attribution`).
 
+    It is kept for further calls of the same program (:class:`~pyro_avi.densities.program_digest.ProgramDigest`). There it is
+    checked again, by fewer changes, and found anew where it does not hold.
+
     Args:
         model, args, kwargs: a call of any Pyro callable.
         guide: any Pyro guide for it; ``None`` to analyse the model alone.
         plates: the names of the plates of the rows; none for a call that is one row.
         exclude: observed sites of the model to leave out.
+        traces: of the guide and of the model with the guide's latents, where they are at hand.
 
     Raises:
         ValueError: if there are no sites in the plates, or the result does not hold.
     """
     with isolated_run(0):
-        call = PerturbedCall(model, guide, args, kwargs, plates, exclude=exclude)
+        call = PerturbedCall(model, guide, args, kwargs, plates, exclude=exclude, traces=traces)
+        kept, uses = _KEPT.look_up(call.digest)
+        if kept is not None:
+            # Other changes at every use.
+            with seeded(uses):
+                holds = not any(_faults(call, kept, _CHECKS_OF_KEPT, guided=not call.is_product))
+            if holds:
+                return kept.copy()
         result = _find(call)
         check_attribution(call, result)
+        _KEPT.keep(call.digest, result.copy(), result.num_bytes)
     return result
 
 
@@ -234,13 +136,18 @@ def _scales(call: PerturbedCall, owners: tuple[list[Owners], list[Owners]]) -> t
     for factors, parts in zip((call.model_factors, call.guide_factors), owners, strict=True):
         for factor, own in zip(factors, parts, strict=True):
             if own.any:
-                all_plates.add(scale_of(factor.frames))
-                inside.add(scale_of(row_frames(factor.frames, call.plates)))
+                all_plates.add(_scale_of(factor.frames))
+                inside.add(_scale_of(row_frames(factor.frames, call.plates)))
     if len(inside) > 1:
         # The scale of factors that are in other plates only.
         inside.discard(1.0)
     scale = inside.pop() if len(inside) == 1 else 1.0
     return scale, any(abs(other - scale) > 1e-6 * scale for other in all_plates)
+
+
+def _scale_of(frames: Iterable[CondIndepStackFrame]) -> float:
+    """``N / B`` of plates together, rounded so that equal ones compare equal."""
+    return round(plate_scale(frames), 9)
 
 
 def check_attribution(call: PerturbedCall, found: Attribution) -> None:
@@ -253,20 +160,7 @@ def check_attribution(call: PerturbedCall, found: Attribution) -> None:
     Raises:
         ValueError: if that does not hold; the message names the sites.
     """
-    wrong: list = []
-    other = list(call.unaccounted())
-    # In another order than in the search. For any two blocks there is an evaluation that changes one and not the other.
-    codes = row_codes(found.num_blocks)[torch.randperm(found.num_blocks)]
-    for chosen in codes.T[:_MOST_CHECKS]:
-        again = call.with_changed({plates: chosen[blocks] for plates, blocks in found.blocks.items()})
-        kept = torch.cat([~chosen, torch.tensor([True])]).to(call.device)
-        for is_guide, factors in enumerate((call.model_factors, call.guide_factors)):
-            for i, factor in enumerate(factors):
-                one, two = (_parts(values, found, is_guide, i) for values in (factor.value, again[is_guide][i].value))
-                if not torch.allclose(one.sum(), factor.value.sum(), rtol=1e-6, atol=1e-6, equal_nan=True):
-                    other += factor.sites
-                elif not bool(call.same(one, two)[kept].all()):
-                    wrong += factor.sites
+    other, wrong = _faults(call, found, _MOST_CHECKS, guided=True)
     if other:
         raise ValueError(
             f"Expected the parts of rows and globals to add up to the log joint, got another sum at sites {sorted(set(other))}."
@@ -277,6 +171,25 @@ def check_attribution(call: PerturbedCall, found: Attribution) -> None:
             f"Expected densities of rows that depend on no other rows' latents, got others at {sorted(set(wrong))}.\n"
             "Name all plates whose rows the sites tie, plate=(..., ...), or report the model: the rows were not told apart."
         )
+
+
+def _faults(call: PerturbedCall, found: Attribution, num_checks: int, *, guided: bool) -> tuple[list[str], list[str]]:
+    """The sites whose parts do not add up to the log joint, and those where blocks depend on other blocks' latents."""
+    wrong: list[str] = []
+    other = list(call.unaccounted())
+    # In another order than in the search. For any two blocks there is an evaluation that changes one and not the other.
+    codes = row_codes(found.num_blocks)[torch.randperm(found.num_blocks)]
+    for chosen in codes.T[:num_checks]:
+        again = call.with_changed({plates: chosen[blocks] for plates, blocks in found.blocks.items()}, guided=guided)
+        kept = torch.cat([~chosen, torch.tensor([True])]).to(call.device)
+        for is_guide, factors in enumerate((call.model_factors, call.guide_factors if guided else [])):
+            for i, factor in enumerate(factors):
+                one, two = (_parts(values, found, is_guide, i) for values in (factor.value, again[is_guide][i].value))
+                if not torch.allclose(one.sum(), factor.value.sum(), rtol=1e-6, atol=1e-6, equal_nan=True):
+                    other += factor.sites
+                elif not bool(call.same(one, two)[kept].all()):
+                    wrong += factor.sites
+    return other, wrong
 
 
 def _parts(value: Tensor, found: Attribution, is_guide: int, position: int) -> Tensor:

@@ -18,7 +18,15 @@ from torch import Tensor
 
 from pyro_avi.inspection.sites import give_sizes, is_latent
 
-__all__ = ["LogFactor", "sample_enumerated", "enumeration_depth", "is_enumerated", "log_factors", "trace_at"]
+__all__ = [
+    "LogFactor",
+    "drawn_traces",
+    "sample_enumerated",
+    "enumeration_depth",
+    "is_enumerated",
+    "log_factors",
+    "trace_at",
+]
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,14 @@ def enumeration_depth(model_trace: Trace, sampled: Collection[str]) -> int | Non
         found = True
     frames = [frame for site in model_trace.nodes.values() for frame in site.get("cond_indep_stack", ())]
     return max((-frame.dim for frame in frames if frame.vectorized), default=0) if found else None
+
+
+def drawn_traces(
+    model: Callable, guide: Callable | None, args: tuple, kwargs: Mapping[str, Any]
+) -> tuple[Trace, Trace]:
+    """Traces of the guide and of the model with the same latents, drawn from the guide; without one the first is empty."""
+    guided = Trace() if guide is None else poutine.trace(guide).get_trace(*args, **kwargs)
+    return guided, poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
 
 
 def trace_at(model: Callable, args: tuple, kwargs: Mapping[str, Any], given: Trace, *, depth: int | None) -> Trace:

@@ -11,7 +11,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from pyro_avi.densities.attribution import Attribution, attribute
-from pyro_avi.densities.log_factors import enumeration_depth, log_factors, sample_enumerated, trace_at
+from pyro_avi.densities.log_factors import drawn_traces, enumeration_depth, log_factors, sample_enumerated, trace_at
 from pyro_avi.densities.perturbation import HasRowPlates
 from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.display.progress_bar import progress_bar
@@ -150,13 +150,12 @@ class Weigher:
     ):
         self._model, self._guide, self._args, self._kwargs = model, guide, args, kwargs
         with isolated_run(0), explain_data_errors(args, kwargs):
-            guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-            trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            guide_trace, trace = drawn_traces(model, guide, args, kwargs)
             check_data(trace)
         self.plates = _plates(plate, guide, trace)
         _check_sites(trace, guide_trace)
         self._depth = enumeration_depth(trace, guide_trace.nodes)
-        self.attribution: Attribution = attribute(model, guide, args, kwargs, self.plates)
+        self.attribution: Attribution = attribute(model, guide, args, kwargs, self.plates, traces=(guide_trace, trace))
         # Where the elements of a factor are not in the order of the rows, every draw must be about the same rows.
         self._rows = None if self.attribution.in_order else _rows(trace)
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from pyro import poutine
 from pyro.poutine.indep_messenger import CondIndepStackFrame
 from pyro.poutine.trace_struct import Trace
 from pyro.poutine.util import prune_subsample_sites
@@ -12,10 +11,18 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from pyro_avi.densities.dependence import find_rows, row_codes
-from pyro_avi.densities.log_factors import LogFactor, enumeration_depth, is_enumerated, log_factors, trace_at
-from pyro_avi.inspection.sites import give_sizes, is_latent, plate_scale
+from pyro_avi.densities.log_factors import (
+    LogFactor,
+    drawn_traces,
+    enumeration_depth,
+    is_enumerated,
+    log_factors,
+    trace_at,
+)
+from pyro_avi.densities.program_digest import ProgramDigest
+from pyro_avi.inspection.sites import give_sizes, is_latent
 
-__all__ = ["HasRowPlates", "PerturbedCall", "Plates", "row_frames", "scale_of"]
+__all__ = ["HasRowPlates", "PerturbedCall", "Plates", "row_frames"]
 
 Plates = tuple[str, ...]
 Factors = tuple[list[LogFactor], list[LogFactor]]
@@ -44,25 +51,34 @@ class PerturbedCall:
     """One call with latents drawn once, and its factors when the latents of some rows are changed.
 
     Args:
-        model, guide, args, kwargs, plates, exclude: as for :func:`~pyro_avi.densities.attribution.attribute`.
+        model, guide, args, kwargs, plates, exclude, traces: as for :func:`~pyro_avi.densities.attribution.attribute`.
 
     Attributes:
         row_sets: the frames of each set of rows, by the names of its plates. Rows are numbered through all sets.
         model_factors, guide_factors: the factors at the latents that were drawn.
         depth: the number of dimensions of the plates.
+        is_product: whether the guide is known for a product over rows.
         has_globals: whether rows share latents.
+        digest: of the program of the call: who depends on whom is the same where it is; ``None`` where that is not known.
 
     Raises:
         ValueError: if there are no sites in the plates.
     """
 
     def __init__(
-        self, model, guide, args: tuple, kwargs: Mapping[str, Any], plates: Plates, *, exclude: Sequence[str] = ()
+        self,
+        model,
+        guide,
+        args: tuple,
+        kwargs: Mapping[str, Any],
+        plates: Plates,
+        *,
+        exclude: Sequence[str] = (),
+        traces: tuple[Trace, Trace] | None = None,
     ):
         self._model, self._guide, self._args, self._kwargs, self._exclude = model, guide, args, kwargs, exclude
         self.plates = plates
-        guided = Trace() if guide is None else poutine.trace(guide).get_trace(*args, **kwargs)
-        plain = poutine.trace(poutine.replay(model, trace=guided)).get_trace(*args, **kwargs)
+        guided, plain = drawn_traces(model, guide, args, kwargs) if traces is None else traces
         give_sizes(plain)
         self._enumeration = enumeration_depth(plain, guided.nodes)
         # All values but those of latents that are to be enumerated.
@@ -72,13 +88,24 @@ class PerturbedCall:
                 self._given.add_node(name, **site)
         self._latents, self.row_sets = self._find_rows(plain)
         # The density of such a guide is a product over rows: no change is needed to see that.
-        self._is_product = guide is None or (isinstance(guide, HasRowPlates) and set(plates) <= set(guide.row_plates))
-        self._traces, (self.model_factors, self.guide_factors) = self._evaluate(self._given)
+        self.is_product = guide is None or (isinstance(guide, HasRowPlates) and set(plates) <= set(guide.row_plates))
+        program = self._program()
+        with program:
+            self._traces, (self.model_factors, self.guide_factors) = self._evaluate(self._given)
         frames = [frame for factor in self.model_factors + self.guide_factors for frame in factor.frames]
         self.depth = max((-frame.dim for frame in frames), default=0)
         self.has_globals = self._has_globals(plain)
         dtypes = [self._given.nodes[name]["value"].dtype for name in self._latents]
         self._rounding = 1e-13 if dtypes and all(dtype == torch.float64 for dtype in dtypes) else 3e-7
+        program.add(plates, tuple(exclude), self._latents.keys(), self.is_product, self.has_globals, self._rounding)
+        for trace in self._traces:
+            program.add_trace(trace)
+        self.digest = program.digest()
+
+    def _program(self) -> ProgramDigest:
+        latents = {name: site["value"] for name, site in self._given.nodes.items() if is_latent(site)}
+        of_rows = [value for name, value in latents.items() if name in self._latents]
+        return ProgramDigest(of_rows, [value for name, value in latents.items() if name not in self._latents])
 
     def _find_rows(self, plain: Trace) -> tuple[dict[str, tuple[Any, Plates]], dict[Plates, list[CondIndepStackFrame]]]:
         latents, row_sets = {}, {}
@@ -187,8 +214,8 @@ class PerturbedCall:
         others = self._others()
         changes = []
         for chosen in codes.T:
-            _, factors = self._evaluate(self._mixed({plates: chosen}, others), guided=not self._is_product)
-            if self._is_product:
+            _, factors = self._evaluate(self._mixed({plates: chosen}, others), guided=not self.is_product)
+            if self.is_product:
                 factors = (factors[0], self.guide_factors)
             changes.append((~self.same(before, self._flat(factors))).cpu())
         return torch.stack(changes)
@@ -202,9 +229,9 @@ class PerturbedCall:
         close = (one - two).abs() <= self._rounding * torch.maximum(one.abs(), two.abs())
         return close | (one == two) | (one.isnan() & two.isnan())
 
-    def with_changed(self, rows: Mapping[Plates, Tensor]) -> Factors:
+    def with_changed(self, rows: Mapping[Plates, Tensor], *, guided: bool = True) -> Factors:
         """The factors after the latents of some rows were changed, chosen by ``[N]`` booleans for each set."""
-        return self._evaluate(self._mixed(rows, self._others()))[1]
+        return self._evaluate(self._mixed(rows, self._others()), guided=guided)[1]
 
     def _others(self) -> dict[str, Tensor]:
         return {name: _another(fn, self._given.nodes[name]["value"]) for name, (fn, _) in self._latents.items()}
@@ -239,11 +266,6 @@ class PerturbedCall:
                     total = torch.as_tensor(site["log_prob"]).double().sum()
                     if not bool(self.same(total, inside[name].value.sum())):
                         yield name
-
-
-def scale_of(frames: Iterable[CondIndepStackFrame]) -> float:
-    """``N / B`` of plates together, rounded so that equal ones compare equal."""
-    return round(plate_scale(frames), 9)
 
 
 def _another(fn: Any, value: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import pyro_avi as avi
 from pyro_avi.densities import attribution, dependence
 from pyro_avi.densities.attribution import Owners, attribute
 from pyro_avi.densities.dependence import find_rows, row_codes
+from pyro_avi.densities.kept import Kept
 from pyro_avi.evaluation_mode import evaluation_mode
 
 GROUPS = torch.tensor([0, 3, 1, 1, 0, 3, 3, 2])
@@ -183,6 +184,12 @@ def test_draws_of_enumerated_latents_follow_their_posterior():
 # --- twins: what is wrong is found
 
 
+@pytest.fixture
+def nothing_kept(monkeypatch):
+    """No answer of an earlier test is at hand."""
+    monkeypatch.setattr(attribution, "_KEPT", Kept())
+
+
 def shifted(owners):
     return Owners(torch.where(owners.blocks < 0, -1, (owners.blocks + 1) % owners._count), owners._count)
 
@@ -194,7 +201,7 @@ def none(owners):
 @pytest.mark.parametrize("wrong", [shifted, none])
 @pytest.mark.parametrize("site", [0, 1])
 @pytest.mark.parametrize("call", ["groups", "pairs", "nested", "nested, rows of the outer plate"])
-def test_a_site_of_other_rows_is_named(monkeypatch, call, site, wrong):
+def test_a_site_of_other_rows_is_named(monkeypatch, nothing_kept, call, site, wrong):
     model, args, plates, _ = CALLS[call]
     find = attribution._find
 
@@ -209,7 +216,7 @@ def test_a_site_of_other_rows_is_named(monkeypatch, call, site, wrong):
         attribute(model, None, args, {}, plates)
 
 
-def test_a_site_left_out_is_named(monkeypatch):
+def test_a_site_left_out_is_named(monkeypatch, nothing_kept):
     from pyro_avi.densities import perturbation
 
     factors = perturbation.log_factors

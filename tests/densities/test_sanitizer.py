@@ -8,6 +8,7 @@ import torch
 
 import pyro_avi as avi
 from pyro_avi.densities import attribution
+from pyro_avi.densities.kept import Kept
 from tests.measured.cases import cases, make
 from tests.measured_structures import STRUCTURES
 
@@ -52,6 +53,8 @@ def test_a_site_that_is_attributed_wrongly_is_caught(kind, name, monkeypatch):
         return found if change[0] is None else change[0](call, found)
 
     monkeypatch.setattr(attribution, "_find", changed)
+    # Nothing is kept: the rows are searched at every call.
+    monkeypatch.setattr(attribution, "_KEPT", Kept(max_bytes=0))
     depending = []
 
     def look(call, found):
