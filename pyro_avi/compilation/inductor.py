@@ -11,7 +11,8 @@ from torch.fx import GraphModule, Node
 
 from pyro_avi.compilation.checksums import checked_loads
 from pyro_avi.compilation.compile_cache import check_libraries, remove_damaged, warn_of_removed
-from pyro_avi.compilation.products import multiply_by_fastest
+from pyro_avi.rewriting.logarithms import simplify_logarithms
+from pyro_avi.rewriting.products import multiply_by_fastest
 from pyro_avi.toolchain.vector_units import asked_in_full, found_quickly, may_be_others
 
 __all__ = ["NO_COMPILER", "compile_graph", "has_compiler"]
@@ -79,6 +80,7 @@ def _compile(traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, b
 
 def _simplify(traced: GraphModule, on_cpu: bool) -> None:
     """Rewrite operations that inductor would compile as they are into faster ones; only rounding changes."""
+    simplify_logarithms(traced)
     aten, graph = torch.ops.aten, traced.graph
     for node in graph.find_nodes(op="call_function", target=aten.div.Tensor):
         over, by = node.args

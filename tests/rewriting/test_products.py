@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from pyro_avi.compilation import products
 from pyro_avi.compilation.inductor import compile_graph, has_compiler
+from pyro_avi.rewriting import products
 
 aten, onednn = torch.ops.aten, torch.ops.pyro_avi.onednn_mm
 

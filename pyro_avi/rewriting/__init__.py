@@ -1,0 +1,1 @@
+"""Graphs of tensor operations rewritten before they are compiled; only rounding changes."""
