@@ -35,7 +35,7 @@ def results_by_row(
     Args:
         function: takes the arguments of a batch, its positions among them, and returns by name ``[B, ...]`` of its rows.
         batches: tuples whose last part are the positions ``[B]`` of their rows, for example :func:`~pyro_avi.minibatches`.
-            They are used until every row has been in one.
+            They are used until every row has been in one; a row that is in several has the results of the first.
         size: ``N``, the number of rows.
         out: the folder of the arrays, ``NAME.npy`` for each name, made where there is none. Another function, or other
             data, need another folder.
@@ -73,9 +73,10 @@ def results_by_row(
         with progress_bar(size, initial=int(done.sum()), unit="row", progress=progress) as bar:
             for batch in batches if not done.all() else ():
                 index = _positions(batch, size)
-                if not done[index].all():
-                    _write(arrays, folder, index, size, function(*batch))
-                    bar.update(len(np.unique(index[~done[index]])))
+                new = ~done[index]
+                if new.any():
+                    _write(arrays, folder, index, new, size, function(*batch))
+                    bar.update(len(np.unique(index[new])))
                     # Last, so that what is said to be done is.
                     done[index] = True
                 if done.all():
@@ -104,7 +105,15 @@ def _positions(batch: tuple, size: int) -> np.ndarray:
     return found
 
 
-def _write(arrays: dict[str, np.ndarray], folder: Path, index: np.ndarray, size: int, found: Mapping[str, Any]) -> None:
+def _write(
+    arrays: dict[str, np.ndarray],
+    folder: Path,
+    index: np.ndarray,
+    new: np.ndarray,
+    size: int,
+    found: Mapping[str, Any],
+) -> None:
+    """Write the results of the new rows of a batch: others are done, and are not left half written."""
     if arrays and arrays.keys() != found.keys():
         raise ValueError(f"Expected the results {sorted(arrays)} of every batch, got {sorted(found)}.")
     for name, tensor in found.items():
@@ -115,7 +124,7 @@ def _write(arrays: dict[str, np.ndarray], folder: Path, index: np.ndarray, size:
             arrays[name] = _array(folder, name, (size, *rows.shape[1:]), rows.dtype)
         if arrays[name].shape[1:] != rows.shape[1:] or arrays[name].dtype != rows.dtype:
             raise ValueError(f"Expected {name!r} as {_kind(arrays[name])}, like other batches, got {_kind(rows)}.")
-        arrays[name][index] = rows
+        arrays[name][index[new]] = rows[new]
 
 
 def _array(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -40,6 +40,30 @@ class Shard:
             )
         return torch.arange(self.rank, size, self.count)
 
+    def share(self, drawn: int, size: int) -> int:
+        r"""How many of so many rows drawn one after another are this shard's, where every row is drawn as often as any other.
+
+        .. math:: s_k(d) \approx d\, N_k / N, \qquad \sum_k s_k(d) = d
+
+        As ``d`` grows by equal steps, the ``s_k`` do too, up to one row.
+
+        Args:
+            drawn: ``d``, of all shards together; whole batches of one size.
+            size: ``N``, the number of rows of the plate.
+
+        Example::
+
+            >>> from pyro_avi.rows.shard import Shard
+            >>> [[Shard(k, 2).share(4 * batch, 7) for batch in range(6)] for k in range(2)]
+            [[0, 2, 4, 6, 9, 11], [0, 2, 4, 6, 7, 9]]
+        """
+        each, larger = divmod(size, self.count)
+        # The first shards have a row more. What all of these have, and all others, is dealt out in turn.
+        to_larger = drawn * larger * (each + 1) // size
+        if self.rank < larger:
+            return (to_larger + self.rank) // larger
+        return (drawn - to_larger + self.rank - larger) // (self.count - larger)
+
     def check(self, plate: str, subsample: Subsample) -> None:
         """Refuse rows of a call that belong to other shards; where positions have no values yet, nothing is checked.
 

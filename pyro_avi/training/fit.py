@@ -93,11 +93,11 @@ def fit(
             after ten seconds to a minute of compiling. It needs a C++ compiler, parameters that belong to modules, and one of
             ``Trace_ELBO``, ``TraceMeanField_ELBO``, ``TraceEnum_ELBO`` and this library's, all but
             :class:`~pyro_avi.RaoBlackwellizedELBO`. A step that cannot be traced, or whose graph gives another gradient, is
-            taken eagerly, with a warning that says why. Arguments of other shapes than the first ones, as the last batch of an
-            epoch, have graphs too in trainings of some thousand steps, and are eager steps in shorter ones. ``"auto"``:
-            compiled where that is possible and the steps to go, by a count of their operations, save more time than compiling
-            takes; where it would and is not possible, the logger ``pyro_avi`` says why. ``False``: eager. A graph rounds sums
-            differently.
+            taken eagerly, with a warning that says why. Arguments of other shapes than the first ones, as the last batch of a
+            loader's epoch, have graphs too in trainings of some thousand steps, and are eager steps in shorter ones; batches of
+            ``minibatches`` are of one shape. ``"auto"``: compiled where that is possible and the steps to go, by a count of
+            their operations, save more time than compiling takes; where it would and is not possible, the logger ``pyro_avi``
+            says why. ``False``: eager. A graph rounds sums differently.
         callbacks: functions that are called after every step with the :class:`Fit` so far, while the clock is stopped; one
             that returns ``True`` ends the training. See :class:`~pyro_avi.Validation`.
         keep: whether to keep a copy of the last finite state, which is restored when the training diverges. It needs the

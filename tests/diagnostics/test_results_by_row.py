@@ -38,7 +38,7 @@ def test_work_that_was_interrupted_goes_on(tmp_path):
         if len(calls) == 4:
             raise KeyboardInterrupt
         calls.append(index)
-        return moments(x, index)
+        return {**moments(x, index), "call": torch.full((len(x),), len(calls))}
 
     with pytest.raises(KeyboardInterrupt):
         avi.results_by_row(function, batches(), size=N, out=tmp_path)
@@ -47,8 +47,10 @@ def test_work_that_was_interrupted_goes_on(tmp_path):
 
     found = avi.results_by_row(function, iter(list(_take(batches(), 7))), size=N, out=tmp_path)
 
-    # The first four batches are passed over.
-    assert len(calls) == 3 and not set(first.tolist()) & set(torch.cat(calls).tolist())
+    # The first four batches are passed over. The last one has some of their rows again, whose results stay.
+    assert len(calls) == 3 and set(first.tolist()) & set(calls[-1].tolist())
+    assert np.array_equal(found["call"][first.numpy()], np.repeat([1, 2, 3, 4], B))
+    assert sorted(found["call"]) == sorted([1, 2, 3, 4] * B + [1, 2] * B + [3, 3])
     assert np.array_equal(found["mean"], X.mean(1).numpy())
     # Nothing is left to do.
     again = avi.results_by_row(function, iter(()), size=N, out=tmp_path)
@@ -69,8 +71,12 @@ def test_refined_rows_are_those_of_the_batches(tmp_path):
 
     found = avi.results_by_row(refine, avi.minibatches(x, batch_size=20), size=N, out=tmp_path)["table"]
 
+    seen = set()
     for x_batch, index in _take(avi.minibatches(x, batch_size=20), 3):
-        assert np.array_equal(found[index.numpy()], refine(x_batch, index)["table"].detach().numpy())
+        new = [row not in seen for row in index.tolist()]
+        assert np.array_equal(found[index.numpy()][new], refine(x_batch, index)["table"].detach().numpy()[new])
+        seen.update(index.tolist())
+    assert len(seen) == N
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch import nn
 import pyro_avi as avi
 from pyro_avi.seeds import Stream, seed_of_rank
 
-# Two processes hold 12 and 11 rows, and the last batch of an epoch has 4 and 3.
+# Two processes hold 12 and 11 rows, of which a batch has 4 and 4, and now and then 5 and 3.
 SIZE, BATCH, STEPS, SEED = 23, 8, 10, 3
 X = torch.randn(SIZE, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0))
 GUIDES = {

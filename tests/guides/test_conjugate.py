@@ -148,7 +148,6 @@ def correlation_after_loader(guide, model, batches):
 
 @pytest.mark.parametrize("kind", ["encoder", "table"])
 def test_rows_stay_together_in_training_by_loader(kind):
-    # The last batch of every epoch is smaller.
     model = Linear([[1.0]], sigma=0.1)
     guide = GUIDES[kind](model)
 

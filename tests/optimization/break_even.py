@@ -80,8 +80,7 @@ def build(name):
     model = avi.models.VAE(avi.models.DenseDecoder(latents, layers, (pixels,)), size=size)
     guide = guide(model) if encoder is None else guide(model, encoder=encoder)
     batches = avi.minibatches(torch.rand(size, pixels).round(), batch_size=batch)
-    # Those of one shape: last batches are eager where few steps are to be taken.
-    return model, guide, (call for call in batches if len(call[-1]) == batch), TraceMeanField_ELBO()
+    return model, guide, batches, TraceMeanField_ELBO()
 
 
 def measure(name):

@@ -33,7 +33,7 @@ def train(guide_class, *, compile, elbo=TraceMeanField_ELBO, model_class=avi.mod
     model = model_class(decoder, size=12, likelihood=likelihood).double()
     given = {"family": options.pop("family", None), **({"encoder": (6,)} if guide_class is avi.AmortizedGuide else {})}
     guide = guide_class(model, **given)
-    batches = options.pop("batches", None) or avi.minibatches(rows(), batch_size=5)
+    batches = options.pop("batches", None) or avi.minibatches(rows(), batch_size=5, last_batch="keep")
     fit = avi.fit(
         model,
         guide,
@@ -241,7 +241,7 @@ def test_a_graph_that_is_not_the_eager_step_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize(("cost", "graphs"), [(PATIENT, 1), (0.0, 2)])
 def test_other_shapes_have_graphs_where_that_pays(monkeypatch, caplog, cost, graphs):
-    # As of the last batch of an epoch.
+    # As of the last batch of a loader's epoch.
     monkeypatch.setattr(step, "_COST_OF_A_SHAPE", cost)
     calls = [(rows()[:count], torch.arange(count)) for count in 8 * (5, 5, 2)]
     with caplog.at_level("INFO", logger="pyro_avi"):

@@ -270,8 +270,12 @@ def test_rows_of_a_minibatch_stand_for_the_whole_data_set(guide):
     whole = train(model, guide, x, num_steps=1, **options).losses
     # The last batch is smaller and counts for less.
     sizes = torch.tensor([5, 5, 2])
-    parts = train(model, guide, batches=avi.minibatches(x, batch_size=5), num_steps=3, **options).losses
+    batches = avi.minibatches(x, batch_size=5, last_batch="keep")
+    parts = train(model, guide, batches=batches, num_steps=3, **options).losses
     torch.testing.assert_close((parts * sizes).sum() / N, whole[0], rtol=1e-6, atol=0.0)
+    # Of one size, they are an epoch when every row was there as often.
+    mean = train(model, guide, batches=avi.minibatches(x, batch_size=5), num_steps=N, **options).losses.mean()
+    torch.testing.assert_close(mean, whole[0], rtol=1e-6, atol=0.0)
     # A loss without the factor N / B would miss this by far.
     assert (parts * sizes / N).sum() / (parts * (sizes / N) ** 2).sum() > 2
 
@@ -530,56 +534,7 @@ def test_a_rate_for_a_part_without_parameters_is_refused():
         train(model, guide, X, lr={"global": 0.1})
 
 
-# --- minibatches
-
-
-def test_every_epoch_has_every_row_once():
-    x = torch.arange(11.0)
-    y = torch.arange(22).view(11, 2)
-    batches = avi.minibatches(x, y, batch_size=4)
-    orders = []
-    for _ in range(3):
-        epoch = [next(batches) for _ in range(3)]
-        assert [len(index) for *_, index in epoch] == [4, 4, 3]
-        for a, b, index in epoch:
-            assert torch.equal(a, x[index]) and torch.equal(b, y[index])
-        orders.append(torch.cat([index for *_, index in epoch]).tolist())
-        assert sorted(orders[-1]) == list(range(11))
-    assert len(set(map(tuple, orders))) == 3
-
-
-def test_the_order_is_decided_by_the_seed_alone():
-    def order(seed):
-        batches = avi.minibatches(torch.arange(30), batch_size=7, seed=seed)
-        return [next(batches)[1].tolist() for _ in range(9)]
-
-    before = torch.get_rng_state()
-    one = order(0)
-    torch.rand(3)
-    assert one == order(0) != order(1)
-    torch.set_rng_state(before)
-    order(0)
-    assert torch.equal(before, torch.get_rng_state())
-
-
-def test_a_batch_size_beyond_the_data_gives_whole_epochs():
-    batches = avi.minibatches(torch.arange(5), batch_size=8)
-    assert [len(next(batches)[1]) for _ in range(3)] == [5, 5, 5]
-
-
-@pytest.mark.parametrize(
-    ("tensors", "batch_size", "message"),
-    [
-        ((), 3, r"one and the same number of rows, at least 1, got \[\]"),
-        ((torch.zeros(3), torch.zeros(4)), 3, r"got \[3, 4\]"),
-        ((torch.zeros(0, 2),), 3, r"at least 1, got \[0\]"),
-        ((torch.zeros(3),), 0, "batch_size of at least 1, got 0"),
-    ],
-)
-def test_minibatches_of_nothing_are_refused(tensors, batch_size, message):
-    # At the call, not at the first batch.
-    with pytest.raises(ValueError, match=message):
-        avi.minibatches(*tensors, batch_size=batch_size)
+# --- guides of others
 
 
 def test_a_module_without_rows_of_its_own_trains_by_fit():

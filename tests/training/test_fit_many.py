@@ -25,7 +25,7 @@ def make(seed, guide_class=avi.FactorizedGuide, model_class=avi.models.BayesianD
 
 def batches(seed):
     """Five rows, five rows, two rows."""
-    return avi.minibatches(X, batch_size=5, seed=seed)
+    return avi.minibatches(X, batch_size=5, last_batch="keep", seed=seed)
 
 
 def assert_as_alone(lr=0.01, elbo=TraceMeanField_ELBO, steps=7, **options):

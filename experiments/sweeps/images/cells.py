@@ -22,7 +22,6 @@ _PROTOCOLS = ("published", "fair")
 _PRESETS: dict[str, dict[str, Any]] = {
     "quick": {
         "dataset": ["digits"],
-        # So many batches of one size: the graph of a step is compiled for each size.
         "num_train": 1280,
         "widths": [16, 64],
         "seeds": [0, 1],
@@ -183,7 +182,10 @@ def _groups(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         # One guide has widths, the others none.
         guides = [(g, k) for g in settled["guides"] for k in (settled["widths"] if g == "amortized" else [None])]
         for noise, protocol, (guide, width) in itertools.product(settled["noise"], settled["protocol"], guides):
+            # Records from before ended epochs with a smaller batch, as published ones do.
+            joins = protocol == "fair" and size % settled["batch_size"] != 0
             yield {
+                **({"last_batch": "rollover"} if joins else {}),
                 "dataset": name,
                 "num_train": size,
                 "data_seed": 0,

@@ -91,10 +91,11 @@ def fit_cell(
     checkpoint: Path | None = None,
 ) -> avi.Fit:
     """Train as the cell's settings say, in rounds or, for the published protocol, at one rate; on from the checkpoint."""
+    last_batch = settings.get("last_batch", "keep")
     return avi.fit(
         model,
         guide,
-        batches=avi.minibatches(train, batch_size=settings["batch_size"], seed=settings["seed"]),
+        batches=avi.minibatches(train, batch_size=settings["batch_size"], last_batch=last_batch, seed=settings["seed"]),
         num_steps=settings["steps"],
         elbo=TraceMeanField_ELBO(),
         compile=settings["compile"],

@@ -9,10 +9,12 @@ from experiments import datasets
 from experiments.runner.cell import Cell
 from experiments.runner.record import Record
 
-__all__ = ["add_arguments", "count", "describe", "estimate", "plan", "summary"]
+__all__ = ["BATCH", "add_arguments", "count", "describe", "estimate", "plan", "summary"]
 
 summary = "bounds of held-out rows against seconds of refinement, from the encoder, the prior and scratch"
 
+#: Rows a step of the training.
+BATCH = 100
 _PRESETS: dict[str, dict[str, Any]] = {
     "quick": {"dataset": ["digits"], "training_steps": 1500, "latent_dim": 8, "hidden_dim": 64, "rows": 100},
     "paper": {
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--dataset", nargs="+", metavar="NAME", help="one or more data sets with one channel, for example mnist")
     add("--seeds", nargs="+", type=int, default=[0], metavar="SEED", help="of initial values, minibatches and draws")
     numbers = {
-        "training_steps": "steps of 100 rows that model and encoder are trained for",
+        "training_steps": f"steps of {BATCH} rows that model and encoder are trained for",
         "latent_dim": "latents a row",
         "hidden_dim": "units of each of the two hidden layers of decoder and encoder",
         "rows": "test rows that are refined: the first ones",
@@ -58,7 +60,9 @@ def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cel
                 f"Expected --dataset with one channel and at least {settled['rows']} test images, got {data.name} with "
                 f"{data.train.shape[1]} and {len(data.test)}."
             )
-        cells.append(Cell("refinement", {**settled, "dataset": data.name, "seed": seed}))
+        # Records from before ended epochs with a smaller batch.
+        joined = {"last_batch": "rollover"} if len(data.train) % BATCH else {}
+        cells.append(Cell("refinement", {**settled, **joined, "dataset": data.name, "seed": seed}))
     return cells
 
 

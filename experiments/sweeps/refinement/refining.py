@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import pyro_avi as avi
 from experiments import datasets
 from experiments.runner.run_cell import Context
+from experiments.sweeps.refinement.cells import BATCH
 
 __all__ = ["STARTS", "STEPS", "measure_cell"]
 
@@ -21,7 +22,7 @@ STARTS = ("encoder", "prior", "scratch")
 STEPS = (0, 1, 5, 20, 100)
 # Steps by which the best factors are looked for; draws by which bounds are compared, the same for all.
 _BEST, _DRAWS = 400, 100
-_BATCH, _LR = 100, 1e-3
+_LR = 1e-3
 
 
 def measure_cell(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
@@ -42,11 +43,13 @@ def _train(
     decoder = avi.models.DenseDecoder(settings["latent_dim"], (hidden, hidden), shape, activation=nn.ELU)
     model = avi.models.VAE(decoder, size=len(x), likelihood=avi.models.BernoulliLikelihood()).to(x.device)
     encoder = avi.encoders.MLP(math.prod(shape), (hidden, hidden), activation=nn.ELU).to(x.device)
-    guide = avi.AmortizedGuide(model, encoder).setup(x[:_BATCH], torch.arange(_BATCH, device=x.device))
+    guide = avi.AmortizedGuide(model, encoder).setup(x[:BATCH], torch.arange(BATCH, device=x.device))
     fit = avi.fit(
         model,
         guide,
-        batches=avi.minibatches(x, batch_size=_BATCH, seed=settings["seed"]),
+        batches=avi.minibatches(
+            x, batch_size=BATCH, last_batch=settings.get("last_batch", "keep"), seed=settings["seed"]
+        ),
         num_steps=steps,
         lr=_LR,
         elbo=TraceMeanField_ELBO(),

@@ -194,10 +194,13 @@ def _cells(options: argparse.Namespace) -> Iterator[Cell]:
                 raise ValueError(
                     f"Expected --{option.replace('_', '-')} of at most the {limit} images of {name}, got {settled[option]}."
                 )
+        # Records from before ended epochs with a smaller batch.
+        joins = size % settled["batch_size"] != 0
         yield Cell(
             "suboptimality",
             {
                 **settled,
+                **({"last_batch": "rollover"} if joins else {}),
                 "dataset": name,
                 "num_train": size,
                 "data_seed": 0,

@@ -80,10 +80,11 @@ def train(model: nn.Module, guide: nn.Module, x: Tensor, settings: Mapping[str, 
             context.progress(fit.steps, steps, "training")
 
     weight.fill_(1 / max(1, warm_up))
+    last_batch = settings.get("last_batch", "keep")
     return avi.fit(
         _LatentsWeighted(model, weight),
         _LatentsWeighted(guide, weight),
-        batches=avi.minibatches(x, batch_size=settings["batch_size"], seed=settings["seed"]),
+        batches=avi.minibatches(x, batch_size=settings["batch_size"], last_batch=last_batch, seed=settings["seed"]),
         num_steps=steps,
         lr=lambda step: learning_rate(step, steps, first=settings["lr"]),
         elbo=TraceMeanField_ELBO(),

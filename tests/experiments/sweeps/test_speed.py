@@ -108,7 +108,7 @@ def test_a_step_is_captured_once_and_launched_at_every_step(monkeypatch):
 
     # Three before the first round, then two rounds of three.
     assert len(launched) == 9
-    calls = workload.full_calls()
+    calls = workload.calls()
     next(calls)
     for (x, index), (given, positions) in zip(launched, calls, strict=False):
         assert x.equal(given) and index.equal(positions)

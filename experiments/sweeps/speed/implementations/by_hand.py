@@ -63,7 +63,7 @@ def by_hand(workload: Workload, rounds: Rounds, *, compiled: bool) -> None:
     """A step of Adam on `Loss`, eager or as one compiled graph."""
     loss = Loss(workload).to(workload.device)
     adam = torch.optim.Adam(loss.parameters(), lr=LR, fused=not compiled, capturable=compiled)
-    calls = workload.full_calls()
+    calls = workload.calls()
 
     def move(x: Tensor, index: Tensor) -> Tensor:
         adam.zero_grad()
@@ -104,7 +104,7 @@ def captured(workload: Workload, rounds: Rounds) -> None:
     """The eager step by hand, captured by hand as one CUDA graph."""
     loss = Loss(workload).to(workload.device)
     adam = torch.optim.Adam(loss.parameters(), lr=LR, fused=True, capturable=True)
-    calls = workload.full_calls()
+    calls = workload.calls()
     inputs = [tensor.clone() for tensor in next(calls)]
 
     def move() -> None:

@@ -15,7 +15,7 @@ __all__ = ["fit", "fit_five", "svi"]
 def fit(workload: Workload, rounds: Rounds, **options) -> None:
     """A step of `fit` with these options."""
     model, guide = workload.model_and_guide()
-    calls = workload.full_calls()
+    calls = workload.calls()
     # A full batch needs no positions.
     if workload.batch == workload.size:
         calls = itertools.repeat((workload.x,))
@@ -34,7 +34,7 @@ def fit(workload: Workload, rounds: Rounds, **options) -> None:
 
 def fit_five(workload: Workload, rounds: Rounds) -> None:
     """A step of five models and guides at once."""
-    batches = [workload.full_calls(seed) for seed in range(5)]
+    batches = [workload.calls(seed) for seed in range(5)]
     avi.fit_many(
         [workload.model_and_guide() for _ in batches],
         batches=batches,

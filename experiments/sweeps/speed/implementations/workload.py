@@ -44,10 +44,6 @@ class Workload:
             return itertools.repeat((self.x, torch.arange(self.size, device=self.device)))
         return avi.minibatches(self.x, batch_size=self.batch, seed=seed)
 
-    def full_calls(self, seed: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Those with all rows of a batch: the smaller last one of an epoch would need a graph of its own."""
-        return (call for call in self.calls(seed) if len(call[1]) == self.batch)
-
     @property
     def widths(self) -> list[int]:
         """Those of the decoder's layers, from the latents to the pixels."""
