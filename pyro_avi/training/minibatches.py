@@ -179,7 +179,8 @@ class _Positions(Iterator[Tensor]):
             return self._order[:count]
         # At most as many of the first rows are in the batch already as were left. They come right after it.
         first = self._order[:count]
-        self._order[:count] = first[torch.isin(first, left, assume_unique=True).argsort(stable=True)]
+        is_left = torch.zeros(self._size, dtype=torch.bool, device=self._device).index_fill_(0, left, True)
+        self._order[:count] = first[is_left[first].argsort(stable=True)]
         return torch.cat([left, self._order[: self._at]])
 
     def skip(self, count: int) -> None:
