@@ -1,6 +1,7 @@
 """The cells of the sweep `speed`: its options, and what decides each run."""
 
 import argparse
+import itertools
 from collections.abc import Mapping
 
 from experiments.runner.cell import Cell
@@ -65,14 +66,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ways", nargs="+", choices=_ALL_WAYS, help="how to take a step (default: all that the device has)"
     )
+    parser.add_argument(
+        "--threads",
+        nargs="+",
+        type=int,
+        help="of a CPU, a cell for each number of them, timed by the clock; run nothing else beside it "
+        "(default: one thread, by processor time)",
+    )
 
 
 def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cell]:
     """All cells: none depends on another."""
     rounds, seconds, on_cuda = _PRESETS[options.preset]
     cuda, cells = options.device == "cuda", []
+    if options.threads and (cuda or options.jobs != 1 or min(options.threads) < 1):
+        raise ValueError(
+            f"Expected --threads of at least 1 with --device cpu and --jobs 1, as the clock counts what else runs, got "
+            f"--threads {' '.join(map(str, options.threads))} --device {options.device} --jobs {options.jobs}."
+        )
     asked = options.ways or [way for way in _ALL_WAYS if cuda or way not in _CUDA_WAYS]
-    for name in options.workloads:
+    for name, threads in itertools.product(options.workloads, options.threads or [None]):
         ways, (num_rows, batch, latents, layers, pixels, guide, width, step) = _workloads()[name]
         settings = {"workload": name, "num_rows": num_rows, "batch_size": batch, "latent_dim": latents}
         settings |= {"layers": layers, "pixels": pixels, "guide": guide, "width": width, "made": name in _ROWS}
@@ -80,6 +93,7 @@ def plan(options: argparse.Namespace, records: Mapping[str, Record]) -> list[Cel
         settings |= {"rounds": rounds, "steps": on_cuda if cuda else max(1, round(seconds / step)), "seed": 0}
         # Here the device decides the result.
         settings |= {"device": "cuda"} if cuda else {}
+        settings |= {"threads": threads} if threads else {}
         chosen = [way for way in asked if way in ways]
         if chosen:
             cells.append(Cell("speed", {**settings, "ways": chosen}))
@@ -102,7 +116,10 @@ def count(options: argparse.Namespace) -> int:
 
 def describe(cell: Cell) -> str:
     """A short label."""
-    return cell.settings["workload"] + (" on CUDA" if "device" in cell.settings else "")
+    s = cell.settings
+    return (
+        s["workload"] + (" on CUDA" if "device" in s else "") + (f", threads: {s['threads']}" if "threads" in s else "")
+    )
 
 
 def estimate(cell: Cell, *, device: str) -> float:

@@ -68,55 +68,63 @@ Products: the matrix products of a step alone, in single precision, each by the 
 
 Images: a Bayesian decoder of 64-256-256-784, 10,000 images of noise. Small: 1,000 rows of 784, a decoder of 20-40-40-784.
 """
-_ON_CPU = {"clock": "processor time of a step on one thread", "start": "", "memory": "with interpreter and libraries"}
-_ON_CUDA = {
-    "clock": "of a step by the clock, from an idle device to an idle device",
-    "start": ", of all ways at once",
-    "memory": "of the device, without what CUDA itself takes",
+_OF_PROCESS = {"start": "", "memory": "with interpreter and libraries"}
+_READ = {
+    None: {"clock": "processor time of a step on one thread", **_OF_PROCESS},
+    "threads": {"clock": "of a step by the clock", **_OF_PROCESS},
+    "CUDA": {
+        "clock": "of a step by the clock, from an idle device to an idle device",
+        "start": ", of all ways at once",
+        "memory": "of the device, without what CUDA itself takes",
+    },
 }
 
 
 def document(records: Mapping[str, Mapping]) -> Document:
-    """The report of these records, by key; those of CUDA are a part of their own where there are others.
+    """The report of these records, by key; those of CUDA and of each number of threads are parts where there are others.
 
     Raises:
         ReportError: if a record lacks a field of this sweep.
     """
-    by_device: dict[str, dict] = {}
+    by_device: dict[tuple, dict] = {}
     for record in records.values():
-        device = record["settings"].get("device", "cpu") if "settings" in record else "cpu"
-        by_device.setdefault(device, {})[str(pick(record, "settings", "workload"))] = record
-    drawn = [_of_device(results, cuda=device == "cuda") for device, results in sorted(by_device.items())]
+        settings = record.get("settings", {})
+        where = settings.get("device", "cpu"), settings.get("threads")
+        by_device.setdefault(where, {})[str(pick(record, "settings", "workload"))] = record
+    order = sorted(by_device, key=lambda where: (where[0], where[1] or 0))
+    drawn = [_of_device(by_device[where], *where) for where in order]
     return drawn[0] if len(drawn) == 1 else Document("Speed", parts=drawn)
 
 
-def _of_device(results: Mapping[str, Mapping], *, cuda: bool) -> Document:
-    """The report of records of one device, by workload."""
+def _of_device(results: Mapping[str, Mapping], device: str, threads: int | None) -> Document:
+    """The report of records of one device, or of one number of threads by the clock, by workload."""
+    kind = "CUDA" if device == "cuda" else "threads" if threads else None
+    where = {"CUDA": " on CUDA", "threads": f" by the clock, threads: {threads}", None: ""}[kind]
     rounds, times = (
         {name: pick(results[name], "result", told) for name in sorted(results)} for told in ("ms", "median_ms")
     )
     ways, limits = (
         dict.fromkeys(way for ms in times.values() for way in ms),
-        [] if cuda else list(_limits(rounds, times)),
+        [] if kind else list(_limits(rounds, times)),
     )
     wide = [
         Column("workload", lambda name: name, "csv"),
-        Column("device", lambda name: "cuda" if cuda else "cpu", "csv"),
+        Column("device", lambda name: device if threads is None else f"{device}, threads: {threads}", "csv"),
     ]
     wide += [Column(way, lambda name, way=way: times[name].get(way), "csv") for way in ways]
     series = {way: [(ms.get(way, math.nan), math.nan, math.nan) for ms in times.values()] for way in ways}
     drawing = partial(dots, list(times), series, "milliseconds a step", log=True)
     tables = [table("Compiled step against", limits)] if limits else []
     return Document(
-        "Speed on CUDA" if cuda else "Speed",
-        "A training step of the library against other ways of taking the same step, in turns, one thread each.",
-        # What is to be kept to is of CPUs.
-        [*([] if cuda else [verdict(limits)]), *_told(results)],
+        f"Speed{where}",
+        f"A training step of the library against other ways of taking the same step, in turns, threads: {threads or 1}.",
+        # What is to be kept to is of one thread of a CPU.
+        [*([] if kind else [verdict(limits)]), *_told(results)],
         [*tables, _ratios(rounds), Table("", wide, times, file="summary")],
         [Figure("ms", "Milliseconds of a step", "Medians over rounds.", drawing)],
         [
             Document("From start to end", tables=[_every_way(times, results)]),
-            Document("How to read this", READING.format(**(_ON_CUDA if cuda else _ON_CPU))),
+            Document("How to read this", READING.format(**_READ[kind])),
         ],
     )
 

@@ -20,10 +20,11 @@ class Rounds:
     Args:
         pipe: to the process that gives the turns.
         device: "cpu" or "cuda".
+        by_clock: whether a CPU's times are of the clock too, as those of several threads have to be.
     """
 
-    def __init__(self, pipe: Connection, device: str = "cpu"):
-        self._now = _time_of_device if device == "cuda" else time.process_time
+    def __init__(self, pipe: Connection, device: str = "cpu", *, by_clock: bool = False):
+        self._now = _time_of_device if device == "cuda" else time.perf_counter if by_clock else time.process_time
         self._pipe, self._left, self._began, self._started = pipe, _WARM_UP, None, time.perf_counter()
 
     def run(self, step: Callable[[], Any]) -> None:

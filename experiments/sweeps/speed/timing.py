@@ -15,15 +15,19 @@ from experiments.sweeps.speed.rounds import Rounds
 
 __all__ = ["time_implementations"]
 
-_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    # jax counts its threads by itself.
-    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",
-    "NPROC": "1",
-    # Else it takes most of a device's memory at once.
-    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-}
+
+def _variables(threads: int) -> dict[str, str]:
+    """What libraries read of the environment."""
+    one = threads == 1
+    return {
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # jax counts its threads by itself.
+        "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if one else "",
+        "NPROC": str(threads),
+        # Else it takes most of a device's memory at once.
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }
 
 
 def time_implementations(settings: Mapping[str, Any], context: Context) -> dict[str, Any]:
@@ -40,7 +44,7 @@ def time_implementations(settings: Mapping[str, Any], context: Context) -> dict[
         RuntimeError: if none of the ways can be taken.
     """
     steps, rounds, together = settings["steps"], settings["rounds"], context.device == "cuda"
-    with _environment(), _Turns(settings, context.device) as turns:
+    with _environment(_variables(settings.get("threads", 1))), _Turns(settings, context.device) as turns:
         ready: dict[str, float] = {}
         for way in settings["ways"]:
             turns.start(way)
@@ -137,9 +141,9 @@ class _Turns:
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
-    os.environ.update(_ENVIRONMENT)
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
@@ -164,12 +168,13 @@ def _take_steps(way: str, settings: dict[str, Any], device: str, connection: Con
     try:
         import torch
 
-        torch.set_num_threads(1)
+        threads = settings.get("threads")
+        torch.set_num_threads(threads or 1)
         from experiments.sweeps.speed.implementations import IMPLEMENTATIONS, Workload
 
         reset_peak_memory(device)
         # Making the workload is part of getting ready.
-        rounds = Rounds(pipe, device)
+        rounds = Rounds(pipe, device, by_clock=threads is not None)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             # Times would be those of other steps.

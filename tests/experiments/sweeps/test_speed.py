@@ -1,6 +1,7 @@
-"""The sweep `speed`: what it times, how turns are taken, and what its report says."""
+"""The sweep `speed`: what it times, and how turns are taken."""
 
 import argparse
+import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -8,22 +9,18 @@ import pytest
 import torch
 from pyro.infer import TraceMeanField_ELBO
 
-from experiments.reporting.pages import data
-from experiments.reporting.records import ReportError
-from experiments.reporting.tables import csv_text
 from experiments.runner.run_cell import Context
 from experiments.sweeps import speed
-from experiments.sweeps.speed import report
 from experiments.sweeps.speed.implementations import IMPLEMENTATIONS, Workload
 from experiments.sweeps.speed.implementations.by_hand import Loss, _libraries
 from experiments.sweeps.speed.rounds import Rounds
 from experiments.sweeps.speed.timing import time_implementations
 
 
-def cells(*argv, device="cpu"):
+def cells(*argv, device="cpu", jobs=1):
     parser = argparse.ArgumentParser()
     speed.add_arguments(parser)
-    return speed.plan(parser.parse_args(argv, argparse.Namespace(device=device)), {})
+    return speed.plan(parser.parse_args(argv, argparse.Namespace(device=device, jobs=jobs)), {})
 
 
 def test_every_workload_is_a_cell():
@@ -43,6 +40,18 @@ def test_a_device_has_cells_and_ways_of_its_own():
     assert {"hand graph", "tf32", "numpyro tf32"}.isdisjoint(way for cell in here for way in cell.settings["ways"])
     (asked,) = cells("--ways", "hand graph", "--workloads", "tiny, A-VI k=16, batch 20")
     assert asked.settings["ways"] == ["hand graph"]
+
+
+def test_each_number_of_threads_has_a_cell_timed_by_the_clock_alone_on_the_machine():
+    asked = ("--workloads", "tiny, A-VI k=16, batch 20", "--threads", "1", "2")
+    found = cells(*asked)
+
+    assert [cell.settings["threads"] for cell in found] == [1, 2]
+    assert not {cell.key for cell in found} & {cell.key for cell in cells(*asked[:2])}
+    assert speed.describe(found[1]) == "tiny, A-VI k=16, batch 20, threads: 2"
+    for argv, other in ((asked, {"jobs": None}), (asked, {"device": "cuda"}), ((*asked, "0"), {})):
+        with pytest.raises(ValueError, match="Expected --threads of at least 1 with --device cpu and --jobs 1"):
+            cells(*argv, **other)
 
 
 class Turns:
@@ -83,6 +92,15 @@ def test_rounds_wait_for_a_device(monkeypatch):
 
     # When each of the two rounds begins, and when it ends.
     assert waits == [1, 1, 2, 2] and len(turns.sent) == 3
+
+
+def test_the_time_of_a_thread_is_the_processors_and_of_several_the_clocks(monkeypatch):
+    monkeypatch.setattr(time, "process_time", lambda: 1.0)
+
+    for by_clock in (False, True):
+        turns = Turns()
+        Rounds(turns, by_clock=by_clock).run(lambda: None)
+        assert [seconds > 0 for seconds in turns.sent] == [True, by_clock, by_clock]
 
 
 def test_a_step_is_captured_once_and_launched_at_every_step(monkeypatch):
@@ -153,7 +171,7 @@ def test_processes_take_turns():
     cell = next(
         cell for cell in cells("--ways", "eager", "hand graph", "hand") if cell.settings["workload"].startswith("tiny")
     )
-    settings = {**cell.settings, "rounds": 2, "steps": 2}
+    settings = {**cell.settings, "rounds": 2, "steps": 2, "threads": 2}
 
     result = time_implementations(settings, Context("cpu", None, False))
 
@@ -166,132 +184,3 @@ def test_processes_take_turns():
         RuntimeError, match="Expected a way of taking a step that can be taken here, got none: {'hand graph'"
     ):
         time_implementations({**settings, "ways": ["hand graph"]}, Context("cpu", None, False))
-
-
-def record(workload, **ms):
-    result = {
-        "ms": {way: [value, value] for way, value in ms.items()},
-        "median_ms": ms,
-        "seconds_until_ready": dict.fromkeys(ms, 1.0),
-        "left_out": {},
-    }
-    provenance = {
-        "commit": "a" * 40,
-        "machine": {"processor": "P", "cores": 2},
-        "versions": {"torch": "2"},
-        "command": "c",
-    }
-    return {"settings": {"workload": workload}, "result": result, "provenance": provenance}
-
-
-def limits(document):
-    """The ratios that are to keep to a limit, by what they are against."""
-    return {line["against"]: line["ratio"] for line in document.tables[0].values}
-
-
-def test_the_report_says_what_lies_above_the_limit():
-    records = {
-        "a": record("A-VI k=64, batch 256", compiled=0.6, hand=1.0, svi=4.0),
-        "b": record("F-VI, batch 256", compiled=0.8, hand=1.0, svi=4.0),
-        "c": record("F-VI, batch 256, 10^4 rows", compiled=1.0),
-        "d": record("F-VI, batch 256, 10^6 rows", compiled=1.1),
-        "e": record("F-VI, 16 latents, batch 256, 10^4 rows", compiled=1.0),
-        "f": record("F-VI, 16 latents, batch 256, 10^7 rows", compiled=1.4),
-    }
-
-    found = report.document(records)
-
-    ratios = {line["against"]: (line["ratio"], line["at most"]) for line in found.tables[0].values}
-    growth = "itself, F-VI of 10^7 rows / of 10^4 rows, 16 latents"
-    assert ratios == {
-        "a hand-written eager step, batch 256": (0.8, 0.55),
-        "Pyro's SVI step, batch 256": (0.2, 0.27),
-        "itself, F-VI of 10^6 rows / of 10^4 rows": (1.1, 1.15),
-        growth: (1.4, 1.3),
-    }
-    (note,) = found.notes
-    assert note.kind == "warning" and note.text.startswith("2 of 4 ratios are above")
-    assert "a hand-written eager step, batch 256: 0.80, at most 0.55" in note.text
-    assert all(figure.png.startswith(b"\x89PNG") for figure in found.drawings) and len(found.drawings) == 2
-
-
-def test_workloads_may_have_been_timed_in_different_ways():
-    records = {
-        "a": record("A-VI k=64, batch 256", compiled=0.6, numpyro=1.0),
-        "b": record("small, A-VI k=64, batch 100", **{"compiled": 0.8, "hand": 1.0, "five at once": 1.5}),
-    }
-
-    found = report.document(records)
-
-    assert csv_text(data(found)["summary"]).splitlines()[1:] == [
-        '"A-VI k=64, batch 256",cpu,0.6,1.0,,',
-        '"small, A-VI k=64, batch 100",cpu,0.8,,1.0,1.5',
-    ]
-    assert limits(found)["five hand-written eager fits, small model, five at once"] == pytest.approx(1.5 / 5)
-
-
-def test_the_mean_over_workloads_is_geometric():
-    records = {
-        "a": record("A-VI k=64, batch 256", compiled=0.25, numpyro=1.0),
-        "b": record("F-VI, batch 256", compiled=1.0, numpyro=1.0),
-        "c": record("small, A-VI k=64, batch 100", compiled=9.0, numpyro=1.0),
-    }
-
-    found = limits(report.document(records))
-
-    assert found["NumPyro's step, geometric mean over images"] == pytest.approx(0.5)
-    assert found["NumPyro's step, images, 256 rows"] == 1.0 and found["NumPyro's step, small"] == 9.0
-
-
-def test_from_which_step_on_compiling_pays():
-    """10 s later to start, then a millisecond a step ahead of one way, and behind the other."""
-    of_one = record("A-VI k=64, batch 256", compiled=1.0, eager=2.0, numpyro=0.5)
-    of_one["result"]["seconds_until_ready"] = {"compiled": 15.0, "eager": 5.0, "numpyro": 5.0}
-
-    (table,) = report.document({"a": of_one}).parts[0].tables
-
-    ((compiled, eager, numpyro),) = [[[cell for cell, _ in line[1:]] for line in lines] for lines in table.groups]
-    # Earlier records do not tell rows and memory.
-    assert compiled == ["compiled", "1.00", "", "", "15", "16", "20", "65", ""]
-    assert eager == ["eager", "2.00", "", "", "5", "6", "15", "105", "10,000"]
-    assert numpyro == ["numpyro", "0.50", "", "", "5", "5", "8", "30", "never"]
-
-
-def test_it_says_what_was_left_out_and_warned_of():
-    of_one = record("A-VI k=64, batch 256", compiled=1.0, eager=2.0)
-    of_one["settings"] |= {"batch_size": 256, "device": "cuda"}
-    of_one["result"] |= {"left_out": {"numpyro": "no JAX"}, "warnings": {"compiled": ["One after another."]}}
-    of_one["result"]["peak_memory_bytes"] = {"compiled": 2_000_000_000}
-
-    found = report.document({"a": of_one})
-
-    said = {note.title: note.text for note in found.notes}
-    assert said == {
-        "Left out": "numpyro: no JAX (A-VI k=64, batch 256).",
-        "Warnings": "compiled: One after another (A-VI k=64, batch 256).",
-    }
-    (table,) = found.parts[0].tables
-    assert [(line["rows a second"], line["GB"]) for line in table.values] == [(256_000.0, 2.0), (128_000.0, None)]
-    # A device is compared with no CPU.
-    both = report.document({"a": of_one, "b": record("A-VI k=64, batch 256", compiled=9.0, hand=1.0)})
-    assert [part.title for part in both.parts] == ["Speed", "Speed on CUDA"]
-    assert [line["device"] for line in data(both)["summary"]] == ["cpu", "cuda"]
-
-
-def test_growth_is_not_judged_without_compiled_steps():
-    records = {
-        "a": record("F-VI, batch 256, 10^4 rows", eager=1.0),
-        "b": record("F-VI, batch 256, 10^6 rows", eager=1.1, compiled=0.9),
-    }
-
-    found = report.document(records)
-    assert (
-        [table.file for table in found.tables] == ["", "summary"]
-        and found.notes[0].kind == "warning"
-        and "None of the ratios" in found.notes[0].text
-    )
-
-
-def test_records_of_another_sweep_are_refused():
-    with pytest.raises(ReportError, match="Expected settings.workload in the record"):
-        report.document({"a": {"settings": {}}})
