@@ -40,7 +40,7 @@ from pyro_avi.families import (
 from pyro_avi.gradients.results import EstimatorNoise, GradientVariance
 from pyro_avi.gradients.variance import gradient_variance
 from pyro_avi.guide_bases.mean_field import MeanFieldNormal
-from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide
+from pyro_avi.guides import AmortizedGuide, ConstantGuide, FactorizedGuide, SemiAmortizedGuide
 from pyro_avi.rows.refinement import Refinement
 from pyro_avi.storage import load, save
 from pyro_avi.sufficiency.amortizability import amortizability
@@ -83,6 +83,7 @@ __all__ = [
     "RelaxedELBO",
     "RowFlow",
     "ScoreFunctionELBO",
+    "SemiAmortizedGuide",
     "StickingTheLandingELBO",
     "TailIndex",
     "Validation",

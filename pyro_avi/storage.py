@@ -26,6 +26,8 @@ from pyro_avi.tensor_files import read_tensors, write_tensors
 __all__ = ["load", "save"]
 
 _FORMAT, _KEY = 1, "pyro_avi"
+# The options of a guide that improves what its encoder gives.
+_OF_STEPS = ("num_steps", "num_points", "step_size", "learn_step_size")
 
 
 def _classes_in(room: ModuleType, base: type) -> dict[str, type]:
@@ -117,7 +119,7 @@ def load(
         )
     options: dict[str, Any] = {"plate": header["plate"], "family": _family(path, header["family"], family)}
     options |= {"init_scale": header["init_scale"], "create_plates": create_plates}
-    if header["class"] == "AmortizedGuide":
+    if "encoder" in header:
         options["encoder"] = _given(path, "encoder", _widths(encoder, header["encoder"]), header["encoder"])
         options["inputs"] = _inputs(path, inputs, header["inputs"])
         # Files of versions before these were made without.
@@ -125,6 +127,7 @@ def load(
         earlier = {"standardize": False, "covariates": [[] for _ in rows], "reads_globals": None}
         header = {**earlier, "reads": ["own row" for _ in rows], **header}
         options["standardize"], options["reads_globals"] = header["standardize"], header["reads_globals"]
+        options |= {name: header[name] for name in _OF_STEPS if name in header}
     elif header["class"] == "FactorizedGuide":
         options |= {"same_rows": header["same_rows"], "rows_on": header["rows_on"]}
         if "rows_path" in header:

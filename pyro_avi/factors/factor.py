@@ -125,6 +125,18 @@ class Factor(ParameterizedFactor):
             enter_mask_and_scale(stack, mask, scale)
             return pyro.sample(self.name, fn, infer={"is_auxiliary": True})
 
+    def at(self, coordinates: Tensor) -> dict[str, Tensor]:
+        """The values at given coordinates of the sites that :meth:`samplers` sample from a distribution.
+
+        Those of the latents, or that of the auxiliary site of a joint family, from which these follow.
+
+        Args:
+            coordinates: ``[*B, K]`` of the continuous latents, one row for each row of the plates.
+        """
+        if self.family.independent:
+            return self._on_sites(coordinates)
+        return {self.name: spread(coordinates, self.frames, max(-frame.dim for frame in self.frames))}
+
     def draw(self, parameters: Tensor, count: int) -> dict[str, Tensor]:
         """Independent draws ``(count,) + shape of the site`` of every site, without sample statements.
 

@@ -124,14 +124,24 @@ _PARTS: Mapping[str, Callable[[Any], bool]] = {
     "global_latents": _are_shapes,
     "row_sets": _is_list_of(_is_row_set),
 }
+# What a file may ask for at most in steps, and in points of each.
+_MOST_STEPS = 10_000
+_OF_ENCODER: Mapping[str, Callable[[Any], bool]] = {
+    "encoder": lambda value: isinstance(value, str) or (value != [] and _is_list_of(_is_size)(value)),
+    "inputs": lambda value: _is_text_or_none(value) or _is_window(value) or value == {"by": "verdict"},
+    "standardize": _is_one_of(bool, type(None)),
+    "covariates": _is_list_of(_is_list_of(_is_covariate)),
+    "reads": _is_list_of(_is_reach),
+    "reads_globals": lambda value: value in (None, "mean", "draw"),
+}
 _MORE_PARTS: Mapping[str, Mapping[str, Callable[[Any], bool]]] = {
-    "AmortizedGuide": {
-        "encoder": lambda value: isinstance(value, str) or (value != [] and _is_list_of(_is_size)(value)),
-        "inputs": lambda value: _is_text_or_none(value) or _is_window(value) or value == {"by": "verdict"},
-        "standardize": _is_one_of(bool, type(None)),
-        "covariates": _is_list_of(_is_list_of(_is_covariate)),
-        "reads": _is_list_of(_is_reach),
-        "reads_globals": lambda value: value in (None, "mean", "draw"),
+    "AmortizedGuide": _OF_ENCODER,
+    "SemiAmortizedGuide": {
+        **_OF_ENCODER,
+        "num_steps": lambda value: _is_size(value) and value <= _MOST_STEPS,
+        "num_points": lambda value: _is_size(value) and value <= _MOST_STEPS and value % 2 == 0,
+        "step_size": lambda value: isinstance(value, float | int) and 0 < value < inf,
+        "learn_step_size": _is_one_of(bool),
     },
     "FactorizedGuide": {
         "same_rows": _is_one_of(bool),

@@ -10,7 +10,7 @@ from pyro_avi.calls.call_reader import CallData
 from pyro_avi.guide_bases.mean_field import MeanFieldNormal
 from pyro_avi.inspection.structure import Structure
 
-__all__ = ["global_values", "initial_globals"]
+__all__ = ["global_values", "globals_by_site", "initial_globals"]
 
 
 def initial_globals(structure: Structure) -> Tensor | None:
@@ -33,13 +33,20 @@ def global_values(
         data: of the call.
         args, kwargs: the arguments of the model.
     """
+    return _joined(list(globals_by_site(structure, global_guide, data, args, kwargs).values()))
+
+
+def globals_by_site(
+    structure: Structure, global_guide: Any, data: CallData, args: tuple, kwargs: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The values of all global latents in a call, by site; arguments as for :func:`global_values`."""
     names = [latent.name for latent in structure.global_latents]
     known = {**data.given, **data.draws}
     if all(name in known for name in names):
-        return _joined([known[name] for name in names])
+        return {name: known[name] for name in names}
     is_own = isinstance(global_guide, MeanFieldNormal)
     medians = global_guide.medians() if is_own else global_guide.median(*args, **kwargs)
-    return _joined([{**medians, **known}[name] for name in names])
+    return {name: {**medians, **known}[name] for name in names}
 
 
 def _joined(values: list[Tensor]) -> Tensor | None:

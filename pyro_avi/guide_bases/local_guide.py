@@ -128,6 +128,7 @@ class LocalGuide(SiteSummaries):
                 if self.global_guide is not None:
                     self.plates = self._plates(self._frames(), {}, structure.without_size)
                     self.global_guide(*args, **kwargs)
+                self._check_call(data, args, kwargs)
                 self._check_expected()
                 self._take_expected()
         except BaseException:
@@ -183,6 +184,9 @@ class LocalGuide(SiteSummaries):
         """Raise an error for inference functions with more numbers than the file of the guide holds for them."""
         for row_factor in self.row_factors:
             expected.check_size(row_factor.row_set.plates, row_factor.factor.num_parameters)
+
+    def _check_call(self, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        """Raise an error if the inference function does not apply to the model, by the call that the guide is set up with."""
 
     def _take_expected(self) -> None:
         try:

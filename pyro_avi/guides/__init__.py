@@ -3,5 +3,6 @@
 from pyro_avi.guides.amortized import AmortizedGuide
 from pyro_avi.guides.constant import ConstantGuide
 from pyro_avi.guides.factorized import FactorizedGuide
+from pyro_avi.guides.semi_amortized import SemiAmortizedGuide
 
-__all__ = ["AmortizedGuide", "ConstantGuide", "FactorizedGuide"]
+__all__ = ["AmortizedGuide", "ConstantGuide", "FactorizedGuide", "SemiAmortizedGuide"]
