@@ -34,7 +34,10 @@ LONG = {
     "to_arviz",
     "posterior_predictive",
     "gradient_variance",
-    *(f"{guide}.posterior_by_row" for guide in ("AmortizedGuide", "ConstantGuide", "FactorizedGuide")),
+    *(
+        f"{guide}.posterior_by_row"
+        for guide in ("AmortizedGuide", "ConstantGuide", "FactorizedGuide", "SemiAmortizedGuide")
+    ),
 }
 
 

@@ -35,8 +35,8 @@ class LocalGuide(SiteSummaries):
 
     .. math:: q(\theta, z_{1:N}) = q_0(\theta) \prod_n q(z_n; f(n, x_n))
 
-    Subclasses are final and give the inference function :math:`f`: :class:`~pyro_avi.ConstantGuide`,
-    :class:`~pyro_avi.AmortizedGuide`, :class:`~pyro_avi.FactorizedGuide`.
+    Subclasses give the inference function :math:`f`: :class:`~pyro_avi.ConstantGuide`, :class:`~pyro_avi.AmortizedGuide`,
+    :class:`~pyro_avi.FactorizedGuide`, and :class:`~pyro_avi.SemiAmortizedGuide`, which goes on from an encoder's output.
 
     Latents in several of the chosen plates get one factor for every combination of their rows; latents of different plates
     belong to different *row sets*, each with a family and an inference function of its own. A latent's other plates count

@@ -140,7 +140,12 @@ class SemiAmortizedGuide(AmortizedGuide):
     def _check_call(self, data, args, kwargs):
         if not self.row_factors:
             return
-        parameters = [row_factor.factor.initial(self._init_scale) for row_factor in self.row_factors]
+        (data, _), *_ = self._runs(data, args, kwargs)
+        parameters = [
+            # Any values do.
+            row_factor.factor.initial(self._init_scale).flatten(0, -2)[0].expand(*_sizes(row_factor, data), -1)
+            for row_factor in self.row_factors
+        ]
         noise = [row_factor.function.points[:1] for row_factor in self.row_factors]
         bound = self._points_of(data, args, kwargs)
         self._enumeration_depth = bound.enumeration_depth(parameters, noise)
@@ -161,6 +166,50 @@ class SemiAmortizedGuide(AmortizedGuide):
 
     def _improved(self, parameters: Sequence[Tensor], data: CallData, args, kwargs) -> list[Tensor]:
         """The parameters ``[*B, P]`` of each set of rows after all steps."""
+        if torch.jit.is_tracing():
+            raise ValueError(
+                "Expected a call outside of torch.jit.trace, whose graphs have no gradients inside, got one in it.\n"
+                "Take the ELBO without Jit, or avi.fit(compile=True), which traces by other means."
+            )
+        results = []
+        for part, rows in self._runs(data, args, kwargs):
+            of_rows = parameters if rows is None else [x[rows] for x in parameters]
+            results.append(self._take_steps(of_rows, part, args, kwargs))
+        # The last run may have been filled up with rows of the first.
+        return [torch.cat(each)[: len(x)] for each, x in zip(zip(*results, strict=True), parameters, strict=True)]
+
+    def _runs(self, data: CallData, args, kwargs) -> list[tuple[CallData, Tensor | None]]:
+        """The data of the model's runs for the rows of a call, and their positions among these; ``None`` for all in one.
+
+        A model that draws its rows runs with as many as it draws.
+        """
+        # Plates that are given have the rows of the call.
+        is_given = self._reader is None or self.create_plates is not None or self.master is not None
+        call = None if is_given else self._reader.call(args, kwargs)
+        drawn = {} if call is None else {name: each for name, each in call.drawn.items() if name in data.rows}
+        rows = dict(data.rows)
+        for name, (size, count) in drawn.items():
+            if rows[name].index is None and len(rows[name]) == count < size:
+                # A batch without known positions counts as a part of the plate, whichever.
+                rows[name] = Subsample(size, torch.arange(count, device=self._device))
+        data = replace(data, rows=rows)
+        more = [name for name, (_, count) in drawn.items() if count < len(rows[name])]
+        if call is None or not more:
+            return [(data, None)]
+        if len(self._structure.frames) > 1:
+            raise ValueError(
+                f"Expected rows of one plate where the model draws them, got those of {tuple(self._structure.frames)}.\n"
+                "Pass the positions of the rows of a call: pyro.plate(name, size, subsample=index)."
+            )
+        ((name, (size, count)),) = drawn.items()
+        every = torch.arange(size, device=self._device)
+        filled = torch.cat([every, every[: -size % count]]).split(count)
+        parts: list[tuple[CallData, Tensor | None]]
+        parts = [(replace(call.read({name: index}), draws=data.draws), index) for index in filled]
+        return parts
+
+    def _take_steps(self, parameters: Sequence[Tensor], data: CallData, args, kwargs) -> list[Tensor]:
+        """The parameters ``[*B, P]`` after all steps of the rows that the model runs with."""
         is_trained = torch.is_grad_enabled()
         noise = [row_factor.function.points for row_factor in self.row_factors]
         with torch.enable_grad():
@@ -195,7 +244,7 @@ class SemiAmortizedGuide(AmortizedGuide):
                 size = None if name in structure.without_size else rows.size
                 plates[name] = pyro.plate(name, size, subsample=rows.index, dim=frame.dim)
         plates = self._plates(self._frames(), plates, structure.without_size)
-        known = globals_by_site(structure, self.global_guide, data, args, kwargs) if structure.global_latents else {}
+        known = self._known_globals(data, args, kwargs) if structure.global_latents else {}
         return FixedPoints(
             self.model,
             args,
@@ -207,3 +256,20 @@ class SemiAmortizedGuide(AmortizedGuide):
             known,
             self._enumeration_depth,
         )
+
+    def _known_globals(self, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Tensor]:
+        try:
+            # Pyro's guides answer by a call of themselves.
+            with poutine.block():
+                return globals_by_site(self._structure, self.global_guide, data, args, kwargs)
+        # Guides written by hand know none, or none of some latent.
+        except (NotImplementedError, KeyError) as error:
+            raise ValueError(
+                "Expected a guide of the global latents that knows its median, at which they are held in the steps, got "
+                f"{type(self.global_guide).__name__}.\nTake one of Pyro's automatic guides, or an AmortizedGuide."
+            ) from error
+
+
+def _sizes(row_factor, data: CallData) -> list[int]:
+    """``[*B]`` the numbers of rows of a call."""
+    return [len(data.rows[name]) for name in row_factor.row_set.plates]

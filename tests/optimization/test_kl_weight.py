@@ -9,6 +9,7 @@ from torch.distributions import kl_divergence
 
 import pyro_avi as avi
 from pyro_avi.optimization.kl_weight import KLWeight
+from tests.all_guides import READING
 from tests.all_guides import SMALL_GUIDES as GUIDES
 from tests.marks import needs_compiler
 from tests.structures import STRUCTURES
@@ -131,7 +132,7 @@ def test_every_guide_can_be_warmed_up(kind, name):
 
     def losses(**options):
         model = structure.make()
-        own = structure.amortized if kind == "AmortizedGuide" else {}
+        own = structure.amortized if kind in READING else {}
         torch.manual_seed(0)
         guide = GUIDES[kind](model, **structure.options, **own)
         options = {"num_steps": 3, "lr": 1e-2, "compile": False, "progress": False, **options}

@@ -9,6 +9,7 @@ from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMe
 
 import pyro_avi as avi
 from pyro_avi.rows.subsample import check_positions
+from tests.all_guides import READING
 from tests.all_guides import SMALL_GUIDES as GUIDES
 
 N, B = 8, 3
@@ -74,7 +75,7 @@ def test_positions_are_checked_where_no_latent_reads_them(kind):
 
 def test_positions_of_created_plates_are_checked(kind):
     options = {"create_plates": lambda x: pyro.plate("data", N, subsample=torch.tensor([0, 1, N]))}
-    if kind == "AmortizedGuide":
+    if kind in READING:
         options["inputs"] = lambda x: x[:, None]
     with pytest.raises(ValueError, match="whole numbers from 0 to 7, got whole numbers from 0 to 8"):
         GUIDES[kind](loader, **options)(X[:B])
@@ -120,7 +121,7 @@ def test_a_table_refuses_a_batch_without_positions(model):
 
 
 @pytest.mark.parametrize("model", [loader, loader_by_value])
-@pytest.mark.parametrize("kind", ["ConstantGuide", "AmortizedGuide"])
+@pytest.mark.parametrize("kind", ["ConstantGuide", *sorted(READING)])
 @pytest.mark.filterwarnings("ignore:.*could not be traced:UserWarning")
 def test_the_others_take_it_for_a_data_set_of_its_own(kind, model):
     guide = GUIDES[kind](model).setup(X[:B])
@@ -169,7 +170,7 @@ def test_a_model_that_draws_rows_and_reads_values_into_python(kind):
     of_guide = poutine.trace(guide).get_trace(X)
     of_model = poutine.trace(poutine.replay(drawn_by_value, of_guide)).get_trace(X)
     assert torch.equal(of_model.nodes["x"]["value"], X[of_guide.nodes["data"]["value"]])
-    if kind == "AmortizedGuide":
+    if kind in READING:
         with pytest.raises(ValueError, match=r"(?s)a call for 3 of the 8 rows of plate 'data'.*subsample=index"):
             guide.posterior(X)
     else:
