@@ -250,8 +250,7 @@ class LocalGuide(SiteSummaries):
             first = [name for name in self._structure.order if name in samplers]
             result.update((name, samplers.pop(name)()) for name in first)
             data = replace(data, draws=result)
-        for row_factor in self.row_factors:
-            parameters = self._infer(row_factor, data, args, kwargs)
+        for row_factor, parameters in zip(self.row_factors, self._infer_all(data, args, kwargs), strict=True):
             samplers.update(row_factor.factor.samplers(parameters, self.plates, data.masks, data.scales, data.given))
         result.update((name, samplers[name]()) for name in self._structure.order if name in samplers)
         return result
@@ -283,10 +282,11 @@ class LocalGuide(SiteSummaries):
 
 
 def check_local_guide(guide: Any) -> None:
-    """Raise an error if a guide is not one of the three, for functions that need more of it than draws."""
+    """Raise an error if a guide is not one of this library's, for functions that need more of it than draws."""
     if not isinstance(guide, LocalGuide):
         raise TypeError(
-            f"Expected a ConstantGuide, AmortizedGuide or FactorizedGuide, got {type(guide).__name__}.\n"
+            "Expected a ConstantGuide, AmortizedGuide, SemiAmortizedGuide or FactorizedGuide, got "
+            f"{type(guide).__name__}.\n"
             "Of other guides avi.log_weights gives the weights, and avi.iwelbo and avi.khat what these say."
         )
 

@@ -42,6 +42,10 @@ class LocalPosteriors(PlateGuide):
     def _infer(self, row_factor: RowFactor, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> Tensor:
         """The variational parameters ``[*B, P]`` of the rows of a call."""
 
+    def _infer_all(self, data: CallData, args: tuple, kwargs: Mapping[str, Any]) -> list[Tensor]:
+        """The variational parameters ``[*B, P]`` of each set of rows of a call."""
+        return [self._infer(row_factor, data, args, kwargs) for row_factor in self.row_factors]
+
     @property
     def _draws_globals_first(self) -> bool:
         """Whether inference functions read the values of the global latents in the same draw."""
@@ -66,7 +70,8 @@ class LocalPosteriors(PlateGuide):
         self.setup(*args, **kwargs)
         with poutine.block():
             data, _ = self._find(args, kwargs, self._given_plates(args, kwargs))
-            return self._by_row_set(lambda row_factor: self._infer(row_factor, data, args, kwargs))
+            parameters = dict(zip(self.row_factors, self._infer_all(data, args, kwargs), strict=True))
+            return self._by_row_set(lambda row_factor: parameters[row_factor])
 
     def posterior(self, *args, **kwargs) -> dist.TorchDistribution | dict[tuple[str, ...], dist.TorchDistribution]:
         """The local factors of the rows of a call: batch shape ``[B]``, event shape ``[K]``, unconstrained coordinates.

@@ -105,9 +105,13 @@ class SemiAmortizedGuide(AmortizedGuide):
 
     def describe(self, *args, **kwargs):
         """As for every guide, with the options of the steps."""
-        own = {"num_steps": self.num_steps, "num_points": self.num_points}
-        own |= {"step_size": self._step_size, "learn_step_size": self._learn_step_size}
-        return {**super().describe(*args, **kwargs), **own}
+        return {
+            **super().describe(*args, **kwargs),
+            "num_steps": self.num_steps,
+            "num_points": self.num_points,
+            "step_size": self._step_size,
+            "learn_step_size": self._learn_step_size,
+        }
 
     def _create_function(self, row_factor, initial, data, args, kwargs):
         self._check_factor(row_factor, initial)
@@ -150,22 +154,22 @@ class SemiAmortizedGuide(AmortizedGuide):
         bound = self._points_of(data, args, kwargs)
         self._enumeration_depth = bound.enumeration_depth(parameters, noise)
         bound = replace(bound, depth=self._enumeration_depth)
-        values = []
-        for seed in (0, 1):
-            with seeded(seed):
-                values.append(bound.bound(parameters, noise))
-        if not torch.allclose(*values, equal_nan=True):
+        with seeded(0):
+            first = bound.bound(parameters, noise)
+        with seeded(1):
+            second = bound.bound(parameters, noise)
+        if not torch.allclose(first, second, equal_nan=True):
             raise ValueError(
                 "Expected a model whose log joint is a function of its latents, got other values in a second run at the same "
                 "latents.\nIn a list of guides, whose parts do not know the other latents, take an AmortizedGuide."
             )
 
     def _infer(self, row_factor, data, args, kwargs):
-        initial = [AmortizedGuide._infer(self, each, data, args, kwargs) for each in self.row_factors]
-        return self._improved(initial, data, args, kwargs)[list(self.row_factors).index(row_factor)]
+        return self._infer_all(data, args, kwargs)[list(self.row_factors).index(row_factor)]
 
-    def _improved(self, parameters: Sequence[Tensor], data: CallData, args, kwargs) -> list[Tensor]:
-        """The parameters ``[*B, P]`` of each set of rows after all steps."""
+    def _infer_all(self, data, args, kwargs):
+        # A step moves all sets of rows together, by one bound.
+        parameters = [super(SemiAmortizedGuide, self)._infer(each, data, args, kwargs) for each in self.row_factors]
         if torch.jit.is_tracing():
             raise ValueError(
                 "Expected a call outside of torch.jit.trace, whose graphs have no gradients inside, got one in it.\n"
@@ -184,8 +188,8 @@ class SemiAmortizedGuide(AmortizedGuide):
         A model that draws its rows runs with as many as it draws.
         """
         # Plates that are given have the rows of the call.
-        is_given = self._reader is None or self.create_plates is not None or self.master is not None
-        call = None if is_given else self._reader.call(args, kwargs)
+        is_given = self.create_plates is not None or self.master is not None
+        call = None if self._reader is None or is_given else self._reader.call(args, kwargs)
         drawn = {} if call is None else {name: each for name, each in call.drawn.items() if name in data.rows}
         rows = dict(data.rows)
         for name, (size, count) in drawn.items():
@@ -222,7 +226,7 @@ class SemiAmortizedGuide(AmortizedGuide):
                     self._moved(each, x, gradient, data)
                     for each, x, gradient in zip(self.row_factors, parameters, gradients, strict=True)
                 ]
-        return parameters if is_trained else [x.detach() for x in parameters]
+        return [x if is_trained else x.detach() for x in parameters]
 
     @staticmethod
     def _moved(row_factor, parameters: Tensor, gradient: Tensor, data: CallData) -> Tensor:
