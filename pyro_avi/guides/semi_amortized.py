@@ -168,6 +168,8 @@ class SemiAmortizedGuide(AmortizedGuide):
         return self._infer_all(data, args, kwargs)[list(self.row_factors).index(row_factor)]
 
     def _infer_all(self, data, args, kwargs):
+        if not self.row_factors:
+            return []
         # A step moves all sets of rows together, by one bound.
         parameters = [super(SemiAmortizedGuide, self)._infer(each, data, args, kwargs) for each in self.row_factors]
         if torch.jit.is_tracing():
