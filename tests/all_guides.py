@@ -2,6 +2,9 @@
 
 import functools
 import inspect
+from collections.abc import Iterable
+
+import pytest
 
 from pyro_avi import guides
 from pyro_avi.families import Family
@@ -25,6 +28,18 @@ GUIDES = {name.removesuffix("Guide").lower(): _few(guide) for name, guide in _CL
 
 # The same by their classes, with a small encoder.
 SMALL_GUIDES = {name: _few(guide, encoder=(4,)) for name, guide in _CLASSES.items()}
+
+
+def mostly_slow(names: Iterable[str]) -> list:
+    """Cases of a test by guides.
+
+    One of them runs the model several times a call, and slow runs test of it what all share.
+    """
+    return [pytest.param(name, marks=pytest.mark.slow) if "semiamortized" in name.lower() else name for name in names]
+
+
+# For tests that train.
+TO_TRAIN = mostly_slow(GUIDES)
 
 # Those whose encoder reads the rows.
 READING = frozenset(name for name, guide in _CLASSES.items() if "encoder" in inspect.signature(guide).parameters)

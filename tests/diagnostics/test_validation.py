@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 import pyro_avi as avi
 from pyro_avi.seeds import seeded
-from tests.all_guides import GUIDES
+from tests.all_guides import GUIDES, TO_TRAIN
 from tests.marks import needs_compiler
 
 N = 12
@@ -64,7 +64,7 @@ def same(one, other):
 # --- beside the training
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 @pytest.mark.parametrize("model", MODELS)
 def test_the_training_comes_to_the_same_with_and_without(model, guide):
     without, beside = build(guide, model), build(guide, model)
@@ -78,7 +78,7 @@ def test_the_training_comes_to_the_same_with_and_without(model, guide):
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 def test_a_compiled_training_too(guide):
     without, beside = (build(guide, "BayesianDecoder") for _ in range(2))
     expected = train(without, compile=True)
@@ -187,7 +187,7 @@ def test_what_is_an_improvement(case):
     assert (held.best_step, trained.steps, held.stopped) == (best, end, True)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 def test_the_best_state_is_that_of_its_step(guide):
     stopped, shorter, last = (build(guide) for _ in range(3))
     held = Scripted(stopped, flat(1.0, 2.0, 1.0, 1.0), patience=2)

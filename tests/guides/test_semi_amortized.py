@@ -101,12 +101,10 @@ def test_one_step_of_size_one_from_the_right_scale_is_the_posterior():
 
 @pytest.mark.parametrize("family", [avi.DiagonalNormal(), avi.MultivariateNormal()], ids=str)
 def test_the_gap_falls_with_the_steps_to_that_of_the_family(family):
-    gaps = [divergence(stirred(family=family, num_steps=k, step_size=0.5, num_points=4)) for k in (1, 2, 4, 8, 60)]
+    gaps = [divergence(stirred(family=family, num_steps=k, step_size=0.7, num_points=4)) for k in (1, 2, 4, 24)]
 
     assert all((after < before).all() for before, after in zip(gaps, gaps[1:], strict=False))
-    q = dist.Normal(0.0, PRECISION.diagonal().rsqrt())
     least = 0.5 * (PRECISION.diagonal().log().sum() - PRECISION.logdet()) if family.independent else 0.0
-    assert q.scale.shape == (K,)
     torch.testing.assert_close(gaps[-1], torch.full((N,), float(least), dtype=torch.double), rtol=0.0, atol=1e-6)
 
 
@@ -294,7 +292,7 @@ def test_it_is_saved_and_loaded_with_its_steps(tmp_path):
 
 
 def test_weights_and_gaps_are_those_of_the_improved_factors():
-    guide = stirred(num_steps=20, step_size=0.7, num_points=4, family=avi.MultivariateNormal())
+    guide = stirred(num_steps=12, step_size=0.9, num_points=4, family=avi.MultivariateNormal())
 
     weights = avi.log_weights(linear, guide, X, num_samples=2).local
 

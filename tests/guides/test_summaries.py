@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal
 from pyro.infer.autoguide.initialization import init_to_value
 
 import pyro_avi as avi
-from tests.all_guides import takes
+from tests.all_guides import mostly_slow, takes
 from tests.guides.test_contract import FAMILIES, GUIDES, difference_of_draws, stir
 
 N = 7
@@ -84,6 +84,7 @@ def test_one_draw_is_that_of_a_call(kind, family):
     assert torch.equal(guide.sample(X, num_samples=1)["z"][0], expected)
 
 
+@pytest.mark.parametrize("kind", mostly_slow(GUIDES))
 def test_draws_are_those_of_predictive(kind):
     guide = stirred(kind, shared, X)
     expected = Predictive(guide, num_samples=300)(X)

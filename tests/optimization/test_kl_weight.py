@@ -9,7 +9,7 @@ from torch.distributions import kl_divergence
 
 import pyro_avi as avi
 from pyro_avi.optimization.kl_weight import KLWeight
-from tests.all_guides import READING
+from tests.all_guides import READING, mostly_slow
 from tests.all_guides import SMALL_GUIDES as GUIDES
 from tests.marks import needs_compiler
 from tests.structures import STRUCTURES
@@ -126,7 +126,7 @@ def test_the_gradient_of_a_discrete_latent_is_that_of_the_weighted_bound():
 @pytest.mark.parametrize(
     "name", ["function", "global latents", "rows given, data whole", "nested plates, two row sets"]
 )
-@pytest.mark.parametrize("kind", GUIDES)
+@pytest.mark.parametrize("kind", mostly_slow(GUIDES))
 def test_every_guide_can_be_warmed_up(kind, name):
     structure = STRUCTURES[name]
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_avi as avi
 from pyro_avi.training import training as training_module
-from tests.all_guides import GUIDES
+from tests.all_guides import TO_TRAIN
 from tests.marks import needs_compiler
 from tests.training.test_resume import OPTIMIZERS, X, build, same, state, train
 
@@ -54,7 +54,7 @@ def begin_again_and_again(path, make=build, run=train, *, seed=0, callbacks=list
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 def test_what_is_stopped_at_random_steps_is_what_never_stopped(guide, optimizer, tmp_path):
     # Plain gradients of sums over the data are large.
     rate = 1e-5 if optimizer in ("SGD", "RAdam") else 0.05
@@ -86,7 +86,7 @@ def test_the_twin_that_forgets_something_comes_to_something_else(forgets, tmp_pa
 
 @needs_compiler
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", [*GUIDES, "host"])
+@pytest.mark.parametrize("guide", [*TO_TRAIN, "host"])
 def test_compiled_steps_go_on_to_the_last_bit(guide, tmp_path):
     def make(seed=0):
         return build("factorized", seed, rows_on="cpu") if guide == "host" else build(guide, seed)
@@ -363,7 +363,7 @@ def batches_with(value, at):
     return given
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_training_whose_data_are_mended_goes_on_from_the_last_finite_state(guide, value, tmp_path):
     path = tmp_path / "file"

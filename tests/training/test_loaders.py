@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import pyro_avi as avi
-from tests.all_guides import GUIDES
+from tests.all_guides import GUIDES, TO_TRAIN
 
 N = 12
 X = torch.rand(N, 1, 4, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
@@ -67,7 +67,7 @@ def orders(batches, num_steps=7, **options):
     return seen
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 @pytest.mark.parametrize("model", [avi.models.VAE, avi.models.BayesianDecoder])
 def test_a_loader_in_order_trains_as_the_same_tuples(guide, model):
     tuples = [(X[index], index) for index in INDEX.split(5)]
@@ -120,7 +120,7 @@ class Noisy(Dataset):
 
 
 @pytest.mark.parametrize("own", [False, True])
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 @pytest.mark.parametrize("stop", [3, 4])
 def test_what_goes_on_is_what_never_stopped(guide, own, stop, tmp_path):
     def batches():
@@ -220,7 +220,7 @@ def test_tables_need_positions(case, same_rows):
         train(pair, BAD[case](), 4)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 def test_all_rows_in_order_need_no_positions(guide):
     batches = DataLoader(TensorDataset(X), batch_size=N)
     assert torch.equal(train(build(guide), batches).losses, avi.fit(*build(guide), X, num_steps=7, lr=0.05, seed=3,
@@ -277,7 +277,7 @@ def test_a_batch_is_not_taken_for_the_data_beside_global_latents(guide):
     train(build(guide, avi.models.BayesianDecoder), labels)
 
 
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 def test_answers_for_a_loader_are_put_together(guide):
     pair = build(guide)
     train(pair, loader())
@@ -322,7 +322,7 @@ def test_trainings_do_not_take_batches_from_each_other():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", GUIDES)
+@pytest.mark.parametrize("guide", TO_TRAIN)
 def test_many_go_through_one_loader_each_by_its_seed(guide):
     pairs = [build(guide) for _ in range(2)]
     fits = avi.fit_many(pairs, batches=loader(), num_steps=7, lr=0.05, seed=[3, 4], progress=False)
