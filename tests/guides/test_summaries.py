@@ -302,6 +302,7 @@ GLOBAL_GUIDES = {
 }
 
 
+@pytest.mark.parametrize("kind", mostly_slow(GUIDES))
 @pytest.mark.parametrize("name", GLOBAL_GUIDES)
 def test_the_globals_may_have_any_guide(kind, name):
     if kind == "SemiAmortizedGuide" and name == "by hand":

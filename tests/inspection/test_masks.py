@@ -13,7 +13,7 @@ from torch.distributions import transforms
 
 import pyro_avi as avi
 from pyro_avi.inspection.masks import Mask, site_mask
-from tests.all_guides import READING, takes
+from tests.all_guides import READING, mostly_slow, takes
 from tests.all_guides import SMALL_GUIDES as GUIDES
 
 B, K = 4, 3
@@ -150,7 +150,7 @@ def check_evidence(weights, counted):
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("kind", GUIDES)
+@pytest.mark.parametrize("kind", mostly_slow(GUIDES))
 def test_at_the_posterior_every_draw_weighs_the_evidence_of_what_counts(kind, model, mask):
     counted, args = MASKS[mask].expand(B, K), (X, MASKS[mask])
     if model == "around and inside":

@@ -33,7 +33,8 @@ def train(guide_class, *, compile, elbo=TraceMeanField_ELBO, model_class=avi.mod
     model = model_class(decoder, size=12, likelihood=likelihood).double()
     given = {"family": options.pop("family", None), **({"encoder": (6,)} if guide_class is avi.AmortizedGuide else {})}
     guide = guide_class(model, **given)
-    batches = options.pop("batches", None) or avi.minibatches(rows(), batch_size=5, last_batch="keep")
+    size = options.pop("batch_size", 5)
+    batches = options.pop("batches", None) or avi.minibatches(rows(), batch_size=size, last_batch="keep")
     fit = avi.fit(
         model,
         guide,
@@ -73,7 +74,7 @@ def test_same_losses_and_parameters_as_eager(name, elbo, model_class):
 @needs_compiler
 @pytest.mark.slow
 def test_steps_inside_of_the_guide_and_their_gradients_are_part_of_the_graph():
-    assert_same_training(GUIDES["semiamortized"], model_class=avi.models.VAE)
+    assert_same_training(GUIDES["semiamortized"], model_class=avi.models.VAE, batch_size=6)
 
 
 @needs_compiler
