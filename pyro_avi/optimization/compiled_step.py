@@ -141,15 +141,17 @@ class CompiledStep:
             if len(self._graphs) == self.max_graphs:
                 raise CannotCompile(f"its arguments come in more than {self.max_graphs} shapes")
             # Tracing and comparing draw; the draws of the training are those of eager steps all the same.
-            with seeded(0), buffers_restored(self._model), warnings_of_inductor_ignored():
-                # Eagerly first: a guide that meets new shapes sets itself up, which must not become part of the graph.
-                result = self._eager(call, kwargs)
-                with self.state.rolled_back(result):
+            with seeded(0), warnings_of_inductor_ignored():
+                # Eagerly first: a guide that meets new shapes sets itself up, which must not become part of the graph. All
+                # begin at the same buffers, which the loss may depend on.
+                with buffers_restored(self._model):
+                    result = self._eager(call, kwargs)
+                with self.state.rolled_back(result), buffers_restored(self._model):
                     # Tracing takes a step. Rows that are drawn must be those of the eager step, which are rolled back.
                     torch.manual_seed(0)
                     graph, not_graphed = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
                 expected = self.expected(result)
-                with self.state.rolled_back(result):
+                with self.state.rolled_back(result), buffers_restored(self._model):
                     torch.manual_seed(0)
                     self.check(expected, result, graph(*self._inputs(leaves, call, kwargs)))
         except (CannotCompile, RuntimeError, NotImplementedError, OSError) as reason:
