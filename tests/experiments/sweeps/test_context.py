@@ -1,6 +1,7 @@
 """The sweep `context`: what it trains and measures, and what its report says."""
 
 import argparse
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from experiments.reporting.pages import data, terminal
 from experiments.reporting.records import ReportError
 from experiments.runner.run_cell import Context, run_cell
 from experiments.sweeps import context
+from experiments.sweeps.context.training import MeanParameters
 
 
 def plan(*argv):
@@ -33,6 +35,25 @@ def test_a_cell_measures_what_windows_lose(kind):
     assert all(line["gap"] > 0 and line["se"] > 0 for line in result["windows"])
     # Untrained, an encoder loses more than the best of its window, by 2.6 standard errors and more.
     assert all(line["gap"] > line["closed_form"] > 0 for line in result["windows"])
+
+
+def test_the_smooth_processes_take_more_steps_than_the_chains():
+    by_kind = {each.settings["model"]: each.settings["steps"] for each in plan()}
+
+    assert by_kind == {"chain": 2400, "process": 9600}
+    assert {each.settings["steps"] for each in plan("--steps", "7")} == {7}
+
+
+def test_the_encoder_is_the_mean_of_the_second_half_of_the_steps():
+    values = torch.nn.Linear(1, 1)
+    mean = MeanParameters(values, 5)
+
+    for step in range(1, 6):
+        torch.nn.init.constant_(values.weight, float(step**2))
+        mean(SimpleNamespace(steps=step))
+    mean.take()
+
+    assert values.weight.item() == pytest.approx((9 + 16 + 25) / 3)
 
 
 @pytest.mark.slow
