@@ -55,15 +55,9 @@ def part_of(model: Callable, whole: Part, rows: Tensor, points: Tensor, *, plate
         points: ``[C, N, K]`` coordinates at which both are compared.
         plate: the name of the plate of the rows.
     """
-    size = whole.joint.num_rows
-    if len(rows) == size:
+    if len(rows) == whole.joint.num_rows:
         return whole
-
-    def cut(value: Any) -> Any:
-        has_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == size
-        return value[rows.to(value.device)] if has_rows else value
-
-    args, kwargs = tree_map(cut, whole.args), tree_map(cut, dict(whole.kwargs))
+    args, kwargs = _cut(whole, rows)
     try:
         joint = LocalJoint(model, args, kwargs, plate=plate)
         if joint.num_rows != len(rows) or joint.scale != whole.joint.scale:
@@ -78,6 +72,16 @@ def part_of(model: Callable, whole: Part, rows: Tensor, points: Tensor, *, plate
     except (RuntimeError, ValueError, IndexError, TypeError):
         return whole
     return Part(args, kwargs, joint, rows) if same else whole
+
+
+def _cut(whole: Part, rows: Tensor) -> tuple[tuple, dict[str, Any]]:
+    """The arguments for some rows, positional ones and those by name."""
+
+    def cut(value: Any) -> Any:
+        has_rows = isinstance(value, Tensor) and value.dim() > 0 and len(value) == whole.joint.num_rows
+        return value[rows.to(value.device)] if has_rows else value
+
+    return tree_map(cut, whole.args), tree_map(cut, dict(whole.kwargs))
 
 
 class Call(NamedTuple):
@@ -111,6 +115,8 @@ class Calls:
         latents = [latent for row_factor in guide.row_factors for latent in row_factor.row_set.latents]
         one_plate = len(guide.row_factors) == len(guide.row_plates) == 1
         self.can_be_cut = one_plate and all(x.num_values is None and not x.is_weighted for x in latents)
+        # Whether a call for some of the rows has been compared with that for all.
+        self._compared = False
 
     def weight_source(self, call: Call) -> WeightSource:
         """The source of the log weights of a call's factors."""
@@ -121,25 +127,33 @@ class Calls:
     def of(self, call: Call, rows: Tensor) -> Call:
         """The call for some rows of another, at positions in the whole, with a table of what the other has of them.
 
-        It is the other one where the model has none.
+        It is the other one where the model has none. Of the first one this is tried, which takes as long as some steps; a
+        model that has a call for some rows has one for fewer.
         """
         whole = self._part_of_all()
         if whole is None:
             self.can_be_cut = False
             return call
-        with isolated_sampling(self._seed), torch.no_grad():
-            guide = self.whole.guide
-            posterior = cast(Any, guide.fixed_posterior(*self.whole.args, **self.whole.kwargs))
-            points = posterior.rsample((_POINTS,))
-            part = part_of(self._held, whole, rows, points, plate=guide.row_plates[0])
+        part = self._compare(whole, rows) if not self._compared else None
         if part is whole:
             self.can_be_cut = len(rows) == whole.joint.num_rows
             return call
-        guide = table_like(self._model, guide, part.args, part.kwargs, with_globals=bool(guide.global_latents))
+        self._compared = True
+        guide = self.whole.guide
+        args, kwargs = _cut(whole, rows) if part is None else (part.args, part.kwargs)
+        guide = table_like(self._model, guide, args, kwargs, with_globals=bool(guide.global_latents))
         given = torch.zeros_like(_table(self.whole.guide))
         given[call.rows] = _table(call.guide)
         write_tables(guide, dict.fromkeys(guide.row_tables(), given[rows]))
-        return Call(guide, part.args, part.kwargs, rows, part)
+        return Call(guide, args, kwargs, rows, part)
+
+    def _compare(self, whole: Part, rows: Tensor) -> Part:
+        """The call for some rows, or for all of them where the model has no call for a part."""
+        guide = self.whole.guide
+        with isolated_sampling(self._seed), torch.no_grad():
+            posterior = cast(Any, guide.fixed_posterior(*self.whole.args, **self.whole.kwargs))
+            points = posterior.rsample((_POINTS,))
+            return part_of(self._held, whole, rows, points, plate=guide.row_plates[0])
 
     def _part_of_all(self) -> Part | None:
         """The whole call with its log joint, ``None`` where rows have none of their own."""

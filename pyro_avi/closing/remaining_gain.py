@@ -84,6 +84,13 @@ class GainOfSteps:
         self._decays += self._decay
         self._decay *= 1 - min(max(rate, 0.0), 1.0)
 
+    def of(self, rows: Tensor) -> "GainOfSteps":
+        """The same of some rows ``[B]``."""
+        some = GainOfSteps()
+        some.__dict__.update(self.__dict__)
+        some._sums, some._noise = self._sums[:, rows], self._noise[rows]
+        return some
+
     @property
     def decay(self) -> float:
         """The mean over the steps of the share of a first gradient that is left, where the bound is as curved as its factor."""

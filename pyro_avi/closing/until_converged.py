@@ -9,21 +9,22 @@ from torch import Tensor
 from pyro_avi.closing.natural_steps import LEAST_FISHER
 from pyro_avi.closing.parts import Call, Calls
 from pyro_avi.closing.remaining_gain import GainOfSteps, RemainingGain
-from pyro_avi.closing.row_tables import read_tables, write_tables
+from pyro_avi.closing.row_tables import OpenRows, read_tables, write_tables
 from pyro_avi.closing.take_steps import TwoDraws, take_steps
 from pyro_avi.closing.weight_source import Draws, by_row
 from pyro_avi.display.progress_bar import ProgressBar, progress_bar
 from pyro_avi.estimators.gains import gains
 from pyro_avi.guides import FactorizedGuide
-from pyro_avi.rows.refinement import Refinement
 from pyro_avi.training.fit import Fit, LearningRate
 
 __all__ = ["refine_until_converged"]
 
 # The fewest steps after which a row may be done.
 _FEWEST = 5
-# In steps of all rows: the cost of leaving rows out of a call, and that of the draws by which start and end are compared.
-_COST_OF_CUT, _COST_OF_TEST = 10, 15
+# The cost of leaving rows out of a call, in steps of all rows, and in draws by which their start and end are compared.
+_COST_OF_CUT, _DRAWS_OF_CUT = 4, 5
+# Of rows that are said to have gained, at most this share has not, in expectation.
+_LEVEL = 0.05
 
 
 def refine_until_converged(
@@ -57,7 +58,7 @@ def refine_until_converged(
     with progress_bar(num_steps, unit="step", progress=progress) as bar:
         while rows.any_open:
             if calls.can_be_cut and rows.cut_pays(call, num_steps - taken):
-                call = calls.of(call, rows.open_rows())
+                call = rows.cut(call, calls.of(call, rows.open_rows()))
             watch = _Watch(rows, call, taken=taken, lr=lr, ends=calls.can_be_cut, bar=bar)
             options: dict[str, Any] = {"num_steps": num_steps - taken, "lr": watch.rate, "seed": seed + taken}
             take_steps(model, call.guide, call.args, call.kwargs, watch=watch, **options)
@@ -77,77 +78,29 @@ def _check_family(guide: FactorizedGuide) -> None:
 
 
 def _test_gains(calls: Calls, rows: "_Rows", draws: Draws) -> None:
-    """Put rows back to their starts that have moved without a significant gain, by draws that no step has seen."""
-    moved = rows.moved_rows()
-    if not len(moved):
-        return
-    call = calls.whole
-    if calls.can_be_cut and (rows.count - len(moved)) * _COST_OF_TEST >= _COST_OF_CUT * rows.count:
-        call = calls.of(call, moved)
-    source = calls.weight_source(call)
-    write_tables(call.guide, {name: each.start[call.rows] for name, each in rows.tables.items()})
-    before = source.weights(call.guide, draws).local
-    write_tables(call.guide, {name: each.table[call.rows] for name, each in rows.tables.items()})
-    gained = gains(before, source.weights(call.guide, draws).local)
-    for name, each in rows.tables.items():
-        blocks = None if source.blocks is None else source.blocks[name]
-        values = (gained.significant(), gained.rows, gained.rows_se)
-        significant, more, error = (by_row(x, blocks).squeeze(-1).to(each.start.device) for x in values)
-        each.keep_start(call.rows, ~significant, RemainingGain(more, error))
+    """Put rows back to their starts that have moved without a significant gain, by draws that no step has seen.
 
-
-class _TableRows:
-    """What is known of the rows of one table.
-
-    Attributes:
-        start, table: ``[N, P]`` where rows began, and where they were when they were done.
-        open: ``[N]`` rows that take steps.
-        moved: ``[N]`` rows that do not keep their start.
-        steps: ``[N]`` how many each has taken.
+    A quarter of the draws is enough for rows that have gained much; the others are asked again by all of them. Each time
+    half of the level is spent, so that the false discovery rate is at most the level in all.
     """
-
-    def __init__(self, start: Tensor, tolerance: float):
-        self.start, self.table, self._tolerance = start, start.clone(), tolerance
-        self.open = torch.ones(len(start), dtype=torch.bool, device=start.device)
-        self.moved, self.steps = torch.zeros_like(self.open), torch.zeros_like(self.open, dtype=torch.long)
-        number = torch.full_like(self.open, torch.nan, dtype=torch.double)
-        self.left, self.left_se = number, number.clone()
-
-    def is_little(self, left: RemainingGain) -> Tensor:
-        """Whether less than the tolerance is left, at a confidence of 95 %. What is no number is not known to be little."""
-        return left.at_most() < self._tolerance
-
-    def close(self, rows: slice | Tensor, done: Tensor, steps: int, left: RemainingGain, table: Tensor | None) -> None:
-        """Note that open ones of some rows are done, where they are, ``None`` for at their start."""
-        at = _among(self.open, rows, self.open[rows] & done)
-        chosen = at[rows]
-        self.open[at], self.steps[at], self.moved[at] = False, steps, table is not None
-        self.left[at], self.left_se[at] = left.rows[chosen], left.rows_se[chosen]
-        if table is not None:
-            self.table[at] = table[chosen]
-
-    def keep_start(self, rows: slice | Tensor, back: Tensor, gained: RemainingGain) -> None:
-        """Put rows back that have moved; what they have gained is left to them then."""
-        at = _among(self.open, rows, self.moved[rows] & back)
-        chosen = at[rows]
-        left = RemainingGain(self.left[at], self.left_se[at]).plus(gained.rows[chosen], gained.rows_se[chosen])
-        self.moved[at], self.left[at], self.left_se[at] = False, left.rows, left.rows_se
-
-    def result(self) -> Tensor:
-        """``[N, P]``."""
-        return torch.where(self.moved.unsqueeze(-1), self.table, self.start)
-
-    def refinement(self) -> Refinement:
-        """What to tell."""
-        converged = self.is_little(RemainingGain(self.left, self.left_se))
-        return Refinement(self.steps, self.left, self.left_se, converged)
-
-
-def _among(like: Tensor, rows: slice | Tensor, chosen: Tensor) -> Tensor:
-    """``[N]`` those chosen of some rows."""
-    result = torch.zeros_like(like)
-    result[rows] = chosen
-    return result
+    looks = [Draws(draws.num_samples // 4, draws.seed + 1), draws]
+    for look in looks:
+        undecided = rows.undecided_rows()
+        if not len(undecided):
+            return
+        call = calls.whole
+        if calls.can_be_cut and (rows.count - len(undecided)) * look.num_samples >= _DRAWS_OF_CUT * rows.count:
+            call = calls.of(call, undecided)
+        source = calls.weight_source(call)
+        write_tables(call.guide, {name: each.start[call.rows] for name, each in rows.tables.items()})
+        before = source.weights(call.guide, look).local
+        write_tables(call.guide, {name: each.table[call.rows] for name, each in rows.tables.items()})
+        gained = gains(before, source.weights(call.guide, look).local)
+        for name, each in rows.tables.items():
+            blocks = None if source.blocks is None else source.blocks[name]
+            values = (gained.significant(_LEVEL / len(looks)), gained.rows, gained.rows_se)
+            significant, more, error = (by_row(x, blocks).squeeze(-1).to(each.start.device) for x in values)
+            each.decide(call.rows, significant, RemainingGain(more, error), is_last=look is looks[-1])
 
 
 class _Rows:
@@ -159,12 +112,14 @@ class _Rows:
 
     Attributes:
         tables: by the name of the table.
+        at_start: by the name of the table the gains from the starts of the rows that take steps.
         checks: after how many steps. From one to the next their number doubles, so that the result at each is the mean of the
             second half of the steps so far.
     """
 
     def __init__(self, guide: FactorizedGuide, num_steps: int, tolerance: float):
-        self.tables = {name: _TableRows(start, tolerance) for name, start in read_tables(guide).items()}
+        self.tables = {name: OpenRows(start, tolerance) for name, start in read_tables(guide).items()}
+        self.at_start = {name: GainOfSteps() for name in self.tables}
         self.checks = {num_steps}
         while num_steps // 2 >= _FEWEST:
             num_steps //= 2
@@ -176,7 +131,7 @@ class _Rows:
         return any(bool(each.open.any()) for each in self.tables.values())
 
     @property
-    def _only(self) -> _TableRows:
+    def _only(self) -> OpenRows:
         (each,) = self.tables.values()
         return each
 
@@ -189,9 +144,16 @@ class _Rows:
         """The positions of those in the only table."""
         return self._only.open.nonzero().flatten()
 
-    def moved_rows(self) -> Tensor:
-        """The positions of rows that do not keep their start, of all tables together."""
-        return torch.cat([each.moved.nonzero().flatten() for each in self.tables.values()])
+    def undecided_rows(self) -> Tensor:
+        """The positions of rows that have moved and may have to go back to their start, of all tables together."""
+        return torch.cat([(each.moved & ~each.is_sure).nonzero().flatten() for each in self.tables.values()])
+
+    def cut(self, call: Call, part: Call) -> Call:
+        """The second call, for some rows of the first; those of the others need no longer be known."""
+        if part is not call:
+            among = torch.isin(torch.arange(self.count, device=part.rows.device)[call.rows], part.rows)
+            self.at_start = {name: gain.of(among) for name, gain in self.at_start.items()}
+        return part
 
     def cut_pays(self, call: Call, num_steps: int) -> bool:
         """Whether it saves more than it costs to leave the rows of a call that are done out of so many steps."""
@@ -220,7 +182,7 @@ class _Watch:
 
     def __init__(self, rows: _Rows, call: Call, *, taken: int, lr: LearningRate, ends: bool, bar: ProgressBar):
         self._rows, self._call, self._ends, self._bar = rows, call, ends, bar
-        self.taken, self._first = taken, taken == 0
+        self.taken = taken
         self.rate: LearningRate = (lambda step: lr(step + taken)) if callable(lr) else lr
         self._lr = lr if callable(lr) else lambda step: lr
         self._tables = call.guide.row_tables()
@@ -243,6 +205,9 @@ class _Watch:
             fisher = self._information(name)
             for gain in (self._gains[name], self._all[name]):
                 gain.add(gradients, fisher, self._lr(self.taken))
+            # What the gradients would have been at the start, if the bound is as curved as its factor, and no flatter.
+            moved = self._before[name] - self._rows.tables[name].start[self._call.rows]
+            self._rows.at_start[name].add(gradients - fisher * moved, fisher, 0.0)
             self._before[name].copy_(self._tables[name])
             self._sums[name] += self._tables[name]
         self._count += 1
@@ -261,18 +226,16 @@ class _Watch:
         # By all steps there is half of the noise, and more is left by the earlier ones, unless a row was near its best.
         lefts = {name: gain.estimate().least(self._all[name].estimate()) for name, gain in self._gains.items()}
         # Rows that are not done by the shape of their factors are not done by that of their bounds, which is no more curved.
-        likely = [self._rows.tables[name].is_little(left).any() for name, left in lefts.items()]
+        tables, starts = self._rows.tables, {name: gain.estimate() for name, gain in self._rows.at_start.items()}
+        likely = [(tables[name].is_little(lefts[name]) | tables[name].is_little(starts[name])).any() for name in tables]
         if is_last or any(likely):
             flatter = {name: 1 / each for name, each in self._curvatures().items()}
-            for name, each in self._rows.tables.items():
-                gain, left, rows = self._gains[name], lefts[name].times(flatter[name]), self._call.rows
-                if self._first:
-                    # Of rows at their start more is left than after the first steps.
-                    at_start = gain.estimate().times(gain.decay**-2 * flatter[name])
-                    each.close(rows, each.is_little(at_start), self.taken, at_start, None)
+            for name, each in tables.items():
+                left, at_start = (x[name].times(flatter[name]) for x in (lefts, starts))
+                rows = self._call.rows
+                each.close(rows, each.is_little(at_start), self.taken, at_start, None)
                 done = torch.ones_like(each.open[rows]) if is_last else each.is_little(left)
                 each.close(rows, done, self.taken, left, self._sums[name] / self._count)
-        self._first = False
 
     def _curvatures(self) -> dict[str, Tensor]:
         """By table ``[N]`` that of the bounds of rows, in units of that of their factors."""

@@ -82,6 +82,36 @@ def test_what_is_left_is_estimated_without_bias():
     assert simulate(answered=False)[0] < -5
 
 
+def from_the_start(corrected, lr=0.2, steps=12, rows=4000):
+    """The bias and the mean standard error of the gain from the start, by steps that move away from it."""
+    torch.manual_seed(0)
+    start = torch.full((rows, 3), 0.3, dtype=torch.double)
+    x, gain = start, GainOfSteps()
+    for _ in range(steps):
+        gradients = x + torch.randn(2, rows, 3, dtype=torch.double)
+        gain.add(gradients - corrected * (x - start), torch.ones_like(x), 0.0)
+        x = x - lr * gradients.mean(0)
+    error = gain.estimate().rows - 0.5 * start.square().sum(-1)
+    return (error.mean() / (error.std() / len(error) ** 0.5)).item(), gain.estimate().rows_se.mean().item()
+
+
+def test_the_gain_from_the_start_is_known_as_if_no_step_had_moved():
+    bias, error = from_the_start(corrected=1.0)
+    assert abs(bias) < 5 and abs(from_the_start(corrected=0.0)[0]) > 5
+    assert error == pytest.approx(from_the_start(corrected=1.0, lr=0.0)[1], rel=0.02)
+
+
+def test_the_gradients_of_some_rows_are_theirs():
+    torch.manual_seed(0)
+    gradients, rows = torch.randn(4, 2, 5, 3, dtype=torch.double), torch.tensor([0, 3])
+    whole, some = GainOfSteps(), GainOfSteps()
+    for one in gradients:
+        whole.add(one, torch.ones(5, 3), 0.2)
+        some.add(one[:, rows], torch.ones(2, 3), 0.2)
+    torch.testing.assert_close(whole.of(rows).estimate().rows, some.estimate().rows)
+    torch.testing.assert_close(whole.of(rows).estimate().rows_se, whole.estimate().rows_se[rows])
+
+
 def test_the_curvature_is_that_along_the_gradient_in_units_of_the_factors():
     fisher, curvature = torch.tensor([[4.0, 1.0]]), torch.tensor([[1.0, 0.5]])
     gain = GainOfSteps()
