@@ -51,7 +51,8 @@ class CompiledStep:
         clip_norm: the largest norm of the gradient.
         gather: where tables are kept out of the graph, a function of a call that returns the rows which it reads
             (``draws``, ``indices``, ``rows``). A step then returns their clipped gradients, and the caller moves them.
-        all_shapes: whether arguments of other shapes than the first ones have graphs too; otherwise their steps are eager.
+        all_shapes: whether arguments of other shapes than the first ones have graphs too, asked for when there are such;
+            otherwise their steps are eager.
 
     Attributes:
         state: what graphs read and write.
@@ -73,7 +74,7 @@ class CompiledStep:
         clip_norm: float | None,
         gather: Callable[..., Any] | None = None,
         *,
-        all_shapes: bool = True,
+        all_shapes: Callable[[], bool] = lambda: True,
     ):
         self._eager, self._model, self._guide, self._elbo = eager, model, guide, elbo
         self._clips, self._gather, self._all_shapes = clip_norm is not None, gather, all_shapes
@@ -91,7 +92,7 @@ class CompiledStep:
                 self._graphs[None] = None
                 _warn(reason)
             return self._eager(call, kwargs)
-        if signature not in self._graphs and self._graphs and not self._all_shapes:
+        if signature not in self._graphs and self._graphs and not self._all_shapes():
             self._graphs[signature] = None
         if signature not in self._graphs:
             started = time.perf_counter()

@@ -118,6 +118,8 @@ class TrainingStep:
         on_disk: the tables that are in files, which are never copied.
     """
 
+    _work: Work | None = None
+
     def __init__(
         self,
         model: Callable,
@@ -177,20 +179,17 @@ class TrainingStep:
             self._make_optimizer(make, [group_of[id(p)] for p in self._parameters])
         self.compiled: CompiledStep | None = None
         if compile:
-            others = self._saves_time(model, call, kwargs, round(_OTHER_SHAPES * num_steps), _COST_OF_A_SHAPE)
-            self.compiled = self._make_compiled(model, guide, elbo, all_shapes=others)
+            others = partial(self._saves_time, model, call, kwargs, round(_OTHER_SHAPES * num_steps), _COST_OF_A_SHAPE)
+            self.compiled = self._make_compiled(model, guide, elbo, others)
         self._evaluate = self.compiled or self.gradient
 
     def _make_gradient(self, model: Callable, guide: Any, elbo: ELBO, precision: str) -> Gradient:
-        def loss(*args, **kwargs):
-            return evaluate(model, guide, *args, **kwargs)
-
         evaluate = elbo.differentiable_loss if gives_loss(elbo) else elbo.loss_and_grads
         touched_rows = guide.touched_rows if self._tables else lambda gathered: nullcontext([])
         kind = Gradient if gives_loss(elbo) else partial(BackwardGradient, found=self.parameters)
-        return kind(loss, self._parameters, touched_rows, precision)
+        return kind(partial(evaluate, model, guide), self._parameters, touched_rows, precision)
 
-    def _make_compiled(self, model: Callable, guide: Any, elbo: ELBO, *, all_shapes: bool) -> CompiledStep:
+    def _make_compiled(self, model: Callable, guide: Any, elbo: ELBO, all_shapes: Callable[[], bool]) -> CompiledStep:
         outside = bool(self._tables) and guide.rows_on is not None
         inside, gather = ({}, guide.gather_rows) if outside else (self._tables, None)
         return CompiledStep(
@@ -212,9 +211,10 @@ class TrainingStep:
         return False
 
     def _saves_time(self, model: Callable, call: tuple, kwargs: Mapping[str, Any], num_steps: int, cost: float) -> bool:
-        """Whether so many compiled steps save more seconds than they cost; by a count of the operations of one."""
+        """Whether so many compiled steps save more seconds than they cost; one eager step is taken to count operations."""
         with buffers_restored(model), seeded(None):
-            return count_work(self.gradient, call, kwargs).is_worth_compiling(num_steps, cost)
+            self._work = self._work or count_work(self.gradient, call, kwargs)
+        return self._work.is_worth_compiling(num_steps, cost)
 
     def _make_optimizer(self, make: Callable[..., torch.optim.Optimizer], groups: Sequence[int]) -> None:
         """One optimizer of all parameters, each in the group given for it."""

@@ -230,6 +230,8 @@ def test_processes_that_keep_last_batches_end_epochs_together(rows, batch_size, 
 def test_a_training_has_one_graph(together, last_batch, graphs, monkeypatch, caplog):
     # Every shape would have a graph, in however short a training.
     monkeypatch.setattr(step, "_COST_OF_A_SHAPE", 0.0)
+    counted, count_work = [], step.count_work
+    monkeypatch.setattr(step, "count_work", lambda *args: counted.append(args) or count_work(*args))
     x = torch.rand(12, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
     batches = [avi.minibatches(x, batch_size=5, last_batch=last_batch) for _ in range(2)]
     pairs, options = [make(seed) for seed in (0, 1)], {"num_steps": 13, "progress": False}
@@ -240,6 +242,8 @@ def test_a_training_has_one_graph(together, last_batch, graphs, monkeypatch, cap
             avi.fit(*pairs[0], batches=batches[0], compile=True, **options)
     what = "The training step of all replicas" if together else "The training step"
     assert [(record.what, record.fallback) for record in caplog.records] == graphs * [(what, None)]
+    # Whether another graph would pay is not asked where there is no other shape.
+    assert len(counted) == graphs - 1
 
 
 # --- errors
