@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from pyro_avi.compilation.checksums import checked_loads
 from pyro_avi.compilation.compile_cache import check_libraries, remove_damaged, warn_of_removed
 from pyro_avi.rewriting.logarithms import simplify_logarithms
 from pyro_avi.rewriting.products import multiply_by_fastest
+from pyro_avi.toolchain.building import build_options, building
 from pyro_avi.toolchain.vector_units import asked_in_full, found_quickly, may_be_others
 
 __all__ = ["NO_COMPILER", "compile_graph", "has_compiler"]
@@ -49,17 +51,20 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
     options = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
     if not with_draws and on_cpu:
         # Call the kernels from C++ instead of Python, which halves the time of a small step.
-        options["cpp_wrapper"] = True
+        options |= {"cpp_wrapper": True, **build_options()}
     check_libraries()
-    try:
-        return _compile(traced, inputs, options)
-    # Of any class: compilers, loaders and unpicklers each fail with their own.
-    except Exception as error:
-        removed = remove_damaged(error)
-        if not removed and not (may_be_others(error) and asked_in_full()):
-            raise
-    # Once: what fails again has another reason.
-    compiled = _compile(traced, inputs, options)
+    removed: list[Path] = []
+    # A graph is built with two headers, and either may be damaged. What fails still has another reason.
+    for attempts_left in (2, 1, 0):
+        try:
+            compiled = _compile(traced, inputs, options)
+            break
+        # Of any class: compilers, loaders and unpicklers each fail with their own.
+        except Exception as error:
+            damaged = remove_damaged(error)
+            if not attempts_left or not (damaged or (may_be_others(error) and asked_in_full())):
+                raise
+            removed += damaged
     if removed:
         warn_of_removed(removed)
     return compiled
@@ -74,7 +79,7 @@ def _compile(traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, b
     # Not by torch.compile, whose guards on every input at every call take longer than a small step.
     # With a ShapeEnv inductor can use its cache on disk.
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-    with torch.no_grad(), tracing(context), checked_loads(), found_quickly():
+    with torch.no_grad(), tracing(context), checked_loads(), found_quickly(), building():
         return torch._inductor.compile(traced, list(inputs), options=options)
 
 
