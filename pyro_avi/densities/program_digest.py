@@ -77,8 +77,8 @@ class ProgramDigest(TorchDispatchMode):
         self._hash.update(repr(facts).encode())
 
     def add_trace(self, trace: Trace) -> None:
-        """Take in what the sites of a trace are, beside their numbers."""
-        self.add(*map(_facts, trace.nodes.values()))
+        """Take in what the sample sites of a trace are, beside their numbers; parameters have other names in every guide."""
+        self.add(*(_facts(site) for site in trace.nodes.values() if site["type"] == "sample"))
 
     def digest(self) -> bytes | None:
         """The digest; ``None`` where a tensor's content cannot be read."""
@@ -142,12 +142,10 @@ class ProgramDigest(TorchDispatchMode):
 
 
 def _facts(site: Mapping[str, Any]) -> tuple:
-    infer = sorted(
-        (name, value) for name, value in site.get("infer", {}).items() if isinstance(value, (bool, int, str))
-    )
+    infer = sorted((name, value) for name, value in site["infer"].items() if isinstance(value, (bool, int, str)))
     scale = site["scale"] if isinstance(site.get("scale"), (int, float)) else None
-    frames = [(frame.name, frame.dim, frame.size, frame.full_size) for frame in site.get("cond_indep_stack", ())]
-    return site["name"], site["type"], site.get("is_observed"), infer, scale, frames, str(type(site.get("fn")))
+    frames = [(frame.name, frame.dim, frame.size, frame.full_size) for frame in site["cond_indep_stack"]]
+    return site["name"], site["is_observed"], infer, scale, frames, str(type(site["fn"]))
 
 
 def _written(func: Any, args: tuple, kwargs: Mapping[str, Any]) -> list:

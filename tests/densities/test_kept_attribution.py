@@ -234,6 +234,13 @@ def test_training_keeps_the_answer(searches):
     assert torch.equal(avi.log_weights(model, guide, x, num_samples=2).local, second.local)
 
 
+def test_guides_of_the_same_kind_share_the_answer(searches):
+    model = CHANGES["a branch"].make()
+    for _ in range(3):
+        weigh(model, avi.FactorizedGuide(model, plate="data").setup(X))
+    assert len(searches) == 1
+
+
 def test_users_cannot_change_what_is_kept(searches):
     model = CHANGES["a branch"].make()
     model.tied = True
