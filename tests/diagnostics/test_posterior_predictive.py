@@ -10,6 +10,7 @@ from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 
 import pyro_avi as avi
 from pyro_avi.diagnostics.posterior_predictive import Predictor
+from tests.all_guides import takes
 from tests.guides.test_contract import GUIDES, set_up, stir
 from tests.structures import STRUCTURES
 
@@ -53,7 +54,8 @@ def unobserved(program):
 
 
 def in_turn(name):
-    return list(GUIDES)[list(STRUCTURES).index(name) % len(GUIDES)]
+    kinds = [kind for kind in GUIDES if takes(kind, discrete=bool(STRUCTURES[name].discrete))]
+    return kinds[list(STRUCTURES).index(name) % len(kinds)]
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
