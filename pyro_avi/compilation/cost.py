@@ -11,7 +11,7 @@ __all__ = ["Work", "count_flops", "count_work", "saves_time"]
 
 # Seconds that compiling saves of a training step: of handlers, of each operation, and of each element that it writes; roughly,
 # on one core. Matrix products take as long in a graph.
-_HANDLERS, _SAVED_PER_OPERATION, _SAVED_PER_ELEMENT = 2.4e-3, 1.05e-5, 8e-10
+_HANDLERS, _SAVED_PER_OPERATION, _SAVED_PER_ELEMENT = 3.2e-3, 8e-6, 8e-10
 # So many operations take as long to compile as what compiling begins with.
 _OPERATIONS_OF_A_START = 1_200
 

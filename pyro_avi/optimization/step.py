@@ -30,7 +30,7 @@ __all__ = ["HasLocalParameters", "HasRowTables", "LearningRate", "StepOptions", 
 LearningRate = float | Callable[[int], float]
 
 # Seconds to compile a step of few operations, and then for another shape; roughly, on one core.
-_COST_OF_COMPILING, _COST_OF_A_SHAPE = 20.0, 5.0
+_COST_OF_COMPILING, _COST_OF_A_SHAPE = 13.0, 5.0
 _OTHER_SHAPES = 1 / 8  # The share of steps with another shape: the last batches of epochs of eight.
 
 
