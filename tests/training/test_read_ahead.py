@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import warnings
 from pathlib import Path
 
@@ -181,7 +182,11 @@ def test_batches_go_on_in_a_process_that_was_forked(large):
             for _ in range(40):
                 check_equal(next(batches), next(expected))
             failed = False
+        except BaseException:
+            # Nobody else says why: this process ends without pytest.
+            traceback.print_exc()
         finally:
+            sys.stderr.flush()
             os._exit(failed)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     check_equal(next(batches), next(expected))
