@@ -14,12 +14,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from experiments.files import write_whole
-from experiments.machine import device_name
+from experiments.machine import device_name, usable_cores
 from experiments.report import document
 from experiments.reporting.document import Document, Note
 from experiments.reporting.pages import save
@@ -99,12 +100,16 @@ def _parts(options: argparse.Namespace) -> list[_Part]:
     # Not as `pytest` of this checkout is configured: the machine may lack a plugin, and have versions with other warnings.
     marked = [str(path) for path in sorted((_ROOT / "tests").rglob("test_*.py")) if "mark.cuda" in path.read_text()]
     tests = ["-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-W", "default"]
+    # Beside each other where there is pytest-xdist: most of their time is compiling.
+    tests += ["-n", _share(2)] if find_spec("xdist") else []
     tests += ["-q", "-m", "cuda", "--junitxml", str(options.out.resolve() / "parts" / "tests.xml"), *marked]
-    common = ["--jobs", "1", "--device", "cpu" if options.rehearse else "cuda", "--out", str(options.out.resolve())]
+    common = ["--device", "cpu" if options.rehearse else "cuda", "--out", str(options.out.resolve())]
     common += ["--data-dir", options.data_dir] if options.data_dir else []
 
     def sweep(name: str, *settings: str) -> list[str]:
-        return ["-m", "experiments.sweep", name, *settings, *common]
+        # Cells of `speed`, of ten processes each, get ready beside each other and are timed alone.
+        jobs = "1" if options.rehearse else _share(5 if name == "speed" else 2)
+        return ["-m", "experiments.sweep", name, *settings, "--jobs", jobs, *common]
 
     if options.rehearse:
         speed = ["--preset", "trial", "--workloads", "tiny, A-VI k=16, batch 20"]
@@ -116,14 +121,17 @@ def _parts(options: argparse.Namespace) -> list[_Part]:
             _Part("speed", sweep("speed", *speed)),
             _Part("images", sweep("images", "--preset", "paper", *images)),
         ]
-    first = ["A-VI k=256, full batch", "A-VI k=64, batch 256", "F-VI, full batch", "tiny, A-VI k=16, batch 20"]
     return [
         _Part("tests", tests),
-        _Part("speed", sweep("speed", "--workloads", *first)),
+        _Part("speed", sweep("speed")),
         _Part("images, one seed", sweep("images", "--preset", "paper", "--seeds", "1954")),
-        _Part("speed, all workloads", sweep("speed")),
         _Part("images, all seeds", sweep("images", "--preset", "paper")),
     ]
+
+
+def _share(cores: int) -> str:
+    """How many run at a time that take so many cores each, eight at most: they share one device."""
+    return str(max(1, min(8, usable_cores() // cores)))
 
 
 def _run(part: _Part, folder: Path, deadline: float) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Everything stays on the device of the data. Torch's `meta` device, which knows shapes alone, stands in for any other."""
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
@@ -112,6 +114,21 @@ def test_answers(guide, device):
 @pytest.mark.parametrize("guide", GUIDES)
 def test_answers_on_cuda(guide):
     take_answers(guide, torch.device("cuda", 0))
+
+
+@pytest.mark.cuda
+def test_verdicts_on_cuda():
+    """Continuous and discrete latents: the verdict, and the numbers that may refute it."""
+
+    def mixture(x):
+        with pyro.plate("data", len(x)):
+            kind = pyro.sample("kind", dist.Categorical(logits=torch.zeros(3).to(x)))
+            pyro.sample("x", dist.Normal(torch.tensor([-1.0, 0.0, 1.0]).to(x)[kind], 0.5), obs=x)
+
+    decoder, x = build("constant", "local", "cuda")[0], torch.rand(12, 1, 4, 4, device="cuda")
+    for model, data in ((decoder, x), (mixture, x[:, 0, 0, 0])):
+        verdict = avi.amortizability(model, data)
+        assert verdict.possible and max(verdict.check(model, data).values()) < 1e-9
 
 
 def take_answers(guide, device):

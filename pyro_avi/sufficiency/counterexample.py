@@ -71,9 +71,9 @@ def _gradients(joint: Joint, point: Point, row: int, draw: int) -> Tensor:
     found = gains(joint, Point(latents, point.data, point.seed))[0]
     parts = []
     for at, (part, rows) in enumerate(zip(found, rows_of_gains(joint), strict=True)):
-        mine = part.detach()[rows == row].flatten()
+        mine = part.detach()[rows == row].flatten().cpu()
         # By the logarithm of the scale: the noise times the gradient, and 1 from the entropy.
-        parts += [mine, mine * moves[at] + 1] if at < len(moves) else [mine]
+        parts += [mine, mine * moves[at].cpu() + 1] if at < len(moves) else [mine]
     return torch.cat(parts)
 
 

@@ -148,8 +148,8 @@ class Joint:
             return torch.empty_like(latent.initial, dtype=torch.double).uniform_(-1.5, 1.5)
         if latent.is_one_hot:
             chosen = torch.randint(latent.num_values, latent.initial.shape[:-1])
-            return torch.nn.functional.one_hot(chosen, latent.num_values).to(latent.initial.dtype)
-        return torch.randint(latent.num_values, latent.initial.shape).to(latent.initial.dtype)
+            return torch.nn.functional.one_hot(chosen, latent.num_values).to(latent.initial)
+        return torch.randint(latent.num_values, latent.initial.shape).to(latent.initial)
 
     def moved(self, point: Point, rows: Tensor) -> Point:
         """The point with other values of the discrete latents of some rows ``[R]``."""
@@ -169,8 +169,9 @@ class Joint:
         values = []
         for leaf in self.leaves:
             if leaf.is_float:
-                noise = 2 * torch.rand(leaf.value.shape, dtype=torch.double) - 1
-                values.append(leaf.value.double() * (1 + _RELATIVE * noise))
+                value = leaf.value.double()
+                noise = 2 * torch.rand_like(value) - 1
+                values.append(value * (1 + _RELATIVE * noise))
             else:
                 values.append(leaf.value)
         return values

@@ -1,12 +1,15 @@
 """Times the implementations of a training step, each in a process of its own, in turns."""
 
+import fcntl
 import multiprocessing
 import os
 import statistics
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from experiments.machine import peak_memory, reset_peak_memory
@@ -16,7 +19,7 @@ from experiments.sweeps.speed.rounds import Rounds
 __all__ = ["time_implementations"]
 
 
-def _variables(threads: int) -> dict[str, str]:
+def _variables(threads: int, device: str) -> dict[str, str]:
     """What libraries read of the environment."""
     one = threads == 1
     return {
@@ -27,6 +30,8 @@ def _variables(threads: int) -> dict[str, str]:
         "NPROC": str(threads),
         # Else it takes most of a device's memory at once.
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        # All ways compile at once, and each would take every core.
+        **({"TORCHINDUCTOR_COMPILE_THREADS": "2"} if device == "cuda" else {}),
     }
 
 
@@ -44,7 +49,8 @@ def time_implementations(settings: Mapping[str, Any], context: Context) -> dict[
         RuntimeError: if none of the ways can be taken.
     """
     steps, rounds, together = settings["steps"], settings["rounds"], context.device == "cuda"
-    with _environment(_variables(settings.get("threads", 1))), _Turns(settings, context.device) as turns:
+    variables = _variables(settings.get("threads", 1), context.device)
+    with _environment(variables), _Turns(settings, context.device) as turns, _Alone(together) as alone:
         ready: dict[str, float] = {}
         for way in settings["ways"]:
             turns.start(way)
@@ -54,6 +60,7 @@ def time_implementations(settings: Mapping[str, Any], context: Context) -> dict[
                 ready |= turns.answers([way])
                 context.progress(0, rounds, f"{way} is ready")
         ready |= turns.answers(turns.workers) if together else {}
+        alone.begin()
         times: dict[str, list[float]] = {way: [] for way in ready}
         for done in range(rounds):
             for way in list(turns.workers):
@@ -138,6 +145,34 @@ class _Turns:
             for process, _ in self.workers.values():
                 process.kill()
         self._all.close()
+
+
+class _Alone:
+    """A block whose second part nothing of the other cells on this machine runs beside: they may get ready together.
+
+    Args:
+        asked: whether that matters; times of a processor's own clock do not count what runs beside them.
+    """
+
+    def __init__(self, asked: bool):
+        self._path = Path(tempfile.gettempdir()) / f"pyro_avi-speed-{os.getuid()}.lock" if asked else None
+
+    def __enter__(self) -> "_Alone":
+        if self._path is not None:
+            self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600)
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+        return self
+
+    def begin(self) -> None:
+        """Begin the second part: waits until no other block is in its first one, or its second."""
+        if self._path is not None:
+            # In one step it would wait for others who wait for it.
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *error: object) -> None:
+        if self._path is not None:
+            os.close(self._file)
 
 
 @contextmanager
