@@ -49,7 +49,7 @@ def device_name(device: str) -> str:
     if device == "cuda":
         import torch
 
-        return torch.cuda.getdevice_name()
+        return torch.cuda.get_device_name()
     return processor_name()
 
 

@@ -1,5 +1,8 @@
 """Everything stays on the device of the data. Torch's `meta` device, which knows shapes alone, stands in for any other."""
 
+import ast
+from pathlib import Path
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -9,6 +12,7 @@ from torch.fx.experimental import _config
 
 import pyro_avi as avi
 
+ROOT = Path(__file__).parents[1]
 GUIDES = {
     "constant": avi.ConstantGuide,
     "amortized": lambda model: avi.AmortizedGuide(model, encoder=(6,)),
@@ -114,6 +118,16 @@ def test_answers(guide, device):
 @pytest.mark.parametrize("guide", GUIDES)
 def test_answers_on_cuda(guide):
     take_answers(guide, torch.device("cuda", 0))
+
+
+def test_what_is_asked_of_cuda_is_there():
+    """Without a device nothing else tells a misspelled name."""
+    asked = set()
+    for path in (path for room in ("pyro_avi", "experiments", "tests") for path in (ROOT / room).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "torch.cuda":
+                asked.add(node.attr)
+    assert {"synchronize", "CUDAGraph"} <= asked and [name for name in asked if not hasattr(torch.cuda, name)] == []
 
 
 @pytest.mark.cuda

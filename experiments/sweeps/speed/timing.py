@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import statistics
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -19,19 +20,27 @@ from experiments.sweeps.speed.rounds import Rounds
 __all__ = ["time_implementations"]
 
 
+# Seconds in which a way beside a device has to be ready, so that one that is not costs the others no more.
+_READY_WITHIN = 180.0
+
+
 def _variables(threads: int, device: str) -> dict[str, str]:
     """What libraries read of the environment."""
     one = threads == 1
+    if device == "cuda":
+        return {
+            "OMP_NUM_THREADS": "1",
+            # Else JAX takes most of a device's memory at once.
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            # All ways compile at once, and each would take every core.
+            "TORCHINDUCTOR_COMPILE_THREADS": "2",
+        }
     return {
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         # jax counts its threads by itself.
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1" if one else "",
         "NPROC": str(threads),
-        # Else it takes most of a device's memory at once.
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        # All ways compile at once, and each would take every core.
-        **({"TORCHINDUCTOR_COMPILE_THREADS": "2"} if device == "cuda" else {}),
     }
 
 
@@ -59,7 +68,7 @@ def time_implementations(settings: Mapping[str, Any], context: Context) -> dict[
             if not together:
                 ready |= turns.answers([way])
                 context.progress(0, rounds, f"{way} is ready")
-        ready |= turns.answers(turns.workers) if together else {}
+        ready |= turns.answers(turns.workers, within=_READY_WITHIN) if together else {}
         alone.begin()
         times: dict[str, list[float]] = {way: [] for way in ready}
         for done in range(rounds):
@@ -116,12 +125,17 @@ class _Turns:
             with suppress(OSError):
                 self.workers[way][1].send(steps)
 
-    def answers(self, ways: Iterable[str]) -> dict[str, Any]:
-        """What these say, without those that fail, which are left out from now on."""
-        told = {}
+    def answers(self, ways: Iterable[str], *, within: float | None = None) -> dict[str, Any]:
+        """What these say in so many seconds, without those that fail, which are left out from now on."""
+        told, began = {}, time.monotonic()
         for way in list(ways):
+            process, pipe = self.workers[way]
             try:
-                failure, told[way] = self.workers[way][1].recv()
+                if within is None or pipe.poll(max(0.0, began + within - time.monotonic())):
+                    failure, told[way] = pipe.recv()
+                else:
+                    process.kill()
+                    failure = f"it was not ready within {within:g} s"
             except (EOFError, OSError):
                 failure = "its process ended without a word"
             if failure is not None:

@@ -1,6 +1,8 @@
 """The sweep `speed`: what it times, and how turns are taken."""
 
 import argparse
+import multiprocessing
+import threading
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -11,6 +13,7 @@ from pyro.infer import TraceMeanField_ELBO
 
 from experiments.runner.run_cell import Context
 from experiments.sweeps import speed
+from experiments.sweeps.speed import timing
 from experiments.sweeps.speed.implementations import IMPLEMENTATIONS, Workload
 from experiments.sweeps.speed.implementations.by_hand import Loss, _libraries
 from experiments.sweeps.speed.rounds import Rounds
@@ -184,3 +187,48 @@ def test_processes_take_turns():
         RuntimeError, match="Expected a way of taking a step that can be taken here, got none: {'hand graph'"
     ):
         time_implementations({**settings, "ways": ["hand graph"]}, Context("cpu", None, False))
+
+
+def test_a_way_that_is_not_ready_in_time_is_left_out_and_the_others_are_heard():
+    class Process:
+        killed = False
+
+        def kill(self):
+            self.killed = True
+
+        def join(self, timeout):
+            assert self.killed
+
+        def is_alive(self):
+            return False
+
+    turns = timing._Turns({}, "cuda")
+    (here, there), (silent, kept_open) = (multiprocessing.Pipe() for _ in range(2))
+    turns.workers = {"slow": (Process(), silent), "fast": (Process(), here)}
+    there.send((None, 2.5))
+
+    assert turns.answers(["slow", "fast"], within=0.05) == {"fast": 2.5}
+    assert list(turns.workers) == ["fast"] and turns.left_out == {"slow": "it was not ready within 0.05 s"}
+    kept_open.close()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_cells_get_ready_together_and_are_timed_alone(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    both_ready, events = threading.Barrier(2), []
+
+    def cell(name):
+        with timing._Alone(asked) as alone:
+            # Neither waits for the other here, or this would break.
+            both_ready.wait(timeout=20)
+            alone.begin()
+            events.append((name, "begins"))
+            time.sleep(0.1)
+            events.append((name, "ends"))
+
+    cells = [threading.Thread(target=cell, args=(name,)) for name in "ab"]
+    for each in cells:
+        each.start()
+    for each in cells:
+        each.join()
+    assert len(events) == 4 and ([name for name, _ in events] in (list("aabb"), list("bbaa"))) is asked
