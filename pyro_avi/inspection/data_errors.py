@@ -1,5 +1,6 @@
-"""Errors that explain why a model cannot run on the data of a call: they are not tensors, or have no rows."""
+"""Errors that explain why a model cannot run on the data of a call: no tensors, no rows, or on another device."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import TracebackType
@@ -10,12 +11,15 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_avi.errors import CallError, without_table
 
-__all__ = ["NoRowsError", "NoTensorError", "check_observed", "explain_data_errors"]
+__all__ = ["NoRowsError", "NoTensorError", "OtherDeviceError", "check_observed", "explain_data_errors"]
 
 _CONVERT = (
     "Convert arrays and data frames before the call: torch.as_tensor(x, dtype=torch.get_default_dtype()) for numbers, "
     "torch.as_tensor(k) for whole numbers."
 )
+
+# As torch says it of operations, and of shapes on its device "meta".
+_TWO_DEVICES = re.compile("on the same device|not on the expected device")
 
 
 class NoTensorError(TypeError):
@@ -24,6 +28,10 @@ class NoTensorError(TypeError):
 
 class NoRowsError(CallError):
     """A call has no rows."""
+
+
+class OtherDeviceError(RuntimeError):
+    """The data of a call, the model and the guide are not on one device."""
 
 
 @runtime_checkable
@@ -59,6 +67,7 @@ def explain_data_errors(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None
     Raises:
         NoRowsError: instead of the division by zero of a Pyro plate without rows.
         NoTensorError: instead of the error that an array in place of a tensor led to.
+        OtherDeviceError: instead of torch's error of tensors on two devices.
     """
     try:
         yield
@@ -66,8 +75,12 @@ def explain_data_errors(args: tuple, kwargs: Mapping[str, Any]) -> Iterator[None
         if not _is_of_pyro(error.__traceback__):
             raise
         raise _no_rows(args, kwargs) from error
-    except (NoTensorError, NoRowsError):
+    except (NoTensorError, NoRowsError, OtherDeviceError):
         raise
+    except RuntimeError as error:
+        if not _TWO_DEVICES.search(str(error)):
+            raise
+        raise _other_device(args, kwargs, error) from error
     except (TypeError, AttributeError, ValueError) as error:
         arrays = [leaf for leaf in tree_leaves((args, dict(kwargs))) if _is_array(leaf)]
         if not arrays:
@@ -85,6 +98,17 @@ def _no_rows(args: tuple, kwargs: Mapping[str, Any]) -> NoRowsError:
     return NoRowsError(
         f"Expected at least one row in every plate of the call, got {found}.\n"
         "Pyro has no plate without rows: leave out batches that are empty."
+    )
+
+
+def _other_device(args: tuple, kwargs: Mapping[str, Any], error: RuntimeError) -> OtherDeviceError:
+    """The error of a call with tensors on two devices."""
+    devices = sorted({str(leaf.device) for leaf in tree_leaves((args, dict(kwargs))) if isinstance(leaf, Tensor)})
+    return OtherDeviceError(
+        f"Expected the arguments on the device of model and guide, got arguments on {', '.join(devices) or 'none'}, with "
+        f"which the model or guide fails: {without_table(str(error))}\n"
+        "Move the data, x.to(device), or the model and its guide, model.to(device) and guide.to(device). Tensors that a model "
+        "makes itself take the device of its data, device=x.device."
     )
 
 

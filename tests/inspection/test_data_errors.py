@@ -102,6 +102,22 @@ def test_a_model_that_fails_on_an_array_says_so():
             avi.fit(by_methods, guide, X.numpy(), num_steps=1, progress=False)
 
 
+# --- other devices
+
+
+def test_data_on_another_device_are_to_be_moved():
+    """The device "meta", which every torch has, stands in for any other."""
+    vae = avi.models.VAE(avi.models.DenseDecoder(2, (5,), (3,)), size=N)
+    guide = avi.AmortizedGuide(vae, (4,)).setup(X)
+    guide.to("meta")
+    for call in (
+        lambda: avi.fit(vae, guide, X, num_steps=1, progress=False),
+        lambda: avi.log_weights(vae, guide, X, num_samples=2),
+    ):
+        with pytest.raises(RuntimeError, match=r"(?s)Expected the arguments .* got arguments on cpu, .*x.to\(device\)"):
+            call()
+
+
 def test_other_failures_of_a_model_are_its_own():
     def failing(x):
         raise AttributeError("no such thing")
