@@ -55,3 +55,9 @@ def test_a_slower_choice_would_be_seen():
         (float(one["eager first s"]) + 0.099 * float(one["eager step ms"]))
         / (0.1 + 0.099 * float(one["compiled step ms"]))
     )
+
+
+@pytest.mark.cuda
+def test_what_is_written_to_a_device_is_not_counted():
+    x = torch.ones(2, 3, device="cuda")
+    assert count_work(lambda: (x.exp() * x).sum()) == Work(3, 0)
