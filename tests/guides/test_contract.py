@@ -43,9 +43,11 @@ OF_ELEMENTS = [name for name, family in FAMILIES.items() if family().independent
 
 
 def structures(wanted=lambda structure: True, *, every=(), kinds=tuple(GUIDES), one_kind=False):
-    """Run a test for structures each with a family by its name, about every second time the default; slow runs take all.
+    """Run a test for structures each with a family by its name, about every second time the default.
 
     It is a conditional family where there is something to condition on, and may be a sequential one where elements are masked.
+    Slow runs take every family with every structure: the default by every guide, another by one of the guides in turn, so
+    that all pairs of guide, family and structure are met.
 
     Args:
         wanted: chooses structures.
@@ -75,6 +77,10 @@ def structures(wanted=lambda structure: True, *, every=(), kinds=tuple(GUIDES), 
             if kind not in turns and family != "DiagonalNormal":
                 continue
             now = family in {family_in_turn, *every} and (kind == kind_in_turn if one_kind else kind in turns)
+            takers = [each for each, other in pairs if other == family and each in turns]
+            later = takers[(number + list(FAMILIES).index(family)) % len(takers)] if takers else kind
+            if not now and family != "DiagonalNormal" and kind != later:
+                continue
             marks = () if now else pytest.mark.slow
             cases.append(pytest.param(kind, name, family, marks=marks, id=f"{kind}, {family}, {name}"))
     return pytest.mark.parametrize("kind, name, family", cases)
