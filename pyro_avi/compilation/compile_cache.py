@@ -11,7 +11,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from pathlib import Path
 
 from pyro_avi.compilation.checksums import check_file, checksum_path
@@ -24,25 +23,24 @@ __all__ = [
     "warnings_of_inductor_ignored",
 ]
 
+_checked: set[Path] = set()
+
 _WORDS = "Damaged files of the compile cache were removed, and compiled again"
 
 
-def check_libraries() -> None:
-    """Remove damaged libraries from inductor's cache, with a warning, once a process and folder.
+def check_libraries() -> list[Path]:
+    """Remove damaged libraries from inductor's cache, once a process and folder; return them.
 
     Not left to the error of loading one: a process that loads a library without its end is killed by the system, and a
     probe that fails to load one takes the processor for a slower one.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-    _check_once(cache_dir())
-
-
-@cache
-def _check_once(folder: str) -> None:
-    removed = remove_damaged_libraries(Path(folder))
-    if removed:
-        warn_of_removed(removed)
+    folder = Path(cache_dir())
+    if folder in _checked:
+        return []
+    _checked.add(folder)
+    return remove_damaged_libraries(folder)
 
 
 def remove_damaged(error: Exception) -> list[Path]:

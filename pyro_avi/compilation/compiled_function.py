@@ -5,12 +5,11 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avi.compilation.compile_cache import warnings_of_inductor_ignored
 from pyro_avi.compilation.fallback import log_graph, reason_of
 from pyro_avi.compilation.inductor import NO_COMPILER, compile_graph, has_compiler
-from pyro_avi.compilation.lift_inputs import lift_tensors
+from pyro_avi.tracing.operations import record
 
 __all__ = ["compile_function"]
 
@@ -33,9 +32,7 @@ def compile_function(
         return None
     try:
         with warnings_of_inductor_ignored():
-            # As a function of one argument: make_fx would expect inputs for arguments with defaults too.
-            traced = make_fx(lambda argument: function(argument))(one)
-            held = lift_tensors(traced, 1)
+            traced, held = record(function, [one], held_at=1)
             compiled = compile_graph(traced, [one.contiguous(), *held], with_draws=False)
 
             def graph(argument: Tensor) -> tuple[Tensor, ...]:

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
+
+from pyro_avi.tracing.operation_mode import OperationMode
 
 __all__ = ["Work", "count_flops", "count_work", "saves_time"]
 
@@ -48,15 +49,15 @@ class Work(NamedTuple):
         return steps * saved > cost * (1 + self.operations / _OPERATIONS_OF_A_START)
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(OperationMode):
     """A context that counts operations below autograd."""
 
     def __init__(self) -> None:
         super().__init__()
         self.operations = self.elements = 0
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
+    def run(self, func, types, args, kwargs):
+        result = func(*args, **kwargs)
         if not any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns):
             self.operations += 1
             parts = result if isinstance(result, tuple | list) else (result,)

@@ -4,7 +4,9 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from torch.fx import GraphModule, Node
 
 from pyro_avi.compilation.checksums import checked_loads
 from pyro_avi.compilation.compile_cache import check_libraries, remove_damaged, warn_of_removed
+from pyro_avi.compilation.kept_graphs import keep_graph, key_of, load_kept
+from pyro_avi.compilation.library_graph import LibraryGraph, libraries_seen
 from pyro_avi.rewriting.logarithms import simplify_logarithms
 from pyro_avi.rewriting.products import multiply_by_fastest
 from pyro_avi.toolchain.building import build_options, building
@@ -49,15 +53,39 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
         node.meta.pop("val", None)
     # Draws by torch's generator: inductor's own is slower on CPUs, and a seed must give the draws of an eager run.
     options = {"fallback_random": True, "size_asserts": False, "alignment_asserts": False}
+    key, counts = None, (len(inputs), len(cast("Sequence", traced.graph.output_node().args[0])))
     if not with_draws and on_cpu:
         # Call the kernels from C++ instead of Python, which halves the time of a small step.
-        options |= {"cpp_wrapper": True, **build_options()}
-    check_libraries()
-    removed: list[Path] = []
+        options["cpp_wrapper"] = True
+        key = key_of(traced, inputs, options)
+    kept, removed = load_kept(key, counts)
+    if kept is not None:
+        return kept
+    compiled, libraries = _compile_mending(traced, inputs, options, removed)
+    # A library that is all there is of the graph, which was not divided nor given inputs and outputs of its own.
+    if key is None or [library.counts for library in libraries] != [counts]:
+        return compiled
+    keep_graph(key, libraries[0])
+    return libraries[0]
+
+
+def _compile_mending(
+    traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, bool], removed: list[Path]
+) -> tuple[Callable, list[LibraryGraph]]:
+    """Compile by inductor, again where files of its cache are damaged; return the graph and the libraries it consists of.
+
+    Args:
+        traced, inputs, options: what is compiled, and how.
+        removed: damaged files that were removed before.
+    """
+    if options.get("cpp_wrapper"):
+        options = options | build_options()
+    removed = removed + check_libraries()
     # A graph is built with two headers, and either may be damaged. What fails still has another reason.
     for attempts_left in (2, 1, 0):
         try:
-            compiled = _compile(traced, inputs, options)
+            with libraries_seen() as seen:
+                compiled = _compile(traced, inputs, options)
             break
         # Of any class: compilers, loaders and unpicklers each fail with their own.
         except Exception as error:
@@ -67,11 +95,12 @@ def compile_graph(traced: GraphModule, inputs: Sequence[Tensor], *, with_draws: 
             removed += damaged
     if removed:
         warn_of_removed(removed)
-    return compiled
+    return compiled, seen
 
 
 def _compile(traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, bool]) -> Callable:
     # Not at the top: they import sympy, which takes time and changes the filters of warnings.
+    from torch._functorch import config
     from torch._guards import TracingContext, tracing
     from torch._subclasses import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -79,7 +108,9 @@ def _compile(traced: GraphModule, inputs: Sequence[Tensor], options: dict[str, b
     # Not by torch.compile, whose guards on every input at every call take longer than a small step.
     # With a ShapeEnv inductor can use its cache on disk.
     context = TracingContext(FakeTensorMode(shape_env=ShapeEnv()))
-    with torch.no_grad(), tracing(context), checked_loads(), found_quickly(), building():
+    # AOTAutograd's cache does not know which inputs are the same tensor, and the libraries of graphs are kept instead of it.
+    uncached = config.patch(enable_autograd_cache=False) if options.get("cpp_wrapper") else nullcontext()
+    with torch.no_grad(), tracing(context), checked_loads(), found_quickly(), building(), uncached:
         return torch._inductor.compile(traced, list(inputs), options=options)
 
 

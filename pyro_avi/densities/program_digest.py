@@ -1,7 +1,6 @@
 """A digest of what decides on which rows the numbers of a call depend: the operations of the call and their constants."""
 
 import hashlib
-import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +9,9 @@ import torch
 from pyro.poutine.trace_struct import Trace
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
+
+from pyro_avi.tracing.operation_mode import OperationMode
 
 __all__ = ["ProgramDigest"]
 
@@ -37,7 +37,7 @@ class _Memory:
     parts: set = field(default_factory=set)
 
 
-class ProgramDigest(TorchDispatchMode):
+class ProgramDigest(OperationMode):
     """While this is entered, sums up what torch computes, however the program reaches its tensors.
 
     Two runs with equal digests are the same function of the latents of rows, of other latents and of the parameters: the
@@ -57,8 +57,6 @@ class ProgramDigest(TorchDispatchMode):
 
     def __init__(self, of_rows: Iterable[Tensor], others: Iterable[Tensor]):
         super().__init__()
-        # Apart from a part of the program that is compiled, with which this would be compiled as well.
-        self._run = torch.compiler.disable(self._take_in) if "torch._dynamo" in sys.modules else self._take_in
         self._hash = hashlib.blake2b(digest_size=32)
         self._memories: dict[int, _Memory] = {}
         self._readable = True
@@ -66,11 +64,6 @@ class ProgramDigest(TorchDispatchMode):
             self._add_result(tensor, of_rows=True, varies=False)
         for tensor in others:
             self._add_result(tensor, of_rows=False, varies=True)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Where torch sees to it, it imports its compiler, which takes more than a second.
-        return False
 
     def add(self, *facts: Any) -> None:
         """Take in something else that counts, by its text."""
@@ -84,13 +77,8 @@ class ProgramDigest(TorchDispatchMode):
         """The digest; ``None`` where a tensor's content cannot be read."""
         return self._hash.digest() if self._readable else None
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
+    def run(self, func: Any, types: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """Take in an operation, and run it."""
-        return self._run(func, args, kwargs or {})
-
-    def _take_in(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         leaves, tree = tree_flatten((args, kwargs))
         inputs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         if not self._readable or not all(map(_has_content, inputs)):

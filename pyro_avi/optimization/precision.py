@@ -5,7 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyro_avi.tracing.operation_mode import OperationMode
 
 __all__ = ["PRECISIONS", "matmul_precision", "with_matmul_precision"]
 
@@ -22,11 +23,10 @@ _PRODUCTS = {
 _SUMS = {_aten.addmm.default: _aten.mm.default, _aten.baddbmm.default: _aten.bmm.default}
 
 
-class _BFloat16Products(TorchDispatchMode):
+class _BFloat16Products(OperationMode):
     """Rounds the factors of single-precision products to bfloat16, and returns the products in single precision."""
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
+    def run(self, func, types, args, kwargs):
         if func in _SUMS and set(kwargs) <= {"alpha", "beta"}:
             product = self._product(_SUMS[func], args[1:], {})
             return args[0] * kwargs.get("beta", 1) + product * kwargs.get("alpha", 1)

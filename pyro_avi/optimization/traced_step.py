@@ -18,13 +18,11 @@ from pyro.infer import (
 from pyro.infer.traceenum_elbo import _compute_dice_elbo
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.fallback import CannotCompile
-from pyro_avi.compilation.lift_inputs import lift_draws, lift_tensors
 from pyro_avi.compilation.module_slots import find_slots
 from pyro_avi.elbos.doubly_reparameterized import DoublyReparameterizedELBO
 from pyro_avi.elbos.enumerated import EnumeratedELBO
@@ -37,6 +35,8 @@ from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.elbos.vimco import VimcoELBO
 from pyro_avi.optimization.gradient import LossAndGrads
 from pyro_avi.optimization.step_state import StepTensors
+from pyro_avi.tracing.lift_draws import lift_draws
+from pyro_avi.tracing.operations import record
 
 __all__ = ["TracedStep", "check_can_be_traced", "surrogate_loss", "trace_step", "why_not_compiled"]
 
@@ -107,10 +107,9 @@ def trace_step(
         return out
 
     with pyro.validation_enabled(False):
-        traced = make_fx(flat)(*own, *examples)
-    own = [*own, *lift_tensors(traced, len(own))]
+        traced, held = record(flat, [*own, *examples], held_at=len(own))
     program, drawn = lift_draws(traced)
-    return TracedStep(traced, own, program.forward, drawn, tables, outputs)
+    return TracedStep(traced, [*own, *held], program.forward, drawn, tables, outputs)
 
 
 class _ItemIsTensor(TorchFunctionMode):

@@ -8,7 +8,6 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avi.compilation.call_signature import flatten_call
 from pyro_avi.compilation.compile_cache import warnings_of_inductor_ignored
@@ -20,6 +19,7 @@ from pyro_avi.optimization.gradient import LossAndGrads
 from pyro_avi.optimization.precision import with_matmul_precision
 from pyro_avi.optimization.step import TrainingStep
 from pyro_avi.seeds import Stream, seeded
+from pyro_avi.tracing.operations import record
 
 __all__ = ["COMPILE_ERRORS", "VmappedStep", "SequentialStep"]
 
@@ -155,7 +155,8 @@ class VmappedStep:
         dims += [0] * (len(own) + len(examples) - len(dims))
         vectorized = torch.func.vmap(lambda *inputs: traced.graph(*inputs)[0], in_dims=tuple(dims))
         with torch.no_grad():
-            graph = make_fx(lambda *inputs: [vectorized(*inputs)])(*own, *examples)
+            graph, more = record(lambda *inputs: [vectorized(*inputs)], [*own, *examples], held_at=len(own))
+            own += more
             compiled = compile_graph(graph, [*own, *examples], with_draws=False)
         compiled = with_matmul_precision(self._replicas[0].gradient.precision, compiled)
 

@@ -114,13 +114,11 @@ def test_a_library_that_is_being_made_is_left(cache, library):
 
 
 @on_linux
-def test_libraries_are_checked_once_with_one_warning(cache, library):
+def test_libraries_are_checked_once(cache, library):
     library.write_bytes(b"")
-    with pytest.warns(UserWarning, match=rf"^Damaged files .*{KEY}\.main\.so\.$") as caught:
-        check_libraries()
-    assert len(caught) == 1
+    assert check_libraries() == [library]
     library.write_bytes(b"")
-    check_libraries()
+    assert check_libraries() == []
     assert library.exists()
 
 
@@ -210,6 +208,8 @@ def flip(path, position=0.3, bit=4):
 def test_a_damaged_cache_mends_itself(trained, tmp_path, names, damage, warns):
     whole, losses = trained
     cache = shutil.copytree(whole, tmp_path / "cache")
+    # As if the graph had not been kept beside it.
+    shutil.rmtree(cache / "pyro_avi_graphs")
     damaged = [path for path in cache.rglob("*") if path.is_file() and path.match(names)]
     assert damaged
     for path in damaged:

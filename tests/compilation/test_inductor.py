@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_avi.compilation.inductor import _simplify
+from pyro_avi.tracing.operations import record
 
 aten = torch.ops.aten
 
@@ -17,7 +17,7 @@ def test_divisions_and_biases_are_rewritten_and_nothing_changes(on_cpu, biases):
 
     given = [torch.rand(shape, dtype=torch.double) for shape in ((4, 3), (3, 2), (2,), (1,))]
     given.append(torch.tensor(3))
-    traced = make_fx(f)(*given)
+    traced, _ = record(f, given, held_at=len(given))
     expected = traced(*given)
 
     _simplify(traced, on_cpu)

@@ -5,13 +5,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from torch.fx.experimental.proxy_tensor import make_fx
 
 import pyro_avi as avi
 from pyro_avi.optimization.adam import Adam
 from pyro_avi.optimization.gradient import LossAndGrads, RowGrads
 from pyro_avi.optimization.step_state import StepState, Update
 from pyro_avi.optimization.traced_step import surrogate_loss
+from pyro_avi.tracing.operations import record
 
 
 def state_of(clip_norm=None):
@@ -144,10 +144,9 @@ def test_the_surrogate_can_be_traced_though_pyro_reads_the_value_of_the_elbo():
 
     def trace(loss):
         with pyro.validation_enabled(False):
-            return make_fx(lambda x: loss(model, guide, x))(torch.tensor(1.0))
+            return record(lambda x: [loss(model, guide, x)], [torch.tensor(1.0)], held_at=1)
 
     elbo = Trace_ELBO()
-    graph = trace(lambda model, guide, x: surrogate_loss(elbo, model, guide, (x,), {}))
-    assert not any("local_scalar" in str(node.target) for node in graph.graph.nodes)
-    with pytest.raises(RuntimeError, match="value out of a tracing tensor|local_scalar_dense|data-dependent"):
+    trace(lambda model, guide, x: surrogate_loss(elbo, model, guide, (x,), {}))
+    with pytest.raises(RuntimeError, match="data-dependent"):
         trace(elbo.differentiable_loss)

@@ -1,28 +1,12 @@
-"""Tensors that a traced graph holds, and random numbers that it draws, made inputs of it."""
+"""Random numbers that a graph draws, made inputs of it."""
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.fx import Graph, GraphModule, Node
 
-__all__ = ["lift_draws", "lift_tensors"]
+from pyro_avi.tracing.operations import is_random
 
-
-def lift_tensors(traced: GraphModule, position: int) -> list[Tensor]:
-    """Make inputs of the tensors that the graph holds, such as buffers of the model, which may change between steps.
-
-    Args:
-        traced: the graph, changed in place.
-        position: the position of the first of them among the inputs.
-
-    Returns:
-        The tensors.
-    """
-    held = [node for node in traced.graph.nodes if node.op == "get_attr"]
-    # Constants that the program writes as tensors stay: the graph copies them before use (lift_fresh).
-    held = [node for node in held if any("lift_fresh" not in str(user.target) for user in node.users)]
-    tensors = [getattr(traced, node.target) for node in held]
-    _become_inputs(traced, held, position)
-    return tensors
+__all__ = ["lift_draws"]
 
 
 def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
@@ -39,7 +23,7 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
     """
     drawn: list[Node] = []
     needed: dict[Node, None] = {}
-    random = [node for node in traced.graph.nodes if _is_random(node)]
+    random = [node for node in traced.graph.nodes if is_random(node)]
     for node in random:
         ancestors = _ancestors(node)
         if any(other.op != "call_function" for other in ancestors):
@@ -58,18 +42,13 @@ def lift_draws(traced: GraphModule) -> tuple[GraphModule, bool]:
         else:
             copies[node] = program.node_copy(node, copies.__getitem__)
     program.output([copies[node] for node in drawn])
-    count = sum(node.op == "placeholder" for node in traced.graph.nodes)
-    _become_inputs(traced, drawn, count)
+    _become_inputs(traced, drawn)
     # Erase the empty tensors that were drawn into. As they were changed in place, torch would not remove them as unused.
     for node in reversed(needed):
         if not node.users and node not in drawn:
             traced.graph.erase_node(node)
     traced.recompile()
     return GraphModule(root, program), len(drawn) == len(random)
-
-
-def _is_random(node: Node) -> bool:
-    return node.op == "call_function" and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _ancestors(node: Node) -> dict[Node, None]:
@@ -84,13 +63,12 @@ def _ancestors(node: Node) -> dict[Node, None]:
     return found
 
 
-def _become_inputs(traced: GraphModule, nodes: list[Node], position: int) -> None:
-    placeholders = [node for node in traced.graph.nodes if node.op == "placeholder"]
-    for count, node in enumerate(nodes, start=position):
-        with traced.graph.inserting_after(placeholders[count - 1]):
-            placeholder = traced.graph.placeholder(f"lifted_{count}")
-        placeholder.meta = dict(node.meta)
-        placeholders.insert(count, placeholder)
-        node.replace_all_uses_with(placeholder)
+def _become_inputs(traced: GraphModule, nodes: list[Node]) -> None:
+    """Replace nodes by further inputs, behind the others."""
+    last = [node for node in traced.graph.nodes if node.op == "placeholder"][-1]
+    for count, node in enumerate(nodes):
+        with traced.graph.inserting_after(last):
+            last = traced.graph.placeholder(f"draw_{count}")
+        last.meta = dict(node.meta)
+        node.replace_all_uses_with(last)
         traced.graph.erase_node(node)
-    traced.recompile()

@@ -1,0 +1,1 @@
+"""Functions of tensors as graphs of operations, before anything is compiled."""
