@@ -159,6 +159,10 @@ class Validation:
             self.restore()
         return self.stopped
 
+    def next_call(self, steps: int) -> int:
+        """After how many steps in all it evaluates next, where so many have been taken; also after the last one."""
+        return steps + self._every - steps % self._every if self.steps else steps + 1
+
     @torch.no_grad()
     def restore(self) -> None:
         """Bring model and guide to the best evaluation.

@@ -80,6 +80,7 @@ class CompiledStep:
         self._clips, self._gather, self._all_shapes = clip_norm is not None, gather, all_shapes
         # By signature; None where a step is taken eagerly.
         self._graphs: dict[tuple | None, Callable | None] = {}
+        self._compiled: dict[tuple, tuple[Callable, TracedStep]] = {}
         self.state = StepState(eager.parameters, updates, tables, clip_norm)
         self.seconds = 0.0
 
@@ -96,10 +97,20 @@ class CompiledStep:
             self._graphs[signature] = None
         if signature not in self._graphs:
             started = time.perf_counter()
-            self._graphs[signature] = self._compile(leaves, tree, call, kwargs)
+            self._graphs[signature] = self._compile(leaves, tree, signature, call, kwargs)
             self.seconds += time.perf_counter() - started
         graph = self._graphs[signature]
         return self._eager(call, kwargs) if graph is None else graph(*self._inputs(leaves, call, kwargs))
+
+    def graph_of(self, call: tuple, kwargs: Mapping[str, Any]) -> tuple[Callable, TracedStep, list[Tensor]] | None:
+        """The compiled graph for such arguments, the step that it was traced from, and the tensors among the arguments.
+
+        ``None`` before the first step with such arguments, and where their steps are eager.
+        """
+        leaves, _, signature = flatten_call(call, kwargs)
+        if self._graphs.get(signature) is None:
+            return None
+        return *self._compiled[signature], [x for x in leaves if isinstance(x, Tensor)]
 
     def _inputs(self, leaves: list, call: tuple, kwargs: Mapping[str, Any]) -> tuple[list[Tensor], Any]:
         """The tensors that a graph is given, and the rows among them that were gathered for it."""
@@ -135,7 +146,7 @@ class CompiledStep:
         return {f"{at}.{name}": x for at, part in enumerate(modules) for name, x in part.named_buffers()}
 
     def _compile(
-        self, leaves: list, tree, call: tuple, kwargs: Mapping[str, Any]
+        self, leaves: list, tree, signature: tuple, call: tuple, kwargs: Mapping[str, Any]
     ) -> Callable[[list[Tensor], Any], LossAndGrads] | None:
         """The graph for arguments like these, compared with the eager step; ``None``, with a warning, where there is none."""
         try:
@@ -150,7 +161,7 @@ class CompiledStep:
                 with self.state.rolled_back(result), buffers_restored(self._model):
                     # Tracing takes a step. Rows that are drawn must be those of the eager step, which are rolled back.
                     torch.manual_seed(0)
-                    graph, not_graphed = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
+                    graph, parts, not_graphed = self._graph(leaves, tree, *self._inputs(leaves, call, kwargs))
                 expected = self.expected(result)
                 with self.state.rolled_back(result), buffers_restored(self._model):
                     torch.manual_seed(0)
@@ -158,14 +169,15 @@ class CompiledStep:
         except (CannotCompile, RuntimeError, NotImplementedError, OSError) as reason:
             _warn(reason)
             return None
+        self._compiled[signature] = parts
         log_graph("The training step")
         warn_not_graphed(not_graphed)
         return graph
 
     def _graph(
         self, leaves: list, tree, examples: list[Tensor], gathered: Any
-    ) -> tuple[Callable[[list[Tensor], Any], LossAndGrads], str | None]:
-        """The compiled graph, and why it is no CUDA graph on a CUDA device."""
+    ) -> tuple[Callable[[list[Tensor], Any], LossAndGrads], tuple[Callable, TracedStep], str | None]:
+        """The step by a compiled graph, that graph as traced, and why it is no CUDA graph on a CUDA device."""
         traced = self.trace(leaves, tree, examples, gathered)
         own, draws = traced.own, traced.draws
         compiled = compile_graph(traced.graph, [*own, *examples, *draws()], with_draws=not traced.drawn)
@@ -194,7 +206,7 @@ class CompiledStep:
                 grads, indices = None, [gathered.indices[table] for table in traced.tables]
             return LossAndGrads(loss, grads, list(map(RowGrads, traced.tables, indices, row_grads)))
 
-        return graph, not_graphed
+        return graph, (compiled, traced), not_graphed
 
     def trace(self, leaves: list, tree, examples: list[Tensor], gathered: Any = None) -> TracedStep:
         """The step as a graph, for arguments of these shapes.

@@ -7,11 +7,12 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from pyro_avi.optimization.gradient import Gradient
 from pyro_avi.seeds import seeded
 
-__all__ = ["explain"]
+__all__ = ["are_finite", "explain", "wrong_parameters"]
 
 # The number of draws that are tried: what is rarely not finite may need several to occur again.
 _DRAWS = 5
@@ -47,6 +48,31 @@ def explain(
             if found is not None:
                 return found
     return None
+
+
+def wrong_parameters(values: Mapping[str, Tensor], step: int, start: int) -> str | None:
+    """Which parameters are not finite, and since when, in a sentence; ``None`` where all are.
+
+    Args:
+        values: the parameters by name.
+        step: the step whose loss is not finite.
+        start: the first step.
+    """
+    wrong = [name for name, value in values.items() if not are_finite({name: value})]
+    if not wrong:
+        return None
+    if step == start:
+        return f"Not finite from the start: {', '.join(wrong)}."
+    return f"The gradient of step {step - 1} was not finite: it moved {', '.join(wrong)} to nan or infinity."
+
+
+def are_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether all numbers of all tensors are finite."""
+    groups: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors.values():
+        if tensor.is_floating_point() and tensor.numel():
+            groups.setdefault(tensor.device, []).append(tensor)
+    return all(bool(get_total_norm(group, torch.inf).isfinite()) for group in groups.values())
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ class KLWeight:
 
     Attributes:
         elbo: the ELBO with the weight, of the same class.
+        tensor: ``[1]`` the weight, where the ELBO reads it.
 
     Raises:
         TypeError: if the divergence is no term of the ELBO.
@@ -63,7 +64,7 @@ class KLWeight:
         self.check(elbo)
         self._by_step = by_step
         # Of one dimension: torch.compile takes a 0-dimensional double for a Python number.
-        self._weight = torch.ones(1, dtype=dtype, device=device)
+        self.tensor = torch.ones(1, dtype=dtype, device=device)
         # Also for the step by which a graph is compared with the eager one.
         self.set(0)
         self.elbo, self._get_traces = copy.copy(elbo), elbo._get_traces
@@ -87,10 +88,10 @@ class KLWeight:
 
     def set(self, step: int) -> None:
         """Write the weight of a step where the ELBO reads it."""
-        self._weight.fill_(self.at(step))
+        self.tensor.fill_(self.at(step))
 
     def _weighted_traces(self, model: Callable, guide: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        weighted = _Scale(self._weight)(model), _Scale(self._weight, all_sites=True)(guide)
+        weighted = _Scale(self.tensor)(model), _Scale(self.tensor, all_sites=True)(guide)
         return self._get_traces(*weighted, args, kwargs)
 
 

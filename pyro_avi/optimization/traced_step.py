@@ -69,7 +69,7 @@ class TracedStep:
     Attributes:
         graph: takes ``own``, the tensors of a call, and ``draws()``.
         own: what it reads and writes: parameters, moments, learning rates, and the buffers of model and guide.
-        draws: draws from torch's random state what the step draws.
+        program: draws from torch's random state what the step draws.
         drawn: whether the graph draws nothing itself.
         tables: the names of the tables whose gradients the graph returns.
         outputs: the structure of what it returns: the loss, gradients of parameters, and of the tables' rows.
@@ -77,10 +77,15 @@ class TracedStep:
 
     graph: GraphModule
     own: list[Tensor]
-    draws: Callable[[], list[Tensor]]
+    program: GraphModule
     drawn: bool
     tables: list[str]
     outputs: Any
+
+    @property
+    def draws(self) -> Callable[[], list[Tensor]]:
+        """What the step draws, in the same memory every time."""
+        return self.program.forward
 
 
 def trace_step(
@@ -109,7 +114,7 @@ def trace_step(
     with pyro.validation_enabled(False):
         traced, held = record(flat, [*own, *examples], held_at=len(own))
     program, drawn = lift_draws(traced)
-    return TracedStep(traced, [*own, *held], program.forward, drawn, tables, outputs)
+    return TracedStep(traced, [*own, *held], program, drawn, tables, outputs)
 
 
 class _ItemIsTensor(TorchFunctionMode):

@@ -99,7 +99,9 @@ def fit(
             their operations, save more time than compiling takes; where it would and is not possible, the logger ``pyro_avi``
             says why. ``False``: eager. A graph rounds sums differently.
         callbacks: functions that are called after every step with the :class:`Fit` so far, while the clock is stopped; one
-            that returns ``True`` ends the training. See :class:`~pyro_avi.Validation`.
+            that returns ``True`` ends the training. See :class:`~pyro_avi.Validation`. One with a method
+            ``next_call(steps)``, which returns after how many steps in all it needs to be called next, lets the small steps
+            until then be taken in one call (:doc:`/training`).
         keep: whether to keep a copy of the last finite state, which is restored when the training diverges. It needs the
             memory of parameters and optimizer a second time. Copying takes at most 1 % of the time, so that of a large model
             the copy is older. Of a guide with ``rows_on="disk"`` nothing is copied; its rows are never moved by what is not
@@ -190,7 +192,7 @@ def fit(
             rows = LoaderRowCheck(batches, guide, kwargs, start=start)
             rest = map(rows.check, _rest(calls, max(start, 1), num_steps))
             # The check needs a guide that has been set up, as it is by now.
-            training.follow(rest if start else itertools.chain([rows.check(first)], rest))
+            training.follow(rest if start else itertools.chain([rows.check(first)], rest), calls)
         training.on_finite(start)
         # It holds a second copy of the state.
         del beginning
@@ -218,6 +220,7 @@ def _run(
             count=None,
             device=training.device,
             callbacks=ranks.callbacks(callbacks),
+            many=training.many_steps,
             on_finite=training.on_finite,
             save=training.save,
             earlier=earlier,

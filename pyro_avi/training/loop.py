@@ -13,13 +13,11 @@ from torch import Tensor
 from pyro_avi.checkpoints.file import SavedTraining
 from pyro_avi.display.formatting import counted, with_error
 from pyro_avi.display.progress_bar import progress_bar
+from pyro_avi.repetition.stops import CHECK_EVERY, Stops
 from pyro_avi.training.clock import Clock
 from pyro_avi.training.loss_figure import plot_losses
 
 __all__ = ["DivergedError", "Fit", "finished_fit", "run_steps"]
-
-# Steps between two times that the losses are read from the device and checked, and that the clock is read.
-_CHECK_EVERY = 100
 
 
 class DivergedError(ArithmeticError):
@@ -180,6 +178,7 @@ def run_steps(
     device: torch.device,
     progress: bool,
     callbacks: Sequence[Callable[[Any], Any]],
+    many: Callable[[int, int, Tensor], int] = lambda step, most, losses: 0,
     on_finite: Callable[[int], None] = lambda steps: None,
     save: Callable[[str | PathLike, Fit], None] | None = None,
     earlier: SavedTraining | None = None,
@@ -195,7 +194,10 @@ def run_steps(
         count: ``R``, or ``None`` for one training.
         device: of the losses.
         progress: whether to show a progress bar.
-        callbacks: called after every step with the result so far, while the clock is stopped; ``True`` ends the training.
+        callbacks: called after every step, or when they want to be, with the result so far, while the clock is stopped;
+            ``True`` ends the training.
+        many: takes steps from one of a number on, so many at most, writes their losses and returns how many it took; 0 where
+            the next one has to be taken by ``step``.
         on_finite: called with the number of steps whenever all losses up to there are known to be finite.
         save: writes the state of the training to a file.
         earlier: the training that this one goes on from, whose steps are among the ``num_steps``.
@@ -214,30 +216,33 @@ def run_steps(
     result: Any = fits[0] if count is None else fits
     # On a CPU reading a loss costs nothing, and the first one that is not finite ends the training at once.
     numbers = buffer.numpy() if count is None and device.type == "cpu" else None
+    stops, taken, compiling = Stops(callbacks, start, num_steps, every), start, 0.0
     with progress_bar(num_steps, initial=start, unit="step", progress=progress) as bar:
         clock.start()
-        for taken in range(start, num_steps):
-            buffer[..., taken], compiling = step(taken)
-            last = taken + 1 == num_steps
-            writes = every is not None and not last and (taken + 1) % every == 0
-            pauses = bool(callbacks) or writes or last
+        while taken < num_steps:
+            # Nothing else happens before the next stop.
+            steps = many(taken, stops.next(taken) - taken, buffer)
+            if not steps:
+                buffer[..., taken], compiling = step(taken)
+            taken += steps or 1
+            writes, calls, last = stops.writes(taken), stops.calls(taken), taken == num_steps
+            pauses = calls or writes or last
             if pauses:
                 clock.stop()
             for fit in fits:
-                fit.steps, fit.compile_seconds = taken + 1, compiled_before + compiling
-            is_power_of_two = not taken & (taken + 1)
-            if (taken + 1) % _CHECK_EVERY == 0 or last or (taken < _CHECK_EVERY and is_power_of_two):
-                clock.lap(taken + 1)
-            if writes or (numbers is not None and not math.isfinite(numbers[taken])):
+                fit.steps, fit.compile_seconds = taken, compiled_before + compiling
+            if stops.laps(taken):
+                clock.lap(taken)
+            if writes or (numbers is not None and not math.isfinite(numbers[taken - 1])):
                 _check_finite(fits)
-            if (taken + 1) % _CHECK_EVERY == 0 or last:
+            if stops.checks(taken):
                 _check_finite(fits)
-                on_finite(taken + 1)
-                bar.set_postfix(loss=f"{buffer[..., taken].mean().item():.4g}", refresh=False)
-                bar.update(taken + 1 - bar.n)
-            if callbacks and any([callback(result) is True for callback in callbacks]):
+                on_finite(taken)
+                bar.set_postfix(loss=f"{buffer[..., taken - 1].mean().item():.4g}", refresh=False)
+                bar.update(taken - bar.n)
+            if calls and stops.call(taken, result):
                 _check_finite(fits)
-                on_finite(taken + 1)
+                on_finite(taken)
                 break
             if writes:
                 checkpoint(result)
@@ -285,6 +290,9 @@ def _begin(
 
 
 def _check_finite(fits: Sequence[Fit]) -> None:
+    # Of one training those before were checked: to read all again takes as long as a small step.
+    if len(fits) == 1 and fits[0]._buffer[max(0, fits[0].steps - CHECK_EVERY) : fits[0].steps].isfinite().all():
+        return
     diverged = [(step, fit) for fit in fits if (step := fit.diverged_at) is not None]
     if len(diverged) == len(fits):
         step, last = max(diverged, key=lambda pair: pair[0])

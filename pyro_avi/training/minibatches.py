@@ -114,6 +114,23 @@ class _Minibatches(Iterator[tuple[Tensor, ...]]):
         index, rows = self._coming.popleft()
         return (*rows(), index)
 
+    @property
+    def batch_size(self) -> int:
+        """The number of rows in a batch, but for smaller ones at the ends of epochs."""
+        return self._positions.batch_size
+
+    @property
+    def rows(self) -> tuple[Tensor, ...] | None:
+        """``[N, ...]`` each, of which a batch is a copy of some rows; ``None`` where rows are converted, or read from files."""
+        return self._reader.in_memory()
+
+    def positions_ahead(self, most: int) -> Tensor:
+        """``[M, B]`` the positions of the next batches, which are passed over.
+
+        Up to so many, and not beyond the first one that has another number of rows.
+        """
+        return self._positions.ahead(most)
+
     def skip(self, count: int) -> None:
         """Pass over so many batches."""
         while self._coming and count > 0:
@@ -182,6 +199,28 @@ class _Positions(Iterator[Tensor]):
         is_left = torch.zeros(self._size, dtype=torch.bool, device=self._device).index_fill_(0, left, True)
         self._order[:count] = first[is_left[first].argsort(stable=True)]
         return torch.cat([left, self._order[: self._at]])
+
+    @property
+    def batch_size(self) -> int:
+        """The number of rows in a batch of this process, but for smaller ones at the ends of epochs."""
+        return self._most
+
+    def ahead(self, most: int) -> Tensor:
+        """``[M, B]`` the next positions, up to so many times, and not beyond a batch of another size."""
+        size, parts = self._batch_size, []
+        while most > 0 and self._shard is None:
+            whole = min(most, (len(self._order) - self._at) // size)
+            if whole:
+                begin, self._at = self._at, self._at + whole * size
+                self._taken += whole
+                parts.append(self._order[begin : self._at].view(whole, size))
+            elif self._keeps_last and self._at < len(self._order):
+                break
+            else:
+                whole = 1
+                parts.append(next(self).view(1, size))
+            most -= whole
+        return torch.cat(parts) if parts else torch.empty(0, size, dtype=torch.int64)
 
     def skip(self, count: int) -> None:
         """Pass over so many batches."""

@@ -54,6 +54,12 @@ class RowReader:
         self._threads: ThreadPoolExecutor | None = None
         self._process = os.getpid()
 
+    def in_memory(self) -> tuple[Tensor, ...] | None:
+        """The tensors, where rows are copies of theirs in the memory of the processor; ``None`` elsewhere."""
+        pairs = zip(self._tensors, self._dtypes, strict=True)
+        plain = all(x.dtype == dtype and x.device.type == "cpu" and x.is_contiguous() for x, dtype in pairs)
+        return self._tensors if plain and not self.ahead else None
+
     def begin(self, index: Tensor) -> Callable[[], tuple[Tensor, ...]]:
         """Begin to read rows.
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from pyro_avi.distributed.files import make_way, own_file
 from pyro_avi.distributed.ranks import Ranks
 from pyro_avi.distributed.start import start_alike
 from pyro_avi.inspection.data_errors import NoRowsError, explain_data_errors
-from pyro_avi.optimization.divergence import explain
+from pyro_avi.optimization.divergence import are_finite, explain, wrong_parameters
 from pyro_avi.optimization.losses import is_average, running_averages
 from pyro_avi.optimization.step import StepOptions, TrainingStep
+from pyro_avi.repetition.many_steps import ManySteps
 from pyro_avi.seeds import random_state, set_random_state
 from pyro_avi.training.loop import DivergedError, Fit
-from pyro_avi.training.training_state import HasState, StateBackup, TrainingState, are_finite
+from pyro_avi.training.training_state import HasState, StateBackup, TrainingState
 
 __all__ = ["Training"]
 
@@ -96,8 +98,7 @@ class Training:
         self._recent: dict[int, tuple] = {}
         self._start, self._last = 0, first
         self._calls: Iterator[tuple] = iter(())
-        # Their hashes, as far as they are known: of data that are the same at every step it is taken once.
-        self._first_hash: str | None = None
+        # Its hash, where it is known: of data that are the same at every step it is taken once.
         self._last_hash: str | None = None
         self._final: tuple[list[Tensor], dict[str, Tensor]] | None = None
         self._checkpoint: str | None = None
@@ -125,7 +126,7 @@ class Training:
             "seed": self._seed,
             "device": self.device.type,
             "callbacks": [named(callback) for callback in self._callbacks if callbacks],
-            "the first batch": self._hash_of_first(),
+            "the first batch": self._first_hash,
             "the keyword arguments": digest(dict(self._kwargs)),
         }
 
@@ -158,18 +159,18 @@ class Training:
         self._start, self._last_hash, self._checkpoint = saved.steps, saved.last, str(path)
         return replace(saved, values={}, moments={}, optimizer_state=None, callbacks=[])
 
-    def follow(self, calls: Iterator[tuple]) -> None:
-        """Take the arguments of the steps to go from an iterator."""
+    def follow(self, calls: Iterator[tuple], source: Iterator[tuple]) -> None:
+        """Take the arguments of the steps to go from an iterator, which takes them from a source one by one."""
         self._calls = calls
+        self._many = ManySteps(self._training_step, source, self._kwargs, alone=self._ranks.alone)
 
     def hash_of(self, call: tuple) -> str:
         """A hash of the arguments of a step."""
-        return self._hash_of_first() if call is self._first else digest(call)
+        return self._first_hash if call is self._first else digest(call)
 
-    def _hash_of_first(self) -> str:
-        if self._first_hash is None:
-            self._first_hash = digest(self._first)
-        return self._first_hash
+    @cached_property
+    def _first_hash(self) -> str:
+        return digest(self._first)
 
     def start_alike(self, **options: Any) -> None:
         """Begin with the values of process 0 in all processes, once they have agreed that they train the same.
@@ -194,8 +195,15 @@ class Training:
             if self.device.type == "cpu":
                 self._recent.clear()
             self._recent[step] = call
-            loss = self._training_step.step(step, call, self._kwargs)
+            loss = self._many.single(step, call)
         return loss, 0.0 if self._training_step.compiled is None else self._training_step.compiled.seconds
+
+    def many_steps(self, step: int, most: int, losses: Tensor) -> int:
+        """Take steps in one call as far as that is possible; see :class:`~pyro_avi.repetition.many_steps.ManySteps`."""
+        if taken := self._many.take(step, most, losses):
+            self._last, self._last_hash = self._many.call or (), None
+            self._recent = {step + taken - 1: self._last}
+        return taken
 
     def on_finite(self, steps: int) -> None:
         """Back the state up, now that all losses of so many steps are known to be finite."""
@@ -219,7 +227,9 @@ class Training:
         call, reason = self._recent.get(error.step), None
         if self.device.type == "cpu" or self._training_step.compiled is not None:
             # Such a loss moves nothing: the parameters are those that it was evaluated at.
-            reason = self._wrong_parameters(error.step) or self._explain(call)
+            reason = wrong_parameters(self._state.parameters_in_memory(), error.step, self._start) or self._explain(
+                call
+            )
         backup, kept = self._backup, None
         if backup is not None and backup.step is not None:
             backup.restore()
@@ -231,14 +241,6 @@ class Training:
         reasons = self._ranks.gather(reason)
         found = [f"{other} (In process {rank}.)" for rank, other in enumerate(reasons) if other is not None]
         return reason if reason is not None or not found else found[0]
-
-    def _wrong_parameters(self, step: int) -> str | None:
-        wrong = [name for name, value in self._state.parameters_in_memory().items() if not are_finite({name: value})]
-        if not wrong:
-            return None
-        if step == self._start:
-            return f"Not finite from the start: {', '.join(wrong)}."
-        return f"The gradient of step {step - 1} was not finite: it moved {', '.join(wrong)} to nan or infinity."
 
     def _explain(self, call: tuple | None) -> str | None:
         if call is None:

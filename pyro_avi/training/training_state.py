@@ -8,13 +8,13 @@ from typing import Any, Protocol, cast, runtime_checkable
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from pyro_avi.optimization.adam import Moments
+from pyro_avi.optimization.divergence import are_finite
 from pyro_avi.optimization.step import HasRowTables, TrainingStep
 
-__all__ = ["HasState", "StateBackup", "TrainingState", "are_finite"]
+__all__ = ["HasState", "StateBackup", "TrainingState"]
 
 # The share of a training's time that backups may take.
 _SHARE = 0.01
@@ -212,12 +212,3 @@ class StateBackup:
     def restore(self) -> None:
         """Bring the training back to the state of the copy."""
         self._state.load(self._tensors, self._tensors, self._optimizer)
-
-
-def are_finite(tensors: dict[str, Tensor]) -> bool:
-    """Whether all numbers of all tensors are finite."""
-    groups: dict[torch.device, list[Tensor]] = {}
-    for tensor in tensors.values():
-        if tensor.is_floating_point() and tensor.numel():
-            groups.setdefault(tensor.device, []).append(tensor)
-    return all(bool(get_total_norm(group, torch.inf).isfinite()) for group in groups.values())

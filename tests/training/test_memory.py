@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import pyro_avi as avi
+from pyro_avi.repetition.graph_loop import GraphLoop
+from pyro_avi.repetition.many_steps import ManySteps
 from tests.marks import needs_compiler
 from tests.training import long_run
 
@@ -76,6 +78,36 @@ def test_what_every_step_keeps_is_seen():
 @pytest.mark.parametrize("compile", [pytest.param(True, marks=needs_compiler), False])
 def test_memory_does_not_grow(compile, rows_on):
     assert in_fresh_process(train, compile, rows_on) < LIMIT
+
+
+class SeldomGrowth(Growth):
+    """The same where steps are taken in one call, and twice as many of them."""
+
+    def next_call(self, steps):
+        return WARM_UP if steps < WARM_UP else 2 * STEPS
+
+    def __call__(self, fit=None):
+        self.steps = fit.steps // 2
+        if fit.steps == WARM_UP:
+            self.first = self._resident()
+
+
+def train_by_many():
+    x = torch.rand(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    model = avi.models.VAE(avi.models.DenseDecoder(2, (3,), (1, 2, 2)), size=20)
+    batches, growth, taken, take = avi.minibatches(x, batch_size=5), SeldomGrowth(), [], GraphLoop.take
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GraphLoop, "take", lambda *given: taken.append(take(*given)) or taken[-1])
+        patch.setattr(ManySteps, "longest", float("inf"))
+        guide = avi.FactorizedGuide(model)
+        avi.fit(model, guide, batches=batches, num_steps=2 * STEPS, compile=True, progress=False, callbacks=[growth])
+    assert sum(taken) > 2 * STEPS - 10
+    return growth.bytes
+
+
+@needs_compiler
+def test_memory_does_not_grow_with_steps_in_one_call():
+    assert in_fresh_process(train_by_many) < LIMIT
 
 
 def with_a_checkpoint():

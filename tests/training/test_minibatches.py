@@ -270,3 +270,29 @@ def test_a_process_without_rows_in_a_batch_is_refused(rows, batch_size, processe
     of_process(monkeypatch, processes - 1, processes)
     with pytest.raises(ValueError, match=f"a row for each of them in every batch, got {batch_size} of {rows} rows"):
         positions(rows, batch_size)
+
+
+@pytest.mark.parametrize("last_batch", ["rollover", "keep"])
+@pytest.mark.parametrize(("size", "batch_size"), [(10, 4), (12, 4), (3, 5), (7, 7)])
+def test_positions_ahead_are_those_of_the_next_batches(size, batch_size, last_batch):
+    x = torch.arange(float(size))
+    one, many = (avi.minibatches(x, batch_size=batch_size, last_batch=last_batch, seed=3) for _ in range(2))
+    assert many.rows is not None and many.rows[0] is x
+    expected, found = [], []
+    for most in (1, 5, 2, 30, 3):
+        positions = many.positions_ahead(most)
+        # Where the next batch has another size there are none, and it is taken by itself.
+        assert positions.shape[1] == many.batch_size == min(size, batch_size) and len(positions) <= most
+        found += [*positions, next(many)[-1]]
+        expected += [next(one)[-1] for _ in range(len(positions) + 1)]
+        assert last_batch == "keep" or len(positions) == most
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    many.skip(3)
+    one.skip(3)
+    assert torch.equal(many.positions_ahead(1)[0] if last_batch == "rollover" else next(many)[-1], next(one)[-1])
+
+
+def test_rows_are_given_as_they_are_where_a_batch_is_a_copy_of_them():
+    x = torch.rand(6, 4)
+    assert avi.minibatches(x, batch_size=2).rows[0] is x
+    assert avi.minibatches(x, x.T.contiguous().T, batch_size=2).rows is None

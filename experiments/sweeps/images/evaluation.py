@@ -17,6 +17,7 @@ from experiments.sweeps.images.rounds import SHARE, Rounds, convergence, has_fal
 
 __all__ = [
     "CURVE_DRAWS",
+    "TOLD_EVERY",
     "Watch",
     "all_finite",
     "bound",
@@ -30,6 +31,8 @@ __all__ = [
 
 #: Draws for a bound on the way: a point of a curve, a trial of learning rates.
 CURVE_DRAWS = 3
+#: Steps between two times that a training tells how far it is.
+TOLD_EVERY = 20
 # For the numbers at the end.
 _FINAL_DRAWS = 20
 # Rows that curves and refinement look at; final numbers take all.
@@ -84,9 +87,15 @@ class Watch:
             found = self.convergence()
             self.fell = has_fallen(found)
             over = found["converged"] or self.fell
-        if steps % 20 == 0 or steps == most or over:
+        if steps % TOLD_EVERY == 0 or steps == most or over:
             self.progress(most if over else steps, most, "")
         return over
+
+    def next_call(self, steps: int) -> int:
+        """After how many steps in all there is something to measure or to tell."""
+        ends = self.rounds.ends if self.rounds is not None else ()
+        told = steps + TOLD_EVERY - steps % TOLD_EVERY
+        return min(step for step in (*self.points, *ends, told) if step > steps)
 
     def state_dict(self) -> dict[str, Any]:
         """What a training that is resumed goes on to watch from."""

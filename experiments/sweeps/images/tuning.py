@@ -12,7 +12,7 @@ from torch import Tensor
 import pyro_avi as avi
 from experiments.runner.run_cell import Context, Progress
 from experiments.sweeps.images.cells import best_of
-from experiments.sweeps.images.evaluation import CURVE_DRAWS, all_finite, bound, draws_of_its_own
+from experiments.sweeps.images.evaluation import CURVE_DRAWS, TOLD_EVERY, all_finite, bound, draws_of_its_own
 from experiments.sweeps.images.model import build, fit_cell, load
 from experiments.sweeps.images.rounds import Rounds
 
@@ -92,8 +92,12 @@ class _Told:
 
     def __call__(self, fit: avi.Fit) -> None:
         self.fit, done = fit, self.before + fit.steps
-        if done % 20 == 0 or done == self.total:
+        if done % TOLD_EVERY == 0 or done == self.total:
             self.progress(done, self.total, "")
+
+    def next_call(self, steps: int) -> int:
+        """After how many steps in all there is something to tell; the fit is kept from the first step on."""
+        return steps + TOLD_EVERY - (self.before + steps) % TOLD_EVERY if self.fit is not None else steps + 1
 
 
 def _try(trial: Mapping[str, Any], train: Tensor, told: _Told, checkpoint: Path | None) -> dict[str, Any]:

@@ -62,6 +62,11 @@ class Rounds:
         self._began = self._now()
         return False
 
+    def next_call(self, steps: int) -> int:
+        """After how many steps in all a round is over, where so many have been taken; ``fit`` calls then."""
+        ahead, self._left = self._left, 0
+        return steps + ahead + 1
+
     __call__ = after_step
 
 

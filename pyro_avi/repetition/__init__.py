@@ -1,0 +1,1 @@
+"""Many steps of a training in one call."""

@@ -1,0 +1,263 @@
+"""The loop in C++ by which the library of a compiled graph is called many times."""
+
+import ctypes
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import BuiltinFunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_avi.repetition.extension import build_extension
+
+__all__ = [
+    "CannotRepeat",
+    "Draw",
+    "Entry",
+    "Loop",
+    "Number",
+    "Rows",
+    "check_is_built",
+    "delete_handles",
+    "entry_of",
+    "loop_functions",
+    "new_handle",
+    "take_turns",
+]
+
+_SOURCE = Path(__file__).with_suffix(".cpp")
+# The function of a graph in the library that inductor makes of it, as compilers write its name.
+_ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
+# By field of :class:`Loop` the functions of torch that it calls.
+_OF_TORCH = {
+    "new_handle": "aoti_torch_new_tensor_handle",
+    "delete_handle": "aoti_torch_delete_tensor_object",
+    "data": "aoti_torch_get_data_ptr",
+    "dispatch": "aoti_torch_call_dispatcher",
+}
+
+
+class CannotRepeat(Exception):
+    """Steps are not taken by the loop; the message says why."""
+
+
+class Number(ctypes.Structure):
+    """A tensor with another value at every turn: its memory, that of the values, and the bytes of one."""
+
+    _fields_ = (("to", ctypes.c_void_p), ("from_", ctypes.c_void_p), ("bytes", ctypes.c_int64))
+
+
+class Rows(ctypes.Structure):
+    """A tensor of the rows of a batch: its memory, that of all rows, and the bytes of one."""
+
+    _fields_ = (("to", ctypes.c_void_p), ("from_", ctypes.c_void_p), ("bytes", ctypes.c_int64))
+
+
+class Draw(ctypes.Structure):
+    """A random operation in place, of a tensor and two numbers."""
+
+    _fields_ = (
+        ("operation", ctypes.c_char_p),
+        ("tensor", ctypes.c_void_p),
+        ("one", ctypes.c_double),
+        ("two", ctypes.c_double),
+    )
+
+
+class Loop(ctypes.Structure):
+    """What all turns have in common, as ``entry_loop.cpp`` reads it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _OF_TORCH),
+        ("python_error", ctypes.c_void_p),
+        ("entry", ctypes.c_void_p),
+        ("inputs", ctypes.POINTER(ctypes.c_void_p)),
+        ("num_inputs", ctypes.c_int64),
+        ("rows", ctypes.POINTER(Rows)),
+        ("num_rows", ctypes.c_int64),
+        ("index", ctypes.c_void_p),
+        ("batch", ctypes.c_int64),
+        ("draws", ctypes.POINTER(Draw)),
+        ("num_draws", ctypes.c_int64),
+        ("loss_is_double", ctypes.c_int32),
+    )
+
+
+class Entry(NamedTuple):
+    """The function of a compiled graph.
+
+    Attributes:
+        address: where it is.
+        inputs: the tensors that it was called with, which are more than those of the graph where some of these share memory.
+    """
+
+    address: int
+    inputs: list[Tensor]
+
+
+def entry_of(compiled: Callable, inputs: Sequence[Tensor]) -> Entry:
+    """The function of a graph, found by calling the graph twice.
+
+    Args:
+        compiled: the graph, which returns one tensor.
+        inputs: of the calls, which change in place what the graph does.
+
+    Raises:
+        CannotRepeat: if it is not called by one function of a library, with the same memory every time.
+    """
+    with _recorded() as calls:
+        compiled(*inputs)
+        compiled(*inputs)
+    if len(calls) != 2 or any(len(call.outputs) != 1 for call in calls):
+        raise CannotRepeat("a step is not one call of a library that returns a loss")
+    if not all(map(_is_same, *(call.inputs for call in calls))):
+        raise CannotRepeat("the graph is called with copies of its inputs")
+    path = _library_of(compiled)
+    try:
+        address = ctypes.cast(getattr(ctypes.PyDLL(path), _ENTRY), ctypes.c_void_p).value
+    except (OSError, AttributeError) as error:
+        raise CannotRepeat(f"{path} has no function of the graph") from error
+    assert address is not None
+    return Entry(address, calls[0].inputs)
+
+
+def _is_same(one: Tensor, two: Tensor) -> bool:
+    """Whether two inputs are one: they share memory, or are made anew for every call of whole numbers that are constants."""
+    is_constant = one.numel() == 0 or (one.dim() == 0 and one.dtype == torch.int64)
+    return is_constant or one.data_ptr() == two.data_ptr()
+
+
+class _Call(NamedTuple):
+    """A call of a library: its inputs, and its outputs as pointers."""
+
+    inputs: list[Tensor]
+    outputs: list[Any]
+
+
+@contextmanager
+def _recorded() -> Iterator[list[_Call]]:
+    """A context with a list of all calls of libraries within it."""
+    functions: Any = getattr(torch._C, "_aoti", None)
+    names = ("unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs")
+    if not all(hasattr(functions, name) for name in names):
+        raise CannotRepeat("this version of torch calls libraries in another way")
+    begin, end = (getattr(functions, name) for name in names)
+    calls: list[_Call] = []
+
+    def record_inputs(tensors: list[Tensor]) -> Any:
+        calls.append(_Call(list(tensors), []))
+        return begin(tensors)
+
+    def record_outputs(pointers: list[Any]) -> Any:
+        calls[-1].outputs.extend(pointers)
+        return end(pointers)
+
+    setattr(functions, names[0], record_inputs)
+    setattr(functions, names[1], record_outputs)
+    try:
+        yield calls
+    finally:
+        setattr(functions, names[0], begin)
+        setattr(functions, names[1], end)
+
+
+def _library_of(compiled: Callable) -> str:
+    """The path of the library of a graph that inductor has compiled."""
+    called = getattr(compiled, "current_callable", None)
+    for cell in getattr(called, "__closure__", None) or ():
+        if isinstance(cell.cell_contents, BuiltinFunctionType):
+            path = getattr(cell.cell_contents.__self__, "__file__", None)
+            if path is not None:
+                return path
+    raise CannotRepeat("the library of the graph is not known")
+
+
+def new_handle(tensor: Tensor) -> int:
+    """A pointer to a new reference to a tensor, which :func:`delete_handles` ends."""
+    pointer = ctypes.pythonapi.PyCapsule_GetPointer
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    (capsule,) = torch._C._aoti.unsafe_alloc_void_ptrs_from_tensors([tensor])
+    return pointer(capsule, None)
+
+
+def delete_handles(handles: Sequence[int]) -> None:
+    """End the references of :func:`new_handle`."""
+    delete = _torch_library().aoti_torch_delete_tensor_object
+    for handle in handles:
+        delete(ctypes.c_void_p(handle))
+
+
+def loop_functions() -> dict[str, int | None]:
+    """The functions that a :class:`Loop` calls, by field.
+
+    Raises:
+        CannotRepeat: if this version of torch does not have them.
+    """
+    try:
+        found = {name: getattr(_torch_library(), own) for name, own in _OF_TORCH.items()}
+    except (OSError, AttributeError) as error:
+        raise CannotRepeat("this version of torch has no functions to be called from C") from error
+    found["python_error"] = ctypes.pythonapi.PyErr_Occurred
+    return {name: ctypes.cast(function, ctypes.c_void_p).value for name, function in found.items()}
+
+
+@cache
+def _torch_library() -> Any:
+    # With Python's lock held: a tensor may be the last reference to an object of Python.
+    folder = Path(torch.__file__).parent / "lib"
+    return ctypes.PyDLL(str(next(iter(sorted(folder.glob("libtorch_cpu.*"))), folder)))
+
+
+@cache
+def _library() -> Any:
+    """The loop, ``None`` where it cannot be built."""
+    try:
+        # With Python's lock held: graphs release it themselves.
+        library = ctypes.PyDLL(str(build_extension(_SOURCE)))
+    except (OSError, subprocess.SubprocessError):
+        return None
+    library.take_turns.restype = ctypes.c_int64
+    return library
+
+
+def check_is_built() -> None:
+    """Build the loop where it is not there yet.
+
+    Raises:
+        CannotRepeat: if it cannot be built.
+    """
+    if _library() is None:
+        raise CannotRepeat("the loop cannot be built")
+
+
+def take_turns(loop: Loop, turns: int, positions: Tensor | None, numbers: Sequence[Number], losses: Tensor) -> int:
+    """Take turns until one has a loss that is not finite; their number, with that one.
+
+    Args:
+        loop: what they have in common.
+        turns: how many.
+        positions: ``[turns, B]`` of the rows of each.
+        numbers: what each has of its own.
+        losses: ``[turns]`` of double precision, where the losses are written.
+
+    Raises:
+        RuntimeError: if a turn fails, with the message of torch.
+    """
+    message = ctypes.create_string_buffer(1000)
+    taken = _library().take_turns(
+        ctypes.byref(loop),
+        ctypes.c_int64(turns),
+        ctypes.c_void_p(None if positions is None else positions.data_ptr()),
+        (Number * len(numbers))(*numbers),
+        ctypes.c_int64(len(numbers)),
+        ctypes.c_void_p(losses.data_ptr()),
+        message,
+        ctypes.c_int64(len(message)),
+    )
+    if taken < 0:
+        raise RuntimeError(f"A compiled training step has failed: {message.value.decode(errors='replace')}.")
+    return taken

@@ -1,0 +1,201 @@
+"""A compiled graph whose steps are taken by a loop, and whether the loop does what single calls do."""
+
+import ctypes
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule
+
+from pyro_avi.optimization.traced_step import TracedStep
+from pyro_avi.repetition.entry_loop import (
+    CannotRepeat,
+    Draw,
+    Loop,
+    Number,
+    Rows,
+    check_is_built,
+    delete_handles,
+    entry_of,
+    loop_functions,
+    new_handle,
+    take_turns,
+)
+from pyro_avi.seeds import seeded
+
+__all__ = ["Batch", "GraphLoop", "Schedule"]
+
+# Random operations in place, of two numbers, and what these are by default.
+_RANDOM = {torch.ops.aten.normal_.default: (0.0, 1.0), torch.ops.aten.uniform_.default: (0.0, 1.0)}
+# Bytes of what a graph may change, which is copied once.
+_MOST = 2**28
+
+
+class Batch(NamedTuple):
+    """The tensors of a call whose content the loop writes before every step.
+
+    Attributes:
+        rows: pairs of a tensor ``[B, ...]`` and of the one ``[N, ...]`` that its rows are taken from.
+        positions: ``[B]`` those of the rows, ``None`` in a call that is the same at every step.
+    """
+
+    rows: Sequence[tuple[Tensor, Tensor]]
+    positions: Tensor | None
+
+    def fill(self, positions: Tensor) -> None:
+        """Write the rows of one batch.
+
+        Args:
+            positions: ``[B]`` of its rows.
+        """
+        for to, every in self.rows:
+            torch.index_select(every, 0, positions, out=to)
+        if self.positions is not None:
+            self.positions.copy_(positions)
+
+
+class Schedule(NamedTuple):
+    """A tensor of one number that graphs read, and the number at each step ``[K]``."""
+
+    tensor: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, tensor: Tensor, values: Sequence[float]) -> "Schedule":
+        """Numbers of double precision, rounded as ``fill_`` rounds them."""
+        return cls(tensor, torch.tensor(values, dtype=torch.double).to(tensor.dtype))
+
+
+class GraphLoop:
+    """Takes steps of a compiled graph in C++, one as the other to the last bit.
+
+    Args:
+        compiled: the graph, which returns the loss alone.
+        traced: the step that it was compiled from.
+        tensors: those of a call, in the memory that all calls have.
+        batch: what of the call differs from step to step.
+
+    Raises:
+        CannotRepeat: if it cannot, or a few steps give other bits than single calls.
+    """
+
+    def __init__(self, compiled: Callable, traced: TracedStep, tensors: Sequence[Tensor], batch: Batch):
+        if not traced.drawn or traced.tables:
+            raise CannotRepeat("the graph draws itself, or leaves tables to be moved")
+        check_is_built()
+        own, draw = traced.own, traced.draws
+        if sum(x.numel() * x.element_size() for x in own) > _MOST:
+            raise CannotRepeat("a step changes too much to be compared with another one first")
+        self._batch, draws = batch, _draws_of(traced.program)
+        saved = [x.clone() for x in own]
+        with torch.no_grad(), seeded(0):
+            try:
+                positions = self._trial_positions()
+                fixed = [*own, *tensors, *draw()]
+                entry = entry_of(compiled, fixed)
+                loss = compiled(*fixed)[0]
+                self._loop = self._make(entry.address, entry.inputs, draws, loss.dtype)
+                self._compare(lambda: compiled(*own, *tensors, *draw())[0], own, saved, positions)
+            finally:
+                _restore(own, saved)
+
+    def take(self, steps: int, positions: Tensor | None, schedules: Sequence[Schedule], losses: Tensor) -> int:
+        """Take steps until one has a loss that is not finite; their number, with that one.
+
+        Args:
+            steps: how many.
+            positions: ``[steps, B]`` of the rows of each.
+            schedules: of as many steps.
+            losses: ``[steps]`` of double precision, where the losses are written.
+        """
+        numbers = [Number(to.data_ptr(), values.data_ptr(), to.element_size()) for to, values in schedules]
+        with torch.no_grad():
+            return take_turns(self._loop, steps, positions, numbers, losses)
+
+    def _make(self, address: int, inputs: list[Tensor], draws: list[tuple[str, Tensor, float, float]], dtype) -> Loop:
+        if dtype not in (torch.float32, torch.float64):
+            raise CannotRepeat(f"the loss is of {dtype}")
+        own, drawn = [new_handle(x) for x in inputs], [new_handle(x) for _, x, *_ in draws]
+        weakref.finalize(self, delete_handles, [*own, *drawn])
+        rows = [
+            Rows(to.data_ptr(), every.data_ptr(), to[0].numel() * to.element_size()) for to, every in self._batch.rows
+        ]
+        random = [Draw(name.encode(), at, *numbers) for (name, _, *numbers), at in zip(draws, drawn, strict=True)]
+        index = self._batch.positions
+        # What has no handle has to stay as well.
+        self._kept = inputs
+        return Loop(
+            **loop_functions(),
+            entry=address,
+            inputs=(ctypes.c_void_p * len(own))(*own),
+            num_inputs=len(own),
+            rows=(Rows * len(rows))(*rows),
+            num_rows=len(rows),
+            index=None if index is None else index.data_ptr(),
+            batch=0 if index is None else len(index),
+            draws=(Draw * len(random))(*random),
+            num_draws=len(random),
+            loss_is_double=dtype == torch.float64,
+        )
+
+    def _trial_positions(self) -> Tensor | None:
+        """``[2, B]`` those of two batches, of which the first is written."""
+        if self._batch.positions is None:
+            return None
+        size, count = len(self._batch.positions), len(self._batch.rows[0][1])
+        positions = (torch.arange(2 * size) % count).view(2, size)
+        self._batch.fill(positions[0])
+        return positions
+
+    def _compare(
+        self, step: Callable[[], Tensor], own: Sequence[Tensor], saved: Sequence[Tensor], positions: Tensor | None
+    ) -> None:
+        """Take two steps by single calls and by the loop, from the same state.
+
+        Raises:
+            CannotRepeat: if a bit differs.
+        """
+        _restore(own, saved)
+        torch.manual_seed(0)
+        expected = []
+        for turn in range(2):
+            if positions is not None:
+                self._batch.fill(positions[turn])
+            expected.append(step().double())
+        expected += [x.clone() for x in own]
+        _restore(own, saved)
+        torch.manual_seed(0)
+        losses = torch.empty(2, dtype=torch.double)
+        taken = self.take(2, positions, [], losses)
+        if taken != 2 or not all(torch.equal(one, two) for one, two in zip(expected, [*losses, *own], strict=True)):
+            raise CannotRepeat("the loop gives other numbers than single calls")
+
+
+def _restore(own: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
+    for tensor, values in zip(own, saved, strict=True):
+        tensor.copy_(values)
+
+
+def _draws_of(program: GraphModule) -> list[tuple[str, Tensor, float, float]]:
+    """The random operations of a program in their order: name, the tensor that is drawn into, two numbers.
+
+    Raises:
+        CannotRepeat: if it does anything else.
+    """
+    draws: list[tuple[str, Tensor, float, float]] = []
+    order = []
+    for node in program.graph.nodes:
+        if node.op != "call_function":
+            continue
+        into, *numbers = cast(tuple[Any, ...], node.args)
+        if node.target not in _RANDOM or node.kwargs or into.op != "get_attr":
+            raise CannotRepeat(f"a step draws by {node.target}")
+        values = [*numbers, *_RANDOM[node.target][len(numbers) :]]
+        draws.append((node.target.name(), program.get_buffer(into.target), float(values[0]), float(values[1])))
+        order.append(node)
+    (output,) = program.graph.find_nodes(op="output")
+    if list(cast(Any, output.args[0])) != order:
+        raise CannotRepeat("a step has draws in another order than it draws them")
+    return draws
