@@ -161,7 +161,9 @@ class Validation:
 
     def next_call(self, steps: int) -> int:
         """After how many steps in all it evaluates next, where so many have been taken; also after the last one."""
-        return steps + self._every - steps % self._every if self.steps else steps + 1
+        # At once at first, and in another training, which it refuses.
+        waits = self.steps and steps >= self.steps[-1]
+        return steps + self._every - steps % self._every if waits else steps + 1
 
     @torch.no_grad()
     def restore(self) -> None:

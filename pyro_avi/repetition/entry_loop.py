@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from types import BuiltinFunctionType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -23,22 +23,28 @@ __all__ = [
     "Rows",
     "check_is_built",
     "delete_handles",
+    "delete_memory",
     "entry_of",
-    "loop_functions",
     "new_handle",
+    "new_memory",
     "take_turns",
 ]
+
+#: Bytes of the buffers of a graph that are kept from step to step.
+MOST_KEPT = 2**26
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # The function of a graph in the library that inductor makes of it, as compilers write its name.
 _ENTRY = "_Z19inductor_entry_implPP16AtenTensorOpaqueS1_"
-# By field of :class:`Loop` the functions of torch that it calls.
-_OF_TORCH = {
-    "new_handle": "aoti_torch_new_tensor_handle",
-    "delete_handle": "aoti_torch_delete_tensor_object",
-    "data": "aoti_torch_get_data_ptr",
-    "dispatch": "aoti_torch_call_dispatcher",
-}
+# The functions of torch that the loop calls, in its order.
+_OF_TORCH = (
+    "aoti_torch_new_tensor_handle",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_call_dispatcher",
+    "aoti_torch_empty_strided",
+    "aoti_torch__reinterpret_tensor",
+)
 
 
 class CannotRepeat(Exception):
@@ -72,9 +78,8 @@ class Loop(ctypes.Structure):
     """What all turns have in common, as ``entry_loop.cpp`` reads it."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in _OF_TORCH),
-        ("python_error", ctypes.c_void_p),
         ("entry", ctypes.c_void_p),
+        ("memory", ctypes.c_void_p),
         ("inputs", ctypes.POINTER(ctypes.c_void_p)),
         ("num_inputs", ctypes.c_int64),
         ("rows", ctypes.POINTER(Rows)),
@@ -92,10 +97,12 @@ class Entry(NamedTuple):
 
     Attributes:
         address: where it is.
+        library: the handle of its library.
         inputs: the tensors that it was called with, which are more than those of the graph where some of these share memory.
     """
 
     address: int
+    library: int
     inputs: list[Tensor]
 
 
@@ -118,11 +125,16 @@ def entry_of(compiled: Callable, inputs: Sequence[Tensor]) -> Entry:
         raise CannotRepeat("the graph is called with copies of its inputs")
     path = _library_of(compiled)
     try:
-        address = ctypes.cast(getattr(ctypes.PyDLL(path), _ENTRY), ctypes.c_void_p).value
+        library = ctypes.PyDLL(path)
+        address = _address(getattr(library, _ENTRY))
     except (OSError, AttributeError) as error:
         raise CannotRepeat(f"{path} has no function of the graph") from error
-    assert address is not None
-    return Entry(address, calls[0].inputs)
+    return Entry(address, library._handle, calls[0].inputs)
+
+
+def _address(function: Any) -> int:
+    """Where a function is."""
+    return cast(int, ctypes.cast(function, ctypes.c_void_p).value)
 
 
 def _is_same(one: Tensor, two: Tensor) -> bool:
@@ -191,18 +203,23 @@ def delete_handles(handles: Sequence[int]) -> None:
         delete(ctypes.c_void_p(handle))
 
 
-def loop_functions() -> dict[str, int | None]:
-    """The functions that a :class:`Loop` calls, by field.
+def new_memory(entry: Entry, inputs: Any) -> int | None:
+    """A place where the loop keeps the tensors that a graph makes, until :func:`delete_memory`; ``None`` where it cannot.
 
-    Raises:
-        CannotRepeat: if this version of torch does not have them.
+    Args:
+        entry: of the graph.
+        inputs: an array of the handles of its inputs.
     """
-    try:
-        found = {name: getattr(_torch_library(), own) for name, own in _OF_TORCH.items()}
-    except (OSError, AttributeError) as error:
-        raise CannotRepeat("this version of torch has no functions to be called from C") from error
-    found["python_error"] = ctypes.pythonapi.PyErr_Occurred
-    return {name: ctypes.cast(function, ctypes.c_void_p).value for name, function in found.items()}
+    library = _library()
+    if not library.lead_here(ctypes.c_void_p(entry.library)):
+        return None
+    return library.new_memory(inputs, ctypes.c_int64(len(inputs)), ctypes.c_int64(MOST_KEPT))
+
+
+def delete_memory(memory: int | None) -> None:
+    """Delete the tensors that were kept."""
+    if memory is not None:
+        _library().delete_memory(ctypes.c_void_p(memory))
 
 
 @cache
@@ -214,13 +231,17 @@ def _torch_library() -> Any:
 
 @cache
 def _library() -> Any:
-    """The loop, ``None`` where it cannot be built."""
+    """The loop, ``None`` where it cannot be built, or this version of torch does not have the functions that it calls."""
     try:
         # With Python's lock held: graphs release it themselves.
         library = ctypes.PyDLL(str(build_extension(_SOURCE)))
-    except (OSError, subprocess.SubprocessError):
+        functions = [getattr(_torch_library(), name) for name in _OF_TORCH]
+    except (OSError, AttributeError, subprocess.SubprocessError):
         return None
-    library.take_turns.restype = ctypes.c_int64
+    functions.append(ctypes.pythonapi.PyErr_Occurred)
+    library.set_torch((ctypes.c_void_p * len(functions))(*map(_address, functions)))
+    library.take_turns.restype, library.lead_here.restype = ctypes.c_int64, ctypes.c_int64
+    library.new_memory.restype = ctypes.c_void_p
     return library
 
 

@@ -13,14 +13,16 @@ from pyro_avi.optimization.traced_step import TracedStep
 from pyro_avi.repetition.entry_loop import (
     CannotRepeat,
     Draw,
+    Entry,
     Loop,
     Number,
     Rows,
     check_is_built,
     delete_handles,
+    delete_memory,
     entry_of,
-    loop_functions,
     new_handle,
+    new_memory,
     take_turns,
 )
 from pyro_avi.seeds import seeded
@@ -29,6 +31,8 @@ __all__ = ["Batch", "GraphLoop", "Schedule"]
 
 # Random operations in place, of two numbers, and what these are by default.
 _RANDOM = {torch.ops.aten.normal_.default: (0.0, 1.0), torch.ops.aten.uniform_.default: (0.0, 1.0)}
+# Steps by which a loop is compared with single calls: the first one makes the tensors that the others are given again.
+_TRIAL = 3
 # Bytes of what a graph may change, which is copied once.
 _MOST = 2**28
 
@@ -96,7 +100,7 @@ class GraphLoop:
                 fixed = [*own, *tensors, *draw()]
                 entry = entry_of(compiled, fixed)
                 loss = compiled(*fixed)[0]
-                self._loop = self._make(entry.address, entry.inputs, draws, loss.dtype)
+                self._loop = self._make(entry, draws, loss.dtype)
                 self._compare(lambda: compiled(*own, *tensors, *draw())[0], own, saved, positions)
             finally:
                 _restore(own, saved)
@@ -114,22 +118,23 @@ class GraphLoop:
         with torch.no_grad():
             return take_turns(self._loop, steps, positions, numbers, losses)
 
-    def _make(self, address: int, inputs: list[Tensor], draws: list[tuple[str, Tensor, float, float]], dtype) -> Loop:
+    def _make(self, entry: Entry, draws: list[tuple[str, Tensor, float, float]], dtype: torch.dtype) -> Loop:
         if dtype not in (torch.float32, torch.float64):
             raise CannotRepeat(f"the loss is of {dtype}")
-        own, drawn = [new_handle(x) for x in inputs], [new_handle(x) for _, x, *_ in draws]
+        own, drawn = [new_handle(x) for x in entry.inputs], [new_handle(x) for _, x, *_ in draws]
+        inputs = (ctypes.c_void_p * len(own))(*own)
         weakref.finalize(self, delete_handles, [*own, *drawn])
+        memory = new_memory(entry, inputs)
+        weakref.finalize(self, delete_memory, memory)
         rows = [
             Rows(to.data_ptr(), every.data_ptr(), to[0].numel() * to.element_size()) for to, every in self._batch.rows
         ]
         random = [Draw(name.encode(), at, *numbers) for (name, _, *numbers), at in zip(draws, drawn, strict=True)]
         index = self._batch.positions
-        # What has no handle has to stay as well.
-        self._kept = inputs
         return Loop(
-            **loop_functions(),
-            entry=address,
-            inputs=(ctypes.c_void_p * len(own))(*own),
+            entry=entry.address,
+            memory=memory,
+            inputs=inputs,
             num_inputs=len(own),
             rows=(Rows * len(rows))(*rows),
             num_rows=len(rows),
@@ -141,18 +146,18 @@ class GraphLoop:
         )
 
     def _trial_positions(self) -> Tensor | None:
-        """``[2, B]`` those of two batches, of which the first is written."""
+        """``[3, B]`` those of some batches, of which the first is written."""
         if self._batch.positions is None:
             return None
         size, count = len(self._batch.positions), len(self._batch.rows[0][1])
-        positions = (torch.arange(2 * size) % count).view(2, size)
+        positions = (torch.arange(_TRIAL * size) % count).view(_TRIAL, size)
         self._batch.fill(positions[0])
         return positions
 
     def _compare(
         self, step: Callable[[], Tensor], own: Sequence[Tensor], saved: Sequence[Tensor], positions: Tensor | None
     ) -> None:
-        """Take two steps by single calls and by the loop, from the same state.
+        """Take some steps by single calls and by the loop, from the same state.
 
         Raises:
             CannotRepeat: if a bit differs.
@@ -160,16 +165,18 @@ class GraphLoop:
         _restore(own, saved)
         torch.manual_seed(0)
         expected = []
-        for turn in range(2):
+        for turn in range(_TRIAL):
             if positions is not None:
                 self._batch.fill(positions[turn])
             expected.append(step().double())
         expected += [x.clone() for x in own]
         _restore(own, saved)
         torch.manual_seed(0)
-        losses = torch.empty(2, dtype=torch.double)
-        taken = self.take(2, positions, [], losses)
-        if taken != 2 or not all(torch.equal(one, two) for one, two in zip(expected, [*losses, *own], strict=True)):
+        losses = torch.empty(_TRIAL, dtype=torch.double)
+        taken = self.take(_TRIAL, positions, [], losses)
+        if taken != _TRIAL or not all(
+            torch.equal(one, two) for one, two in zip(expected, [*losses, *own], strict=True)
+        ):
             raise CannotRepeat("the loop gives other numbers than single calls")
 
 

@@ -214,7 +214,10 @@ class _Positions(Iterator[Tensor]):
                 begin, self._at = self._at, self._at + whole * size
                 self._taken += whole
                 parts.append(self._order[begin : self._at].view(whole, size))
-            elif self._keeps_last and self._at < len(self._order):
+            elif self._at == len(self._order):
+                self._order, self._at = self._permutation(), 0
+                continue
+            elif self._keeps_last:
                 break
             else:
                 whole = 1

@@ -104,6 +104,25 @@ def test_with_schedules_and_clipped_gradients(guide, taken):
     assert_same(taken, guide=guide, clip_norm=3.0, **warm)
 
 
+@pytest.mark.parametrize("guide", ["amortized", "factorized"])
+@pytest.mark.parametrize("kept", ["some", "none"])
+def test_where_not_all_tensors_of_a_graph_are_kept(kept, guide, taken, monkeypatch):
+    if kept == "some":
+        monkeypatch.setattr(entry_loop, "MOST_KEPT", 600)
+    else:
+        monkeypatch.setattr(graph_loop, "new_memory", lambda *_: None)
+    assert_same(taken, guide=guide)
+
+
+def test_a_training_inside_of_another_has_tensors_of_its_own(taken):
+    """Both call the library of one graph."""
+    expected = [fit(build(), single=True, seed=seed).losses for seed in (0, 5)]
+    inner, pair, other = [], build(), build()
+    outer = fit(pair, callbacks=[Stopping(60, lambda: inner.append(fit(other, seed=5).losses))])
+    assert sum(taken) > 1.8 * STEPS
+    assert torch.equal(outer.losses, expected[0]) and torch.equal(*inner, expected[1])
+
+
 def test_with_a_rate_for_each_part(taken):
     assert_same(taken, lr={"local": lambda step: 0.1 / (3 + step), "global": 0.01})
 
@@ -171,7 +190,7 @@ def test_a_loop_that_gives_other_numbers_is_not_used(taken, monkeypatch):
     expected = fit(one, single=True)
     monkeypatch.setattr(graph_loop, "take_turns", without_draws)
     found = fit(two)
-    assert taken == [2]
+    assert taken == [graph_loop._TRIAL]
     assert torch.equal(found.losses, expected.losses) and same(state(one), state(two))
 
 
