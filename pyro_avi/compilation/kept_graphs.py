@@ -27,7 +27,7 @@ from torch.fx.node import map_aggregate
 
 from pyro_avi.compilation.library_graph import LibraryGraph, load_library
 
-__all__ = ["keep_graph", "key_of", "load_kept"]
+__all__ = ["cache_folder", "keep_graph", "key_of", "load_kept"]
 
 #: The bytes of all kept libraries: of more, those that have not been loaded for the longest time are removed.
 MOST_KEPT = 256 << 20
@@ -125,8 +125,8 @@ def _toolchain(compiler: str) -> list[str]:
     return [*found, *(hashlib.sha256(path.read_bytes()).hexdigest() for path in sources)]
 
 
-def _folder() -> Path:
-    """Where libraries are kept: below the folder of inductor's cache, which this finds as torch does without importing it."""
+def cache_folder() -> Path:
+    """The folder of inductor's cache, found as torch does without importing it."""
     given = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if given is None:
         try:
@@ -134,7 +134,12 @@ def _folder() -> Path:
         except (KeyError, ModuleNotFoundError, OSError):
             user = f"uid_{os.getuid()}" if hasattr(os, "getuid") else "unknown_user"
         given = os.path.join(tempfile.gettempdir(), "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user))
-    return Path(os.path.abspath(given)) / "pyro_avi_graphs"
+    return Path(os.path.abspath(given))
+
+
+def _folder() -> Path:
+    """Where libraries are kept."""
+    return cache_folder() / "pyro_avi_graphs"
 
 
 def load_kept(key: str | None, counts: tuple[int, int]) -> tuple[LibraryGraph | None, list[Path]]:

@@ -2,16 +2,15 @@
 
 import ctypes
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from types import BuiltinFunctionType
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from pyro_avi.compilation.library_graph import LibraryGraph
 from pyro_avi.repetition.extension import build_extension
 
 __all__ = [
@@ -98,38 +97,25 @@ class Entry(NamedTuple):
     Attributes:
         address: where it is.
         library: the handle of its library.
-        inputs: the tensors that it was called with, which are more than those of the graph where some of these share memory.
     """
 
     address: int
     library: int
-    inputs: list[Tensor]
 
 
-def entry_of(compiled: Callable, inputs: Sequence[Tensor]) -> Entry:
-    """The function of a graph, found by calling the graph twice.
-
-    Args:
-        compiled: the graph, which returns one tensor.
-        inputs: of the calls, which change in place what the graph does.
+def entry_of(graph: Callable) -> Entry:
+    """The function of a graph.
 
     Raises:
-        CannotRepeat: if it is not called by one function of a library, with the same memory every time.
+        CannotRepeat: if it is not one function of a library that returns one tensor.
     """
-    with _recorded() as calls:
-        compiled(*inputs)
-        compiled(*inputs)
-    if len(calls) != 2 or any(len(call.outputs) != 1 for call in calls):
+    if not isinstance(graph, LibraryGraph) or graph.counts[1] != 1:
         raise CannotRepeat("a step is not one call of a library that returns a loss")
-    if not all(map(_is_same, *(call.inputs for call in calls))):
-        raise CannotRepeat("the graph is called with copies of its inputs")
-    path = _library_of(compiled)
     try:
-        library = ctypes.PyDLL(path)
-        address = _address(getattr(library, _ENTRY))
+        library = ctypes.PyDLL(str(graph.library))
+        return Entry(_address(getattr(library, _ENTRY)), library._handle)
     except (OSError, AttributeError) as error:
-        raise CannotRepeat(f"{path} has no function of the graph") from error
-    return Entry(address, library._handle, calls[0].inputs)
+        raise CannotRepeat(f"{graph.library} has no function of the graph") from error
 
 
 def _address(function: Any) -> int:
@@ -141,51 +127,6 @@ def _is_same(one: Tensor, two: Tensor) -> bool:
     """Whether two inputs are one: they share memory, or are made anew for every call of whole numbers that are constants."""
     is_constant = one.numel() == 0 or (one.dim() == 0 and one.dtype == torch.int64)
     return is_constant or one.data_ptr() == two.data_ptr()
-
-
-class _Call(NamedTuple):
-    """A call of a library: its inputs, and its outputs as pointers."""
-
-    inputs: list[Tensor]
-    outputs: list[Any]
-
-
-@contextmanager
-def _recorded() -> Iterator[list[_Call]]:
-    """A context with a list of all calls of libraries within it."""
-    functions: Any = getattr(torch._C, "_aoti", None)
-    names = ("unsafe_alloc_void_ptrs_from_tensors", "alloc_tensors_by_stealing_from_void_ptrs")
-    if not all(hasattr(functions, name) for name in names):
-        raise CannotRepeat("this version of torch calls libraries in another way")
-    begin, end = (getattr(functions, name) for name in names)
-    calls: list[_Call] = []
-
-    def record_inputs(tensors: list[Tensor]) -> Any:
-        calls.append(_Call(list(tensors), []))
-        return begin(tensors)
-
-    def record_outputs(pointers: list[Any]) -> Any:
-        calls[-1].outputs.extend(pointers)
-        return end(pointers)
-
-    setattr(functions, names[0], record_inputs)
-    setattr(functions, names[1], record_outputs)
-    try:
-        yield calls
-    finally:
-        setattr(functions, names[0], begin)
-        setattr(functions, names[1], end)
-
-
-def _library_of(compiled: Callable) -> str:
-    """The path of the library of a graph that inductor has compiled."""
-    called = getattr(compiled, "current_callable", None)
-    for cell in getattr(called, "__closure__", None) or ():
-        if isinstance(cell.cell_contents, BuiltinFunctionType):
-            path = getattr(cell.cell_contents.__self__, "__file__", None)
-            if path is not None:
-                return path
-    raise CannotRepeat("the library of the graph is not known")
 
 
 def new_handle(tensor: Tensor) -> int:

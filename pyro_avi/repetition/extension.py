@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from pyro_avi.compilation.checksums import check_file, checksum_path
+from pyro_avi.compilation.kept_graphs import cache_folder
 
 __all__ = ["build_extension"]
 
@@ -28,8 +29,6 @@ def build_extension(source: Path) -> Path:
         OSError: if there is no compiler, or no folder to write to.
         subprocess.SubprocessError: if the compiler fails.
     """
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
-
     given = [os.environ.get("CXX", ""), "g++", "clang++"]
     compiler = next((found for name in given if name and (found := shutil.which(name))), None)
     if compiler is None:
@@ -37,7 +36,7 @@ def build_extension(source: Path) -> Path:
     # Folders of caches are shared by machines.
     of = (source.read_text(encoding="utf-8"), " ".join(_OPTIONS), sys.platform, platform.machine())
     key = hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]
-    path = Path(cache_dir()) / "pyro_avi" / f"{source.stem}-{key}.so"
+    path = cache_folder() / "pyro_avi_loop" / f"{source.stem}-{key}.so"
     if _is_whole(path):
         return path
     path.parent.mkdir(parents=True, exist_ok=True)

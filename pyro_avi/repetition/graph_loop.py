@@ -97,10 +97,9 @@ class GraphLoop:
         with torch.no_grad(), seeded(0):
             try:
                 positions = self._trial_positions()
-                fixed = [*own, *tensors, *draw()]
-                entry = entry_of(compiled, fixed)
-                loss = compiled(*fixed)[0]
-                self._loop = self._make(entry, draws, loss.dtype)
+                # In the memory that all calls have.
+                inputs = [*own, *tensors, *draw()]
+                self._loop = self._make(entry_of(compiled), inputs, draws, compiled(*inputs)[0].dtype)
                 self._compare(lambda: compiled(*own, *tensors, *draw())[0], own, saved, positions)
             finally:
                 _restore(own, saved)
@@ -118,13 +117,15 @@ class GraphLoop:
         with torch.no_grad():
             return take_turns(self._loop, steps, positions, numbers, losses)
 
-    def _make(self, entry: Entry, draws: list[tuple[str, Tensor, float, float]], dtype: torch.dtype) -> Loop:
+    def _make(
+        self, entry: Entry, inputs: Sequence[Tensor], draws: list[tuple[str, Tensor, float, float]], dtype: torch.dtype
+    ) -> Loop:
         if dtype not in (torch.float32, torch.float64):
             raise CannotRepeat(f"the loss is of {dtype}")
-        own, drawn = [new_handle(x) for x in entry.inputs], [new_handle(x) for _, x, *_ in draws]
-        inputs = (ctypes.c_void_p * len(own))(*own)
+        own, drawn = [new_handle(x) for x in inputs], [new_handle(x) for _, x, *_ in draws]
+        handles = (ctypes.c_void_p * len(own))(*own)
         weakref.finalize(self, delete_handles, [*own, *drawn])
-        memory = new_memory(entry, inputs)
+        memory = new_memory(entry, handles)
         weakref.finalize(self, delete_memory, memory)
         rows = [
             Rows(to.data_ptr(), every.data_ptr(), to[0].numel() * to.element_size()) for to, every in self._batch.rows
@@ -134,7 +135,7 @@ class GraphLoop:
         return Loop(
             entry=entry.address,
             memory=memory,
-            inputs=inputs,
+            inputs=handles,
             num_inputs=len(own),
             rows=(Rows * len(rows))(*rows),
             num_rows=len(rows),

@@ -97,9 +97,7 @@ class Training:
         # By step, those since the losses were last checked: a loss that is not finite comes from one of them.
         self._recent: dict[int, tuple] = {}
         self._start, self._last = 0, first
-        self._calls: Iterator[tuple] = iter(())
-        # Its hash, where it is known: of data that are the same at every step it is taken once.
-        self._last_hash: str | None = None
+        self._last_hash: str | None = None  # Where it is known.
         self._final: tuple[list[Tensor], dict[str, Tensor]] | None = None
         self._checkpoint: str | None = None
 
@@ -170,6 +168,7 @@ class Training:
 
     @cached_property
     def _first_hash(self) -> str:
+        # Of data that are the same at every step it is taken once.
         return digest(self._first)
 
     def start_alike(self, **options: Any) -> None:

@@ -50,7 +50,7 @@ def test_what_does_not_compile_leaves_nothing_behind(source):
     source.write_text("no program\n")
     with pytest.raises(subprocess.CalledProcessError):
         extension.build_extension(source)
-    assert not list((source.parent / "cache" / "pyro_avi").iterdir())
+    assert not list((source.parent / "cache" / "pyro_avi_loop").iterdir())
 
 
 def test_without_a_compiler_it_says_so(source, monkeypatch):
