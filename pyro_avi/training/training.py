@@ -166,9 +166,8 @@ class Training:
         """A hash of the arguments of a step."""
         return self._first_hash if call is self._first else digest(call)
 
-    @cached_property
+    @cached_property  # Of data that are the same at every step it is taken once.
     def _first_hash(self) -> str:
-        # Of data that are the same at every step it is taken once.
         return digest(self._first)
 
     def start_alike(self, **options: Any) -> None:
