@@ -37,6 +37,8 @@ class ManySteps:
 
     # Seconds that a call takes at most, roughly: an interrupt waits for its end.
     longest = 0.1
+    # Steps to go, of fewer of which making a loop takes longer than it saves.
+    fewest = 500
 
     def __init__(self, training_step: TrainingStep, calls: Iterator[tuple], kwargs: Mapping[str, Any], *, alone: bool):
         self._step, self._kwargs = training_step, kwargs
@@ -69,7 +71,10 @@ class ManySteps:
         """
         if self._seconds * most > self.longest:
             most = int(self.longest / self._seconds)
-        if self._compiled is None or most < 2 or (loop := self._ready_loop(self._compiled)) is None:
+        if self._compiled is None or most < 2 or (self._loop is None and len(losses) - step < self.fewest):
+            return 0
+        loop = self._ready_loop(self._compiled)
+        if loop is None:
             return 0
         rates, weights = self._numbers(range(step, step + most))
         positions = None if self._batches is None else self._batches.positions_ahead(len(rates))

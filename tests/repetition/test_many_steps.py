@@ -1,7 +1,6 @@
 """Steps that are taken in one call are single steps, to the last bit."""
 
 import logging
-from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -32,6 +31,7 @@ def taken(monkeypatch):
 
     monkeypatch.setattr(GraphLoop, "take", count)
     monkeypatch.setattr(ManySteps, "longest", float("inf"))
+    monkeypatch.setattr(ManySteps, "fewest", 0)
     return found
 
 
@@ -354,7 +354,24 @@ def test_without_a_library_steps_are_single(taken, monkeypatch, caplog):
     assert not taken and not caplog.records
 
 
-def test_a_loop_takes_no_longer_than_a_tenth_of_a_second():
-    step = SimpleNamespace(compiled=None, device=torch.device("cpu"))
-    many = ManySteps(step, iter(()), {}, alone=True)
-    assert many.take(0, 100, torch.empty(100)) == 0
+def test_a_training_of_few_steps_makes_no_loop(taken, monkeypatch):
+    monkeypatch.setattr(ManySteps, "fewest", STEPS - 1)
+    fit(build())
+    assert not taken
+    monkeypatch.setattr(ManySteps, "fewest", STEPS - 2)
+    fit(build())
+    assert taken
+
+
+def test_a_call_takes_no_longer_than_a_tenth_of_a_second(taken, monkeypatch):
+    monkeypatch.setattr(ManySteps, "longest", 0.1)
+
+    def slow(self, *given):
+        loss = single(self, *given)
+        self._seconds = 0.03
+        return loss
+
+    single = ManySteps.single
+    monkeypatch.setattr(ManySteps, "single", slow)
+    fit(build())
+    assert max(taken) == 3 and sum(taken) > 100
