@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_avi.compilation.library_graph import LibraryGraph
-from pyro_avi.repetition.extension import build_extension
+from pyro_avi.native.extension import build_extension
 
 __all__ = [
     "CannotRepeat",

@@ -1,11 +1,11 @@
-"""The loop is built once, and what has changed of it is built again."""
+"""A library is built once, and what has changed of it is built again."""
 
 import ctypes
 import subprocess
 
 import pytest
 
-from pyro_avi.repetition import extension
+from pyro_avi.native import extension
 from tests.marks import needs_compiler
 
 SOURCE = 'extern "C" int number() { return 7; }\n'

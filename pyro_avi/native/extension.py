@@ -7,6 +7,8 @@ import secrets
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pyro_avi.compilation.checksums import check_file, checksum_path
@@ -14,16 +16,17 @@ from pyro_avi.compilation.kept_graphs import cache_folder
 
 __all__ = ["build_extension"]
 
-_OPTIONS = ("-O2", "-std=c++17", "-shared", "-fPIC")
+_OPTIONS = ("-std=c++17", "-shared", "-fPIC")
 # Seconds after which a compiler is given up.
 _PATIENCE = 120
 
 
-def build_extension(source: Path) -> Path:
+def build_extension(source: Path, *, options: Sequence[str] = ("-O2",)) -> Path:
     """The library of one source file without headers but those of the language, built where it is not there yet.
 
     Args:
         source: the file.
+        options: of the compiler.
 
     Raises:
         OSError: if there is no compiler, or no folder to write to.
@@ -34,7 +37,7 @@ def build_extension(source: Path) -> Path:
     if compiler is None:
         raise OSError("there is no C++ compiler")
     # Folders of caches are shared by machines.
-    of = (source.read_text(encoding="utf-8"), " ".join(_OPTIONS), sys.platform, platform.machine())
+    of = (source.read_text(encoding="utf-8"), *_OPTIONS, *options, sys.platform, platform.machine(), _processor())
     key = hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]
     path = cache_folder() / "pyro_avi_loop" / f"{source.stem}-{key}.so"
     if _is_whole(path):
@@ -43,13 +46,21 @@ def build_extension(source: Path) -> Path:
     # Another process may load it at any time: it is there as a whole or not at all.
     temporary = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        command = [compiler, *_OPTIONS, str(source), "-o", str(temporary)]
+        command = [compiler, *_OPTIONS, *options, str(source), "-o", str(temporary)]
         subprocess.run(command, capture_output=True, check=True, timeout=_PATIENCE)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     check_file(path)
     return path
+
+
+def _processor() -> str:
+    """What is known of the processor, whose instructions a library may use."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
+        return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
+    return platform.processor()
 
 
 def _is_whole(path: Path) -> bool:

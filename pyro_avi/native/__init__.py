@@ -1,0 +1,1 @@
+"""What is written in C++ because torch takes long for it, built once for a machine."""
