@@ -6,7 +6,8 @@ state, and leave the same state.
 
 import ctypes
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -18,7 +19,7 @@ from torch.fx import GraphModule
 from pyro_avi.native.extension import build_extension
 from pyro_avi.seeds import seeded
 
-__all__ = ["Draw", "Drawing", "address_of_draw_all", "drawings_of", "natively"]
+__all__ = ["Draw", "Drawing", "NativeDraws", "drawings_of", "natively"]
 
 _SOURCE = Path(__file__).with_suffix(".cpp")
 # Loops are vectorized where neither errors nor exceptions of arithmetic are asked for.
@@ -69,24 +70,39 @@ class Drawing(NamedTuple):
         )
 
 
-class _Natively:
+class NativeDraws:
     """Makes all draws of a program in their order; the same tensors at every call.
+
+    Args:
+        drawings: the draws.
+        draw_all: the function of the library.
 
     Attributes:
         draws: an array of :class:`Draw`.
+        function: where the function is that fills such an array from a state of the generator, for other libraries.
     """
 
     def __init__(self, drawings: Sequence[Drawing], draw_all: Any):
         self._tensors, self._draw_all = [each.tensor for each in drawings], draw_all
         self.draws = (Draw * len(drawings))(*(each.draw() for each in drawings))
+        self.function = ctypes.cast(draw_all, ctypes.c_void_p)
 
     def __call__(self) -> list[Tensor]:
         """Draw from torch's random state, and return what was drawn."""
+        with self.state() as state:
+            self._draw_all(state, self.draws, len(self.draws))
+        return list(self._tensors)
+
+    @staticmethod
+    @contextmanager
+    def state() -> Iterator[int]:
+        """A context in which draws may change the memory of torch's random state, and where that memory is."""
         generator = torch.default_generator
         state = generator.get_state()
-        self._draw_all(state.data_ptr(), self.draws, len(self.draws))
-        generator.set_state(state)
-        return list(self._tensors)
+        try:
+            yield state.data_ptr()
+        finally:
+            generator.set_state(state)
 
 
 def drawings_of(program: GraphModule) -> list[Drawing] | None:
@@ -101,29 +117,23 @@ def drawings_of(program: GraphModule) -> list[Drawing] | None:
         into, *numbers = cast(tuple[Any, ...], node.args)
         if node.target not in _RANDOM or node.kwargs or into.op != "get_attr":
             return None
-        one, two = [*numbers, *_RANDOM[node.target][len(numbers) :]]
-        drawings.append(Drawing(node.target, program.get_buffer(into.target), float(one), float(two)))
+        values = [float(number) for number in (*numbers, *_RANDOM[node.target][len(numbers) :])]
+        drawings.append(Drawing(node.target, program.get_buffer(into.target), *values))
         order.append(node)
     (output,) = program.graph.find_nodes(op="output")
     return drawings if list(cast(Any, output.args[0])) == order else None
 
 
-def natively(program: GraphModule) -> _Natively | None:
-    """The draws of a program by the library; ``None`` where it has others, none, or the library cannot be built here.
+def natively(program: GraphModule) -> NativeDraws | None:
+    """The draws of a program by the library; ``None`` where it has others, or the library cannot be built here.
 
     Args:
         program: draws into tensors that it holds.
     """
     drawings = drawings_of(program)
-    if not drawings or not all(map(_is_drawn_so, drawings)) or (draw_all := _draw_all()) is None:
+    if drawings is None or not all(map(_is_drawn_so, drawings)) or (draw_all := _draw_all()) is None:
         return None
-    return _Natively(drawings, draw_all)
-
-
-def address_of_draw_all() -> int | None:
-    """Where the function of the library is that fills an array of :class:`Draw` from a state of the generator."""
-    function = _draw_all()
-    return None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+    return NativeDraws(drawings, draw_all)
 
 
 def _is_drawn_so(drawing: Drawing) -> bool:
@@ -147,7 +157,7 @@ def _draws_as_torch(draw_all: Any) -> bool:
         for dtype in _DTYPES:
             drawings = [Drawing(operation, torch.empty(size, dtype=dtype), -0.5, 2.0) for size in _TRIED]
             with seeded(0):
-                drawn = [each.clone() for each in _Natively(drawings, draw_all)()]
+                drawn = [each.clone() for each in NativeDraws(drawings, draw_all)()]
                 left = torch.get_rng_state()
             with seeded(0):
                 expected = [operation(torch.empty_like(each), -0.5, 2.0) for each in drawn]

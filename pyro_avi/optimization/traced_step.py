@@ -33,6 +33,7 @@ from pyro_avi.elbos.score_function import ScoreFunctionELBO
 from pyro_avi.elbos.several_draws import SeveralDrawsELBO
 from pyro_avi.elbos.sticking_the_landing import StickingTheLandingELBO
 from pyro_avi.elbos.vimco import VimcoELBO
+from pyro_avi.native.draws import natively
 from pyro_avi.optimization.gradient import LossAndGrads
 from pyro_avi.optimization.step_state import StepTensors
 from pyro_avi.tracing.lift_draws import lift_draws
@@ -69,7 +70,7 @@ class TracedStep:
     Attributes:
         graph: takes ``own``, the tensors of a call, and ``draws()``.
         own: what it reads and writes: parameters, moments, learning rates, and the buffers of model and guide.
-        program: draws from torch's random state what the step draws.
+        draws: draws from torch's random state what the step draws, into the same memory every time.
         drawn: whether the graph draws nothing itself.
         tables: the names of the tables whose gradients the graph returns.
         outputs: the structure of what it returns: the loss, gradients of parameters, and of the tables' rows.
@@ -77,15 +78,10 @@ class TracedStep:
 
     graph: GraphModule
     own: list[Tensor]
-    program: GraphModule
+    draws: Callable[[], list[Tensor]]
     drawn: bool
     tables: list[str]
     outputs: Any
-
-    @property
-    def draws(self) -> Callable[[], list[Tensor]]:
-        """What the step draws, in the same memory every time."""
-        return self.program.forward
 
 
 def trace_step(
@@ -114,7 +110,7 @@ def trace_step(
     with pyro.validation_enabled(False):
         traced, held = record(flat, [*own, *examples], held_at=len(own))
     program, drawn = lift_draws(traced)
-    return TracedStep(traced, [*own, *held], program, drawn, tables, outputs)
+    return TracedStep(traced, [*own, *held], natively(program) or program.forward, drawn, tables, outputs)
 
 
 class _ItemIsTensor(TorchFunctionMode):

@@ -29,7 +29,6 @@ struct Torch {
     int32_t (*new_handle)(Handle, Handle*);
     int32_t (*delete_handle)(Handle);
     int32_t (*data)(Handle, void**);
-    int32_t (*dispatch)(const char*, const char*, uint64_t*);
     int32_t (*empty)(int64_t, Sizes, Sizes, int32_t, int32_t, int32_t, Handle*);
     int32_t (*view)(Handle, int64_t, Sizes, Sizes, int64_t, Handle*);
     void* (*python_error)();
@@ -208,13 +207,6 @@ struct Rows {
     int64_t bytes;
 };
 
-// A random operation in place, of two numbers.
-struct Draw {
-    const char* operation;
-    Handle tensor;
-    double one, two;
-};
-
 struct Loop {
     // Takes the handles of its inputs over, and hands those of its outputs over.
     void (*entry)(Handle*, Handle*);
@@ -226,21 +218,12 @@ struct Loop {
     int64_t num_rows;
     int64_t* index;
     int64_t batch;
-    const Draw* draws;
+    // Makes draws from a state of torch's generator.
+    void (*draw_all)(void*, const void*, int64_t);
+    const void* draws;
     int64_t num_draws;
     int32_t loss_is_double;
 };
-
-static bool draw(const Draw& drawn) {
-    Handle own = nullptr;
-    if (torch.new_handle(drawn.tensor, &own)) return false;
-    // The arguments, of which the tensor is taken over; no generator, which is torch's own.
-    uint64_t stack[4] = {reinterpret_cast<uint64_t>(own), 0, 0, 0};
-    std::memcpy(&stack[1], &drawn.one, sizeof(double));
-    std::memcpy(&stack[2], &drawn.two, sizeof(double));
-    if (torch.dispatch(drawn.operation, "", stack)) return false;
-    return !torch.delete_handle(reinterpret_cast<Handle>(stack[0]));
-}
 
 static void gather(const Loop& loop, const int64_t* positions) {
     for (int64_t i = 0; i < loop.num_rows; ++i) {
@@ -278,7 +261,7 @@ struct Keeping {
 };
 
 // Take turns until one has a loss that is not finite. Returns their number, or -1 with a message where one has failed.
-extern "C" int64_t take_turns(const Loop* given, int64_t turns, const int64_t* positions, const Number* numbers,
+extern "C" int64_t take_turns(const Loop* given, int64_t turns, void* random, const int64_t* positions, const Number* numbers,
                               int64_t num_numbers, double* losses, char* message, int64_t length) {
     const Loop& loop = *given;
     std::vector<Handle> inputs(loop.num_inputs);
@@ -290,9 +273,7 @@ extern "C" int64_t take_turns(const Loop* given, int64_t turns, const int64_t* p
                 std::memcpy(numbers[i].to, numbers[i].from + turn * numbers[i].bytes, numbers[i].bytes);
             }
             if (positions) gather(loop, positions + turn * loop.batch);
-            for (int64_t i = 0; i < loop.num_draws; ++i) {
-                if (!draw(loop.draws[i])) throw failed;
-            }
+            loop.draw_all(random, loop.draws, loop.num_draws);
             if (!call(loop, inputs, losses + turn)) throw failed;
             if (!std::isfinite(losses[turn])) return turn + 1;
         }

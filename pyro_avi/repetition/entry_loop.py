@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_avi.compilation.library_graph import LibraryGraph
+from pyro_avi.native.draws import Draw, NativeDraws
 from pyro_avi.native.extension import build_extension
 
 __all__ = [
     "CannotRepeat",
-    "Draw",
     "Entry",
     "Loop",
     "Number",
@@ -40,7 +40,6 @@ _OF_TORCH = (
     "aoti_torch_new_tensor_handle",
     "aoti_torch_delete_tensor_object",
     "aoti_torch_get_data_ptr",
-    "aoti_torch_call_dispatcher",
     "aoti_torch_empty_strided",
     "aoti_torch__reinterpret_tensor",
 )
@@ -62,17 +61,6 @@ class Rows(ctypes.Structure):
     _fields_ = (("to", ctypes.c_void_p), ("from_", ctypes.c_void_p), ("bytes", ctypes.c_int64))
 
 
-class Draw(ctypes.Structure):
-    """A random operation in place, of a tensor and two numbers."""
-
-    _fields_ = (
-        ("operation", ctypes.c_char_p),
-        ("tensor", ctypes.c_void_p),
-        ("one", ctypes.c_double),
-        ("two", ctypes.c_double),
-    )
-
-
 class Loop(ctypes.Structure):
     """What all turns have in common, as ``entry_loop.cpp`` reads it."""
 
@@ -85,6 +73,7 @@ class Loop(ctypes.Structure):
         ("num_rows", ctypes.c_int64),
         ("index", ctypes.c_void_p),
         ("batch", ctypes.c_int64),
+        ("draw_all", ctypes.c_void_p),
         ("draws", ctypes.POINTER(Draw)),
         ("num_draws", ctypes.c_int64),
         ("loss_is_double", ctypes.c_int32),
@@ -121,12 +110,6 @@ def entry_of(graph: Callable) -> Entry:
 def _address(function: Any) -> int:
     """Where a function is."""
     return cast(int, ctypes.cast(function, ctypes.c_void_p).value)
-
-
-def _is_same(one: Tensor, two: Tensor) -> bool:
-    """Whether two inputs are one: they share memory, or are made anew for every call of whole numbers that are constants."""
-    is_constant = one.numel() == 0 or (one.dim() == 0 and one.dtype == torch.int64)
-    return is_constant or one.data_ptr() == two.data_ptr()
 
 
 def new_handle(tensor: Tensor) -> int:
@@ -210,16 +193,18 @@ def take_turns(loop: Loop, turns: int, positions: Tensor | None, numbers: Sequen
         RuntimeError: if a turn fails, with the message of torch.
     """
     message = ctypes.create_string_buffer(1000)
-    taken = _library().take_turns(
-        ctypes.byref(loop),
-        ctypes.c_int64(turns),
-        ctypes.c_void_p(None if positions is None else positions.data_ptr()),
-        (Number * len(numbers))(*numbers),
-        ctypes.c_int64(len(numbers)),
-        ctypes.c_void_p(losses.data_ptr()),
-        message,
-        ctypes.c_int64(len(message)),
-    )
+    with NativeDraws.state() as state:
+        taken = _library().take_turns(
+            ctypes.byref(loop),
+            ctypes.c_int64(turns),
+            ctypes.c_void_p(state),
+            ctypes.c_void_p(None if positions is None else positions.data_ptr()),
+            (Number * len(numbers))(*numbers),
+            ctypes.c_int64(len(numbers)),
+            ctypes.c_void_p(losses.data_ptr()),
+            message,
+            ctypes.c_int64(len(message)),
+        )
     if taken < 0:
         raise RuntimeError(f"A compiled training step has failed: {message.value.decode(errors='replace')}.")
     return taken

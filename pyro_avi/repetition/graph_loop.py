@@ -3,16 +3,15 @@
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.fx import GraphModule
 
+from pyro_avi.native.draws import NativeDraws
 from pyro_avi.optimization.traced_step import TracedStep
 from pyro_avi.repetition.entry_loop import (
     CannotRepeat,
-    Draw,
     Entry,
     Loop,
     Number,
@@ -29,8 +28,6 @@ from pyro_avi.seeds import seeded
 
 __all__ = ["Batch", "GraphLoop", "Schedule"]
 
-# Random operations in place, of two numbers, and what these are by default.
-_RANDOM = {torch.ops.aten.normal_.default: (0.0, 1.0), torch.ops.aten.uniform_.default: (0.0, 1.0)}
 # Steps by which a loop is compared with single calls: the first one makes the tensors that the others are given again.
 _TRIAL = 3
 # Bytes of what a graph may change, which is copied once.
@@ -88,18 +85,21 @@ class GraphLoop:
     def __init__(self, compiled: Callable, traced: TracedStep, tensors: Sequence[Tensor], batch: Batch):
         if not traced.drawn or traced.tables:
             raise CannotRepeat("the graph draws itself, or leaves tables to be moved")
+        if not isinstance(traced.draws, NativeDraws):
+            raise CannotRepeat("a step draws other than normal and uniform numbers")
         check_is_built()
         own, draw = traced.own, traced.draws
         if sum(x.numel() * x.element_size() for x in own) > _MOST:
             raise CannotRepeat("a step changes too much to be compared with another one first")
-        self._batch, draws = batch, _draws_of(traced.program)
+        # What is drawn is drawn into memory of theirs.
+        self._batch, self._draws = batch, draw
         saved = [x.clone() for x in own]
         with torch.no_grad(), seeded(0):
             try:
                 positions = self._trial_positions()
                 # In the memory that all calls have.
                 inputs = [*own, *tensors, *draw()]
-                self._loop = self._make(entry_of(compiled), inputs, draws, compiled(*inputs)[0].dtype)
+                self._loop = self._make(entry_of(compiled), inputs, compiled(*inputs)[0].dtype)
                 self._compare(lambda: compiled(*own, *tensors, *draw())[0], own, saved, positions)
             finally:
                 _restore(own, saved)
@@ -117,20 +117,17 @@ class GraphLoop:
         with torch.no_grad():
             return take_turns(self._loop, steps, positions, numbers, losses)
 
-    def _make(
-        self, entry: Entry, inputs: Sequence[Tensor], draws: list[tuple[str, Tensor, float, float]], dtype: torch.dtype
-    ) -> Loop:
+    def _make(self, entry: Entry, inputs: Sequence[Tensor], dtype: torch.dtype) -> Loop:
         if dtype not in (torch.float32, torch.float64):
             raise CannotRepeat(f"the loss is of {dtype}")
-        own, drawn = [new_handle(x) for x in inputs], [new_handle(x) for _, x, *_ in draws]
+        own = [new_handle(x) for x in inputs]
         handles = (ctypes.c_void_p * len(own))(*own)
-        weakref.finalize(self, delete_handles, [*own, *drawn])
+        weakref.finalize(self, delete_handles, own)
         memory = new_memory(entry, handles)
         weakref.finalize(self, delete_memory, memory)
         rows = [
             Rows(to.data_ptr(), every.data_ptr(), to[0].numel() * to.element_size()) for to, every in self._batch.rows
         ]
-        random = [Draw(name.encode(), at, *numbers) for (name, _, *numbers), at in zip(draws, drawn, strict=True)]
         index = self._batch.positions
         return Loop(
             entry=entry.address,
@@ -141,8 +138,9 @@ class GraphLoop:
             num_rows=len(rows),
             index=None if index is None else index.data_ptr(),
             batch=0 if index is None else len(index),
-            draws=(Draw * len(random))(*random),
-            num_draws=len(random),
+            draw_all=self._draws.function,
+            draws=self._draws.draws,
+            num_draws=len(self._draws.draws),
             loss_is_double=dtype == torch.float64,
         )
 
@@ -184,26 +182,3 @@ class GraphLoop:
 def _restore(own: Sequence[Tensor], saved: Sequence[Tensor]) -> None:
     for tensor, values in zip(own, saved, strict=True):
         tensor.copy_(values)
-
-
-def _draws_of(program: GraphModule) -> list[tuple[str, Tensor, float, float]]:
-    """The random operations of a program in their order: name, the tensor that is drawn into, two numbers.
-
-    Raises:
-        CannotRepeat: if it does anything else.
-    """
-    draws: list[tuple[str, Tensor, float, float]] = []
-    order = []
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        into, *numbers = cast(tuple[Any, ...], node.args)
-        if node.target not in _RANDOM or node.kwargs or into.op != "get_attr":
-            raise CannotRepeat(f"a step draws by {node.target}")
-        values = [*numbers, *_RANDOM[node.target][len(numbers) :]]
-        draws.append((node.target.name(), program.get_buffer(into.target), float(values[0]), float(values[1])))
-        order.append(node)
-    (output,) = program.graph.find_nodes(op="output")
-    if list(cast(Any, output.args[0])) != order:
-        raise CannotRepeat("a step has draws in another order than it draws them")
-    return draws

@@ -1,5 +1,6 @@
 """What the library draws is what torch draws: the same state is left, and numbers differ by rounding alone."""
 
+import ctypes
 import itertools
 
 import pytest
@@ -89,12 +90,17 @@ def test_the_tails_are_as_precise_as_the_middle():
     assert exact.abs().max() > 4.5 and error < 1e-6 and error <= of_torch
 
 
+@needs_compiler
+def test_a_step_without_draws_leaves_the_state():
+    state = torch.get_rng_state()
+    assert natively(program())() == [] and torch.equal(torch.get_rng_state(), state)
+
+
 def test_other_programs_are_left_to_torch():
     normal, empty = (NORMAL, torch.empty(20)), torch.empty(4, 6)
     assert [each.operation for each in drawings_of(program(normal, (UNIFORM, empty)))] == [NORMAL, UNIFORM]
     assert drawings_of(program(normal, normal[:2], returned=[1, 0])) is None
     assert drawings_of(program((torch.ops.aten.exponential_.default, empty))) is None
-    assert natively(program()) is None
     for other in (empty.T, torch.empty(20, dtype=torch.half), torch.empty(20, device="meta")):
         assert natively(program(normal, (NORMAL, other))) is None
 
@@ -111,22 +117,25 @@ def test_without_a_compiler_torch_draws(unknown, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
-    assert natively(program((NORMAL, torch.empty(20)))) is None and draws.address_of_draw_all() is None
+    assert natively(program((NORMAL, torch.empty(20)))) is None
 
 
 @needs_compiler
 def test_a_library_that_draws_otherwise_is_not_used():
     draw_all, spare = draws._draw_all(), torch.empty(1)
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.POINTER(draws.Draw), ctypes.c_int64)
     assert draws._draws_as_torch(draw_all)
 
-    def of_one_word_more(state, *arguments):
-        draw_all(state, *arguments)
+    @function
+    def of_one_word_more(state, each, count):
+        draw_all(state, each, count)
         draw_all(state, (draws.Draw * 1)(Drawing(UNIFORM, spare, 0.0, 1.0).draw()), 1)
 
+    @function
     def of_other_numbers(state, each, count):
         draw_all(state, each, count)
         for at in range(count):
-            memory = (draws.ctypes.c_double if each[at].is_double else draws.ctypes.c_float).from_address(each[at].to)
+            memory = (ctypes.c_double if each[at].is_double else ctypes.c_float).from_address(each[at].to)
             memory.value += 1e-3
 
     assert not draws._draws_as_torch(of_one_word_more) and not draws._draws_as_torch(of_other_numbers)
