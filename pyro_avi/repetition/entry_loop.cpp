@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <utility>
 #include <vector>
 
 #ifdef __linux__
@@ -138,8 +139,21 @@ extern "C" Memory* new_memory(const Handle* inputs, int64_t count, int64_t most)
 
 extern "C" void delete_memory(Memory* given) { delete given; }
 
-// Lead the calls of a library by which it makes tensors here; returns how many functions were found, 0 on other systems.
-// Outside of `take_turns` they go on to torch.
+// Whether a function that a library calls leaves the tensors that it is given to the library. Others, as torch's dispatcher and
+// functions of Python, take them over and delete them: they may not be given tensors that are kept.
+static bool only_borrows(const char* name) {
+    const char* torch_alone = "aoti_torch_";
+    if (!std::strncmp(name, "PyObject_Call", 13)) return false;
+    if (std::strncmp(name, torch_alone, std::strlen(torch_alone))) return true;
+    for (const char* known : {"cpu_", "device_type_", "dtype_", "layout_", "get_", "new_tensor_handle", "delete_tensor_object",
+                              "empty_strided", "_reinterpret_tensor"}) {
+        if (!std::strncmp(name + std::strlen(torch_alone), known, std::strlen(known))) return true;
+    }
+    return false;
+}
+
+// Lead the calls of a library by which it makes tensors here; returns how many functions were found, 0 on other systems, and where
+// the library calls functions that take tensors over. Outside of `take_turns` they go on to torch.
 extern "C" int64_t lead_here(void* library) {
     int64_t found = 0;
 #if defined(__linux__) && __SIZEOF_POINTER__ == 8
@@ -174,19 +188,23 @@ extern "C" int64_t lead_here(void* library) {
         }
     }
     if (!names || !symbols || !known) return 0;
-    const size_t page = sysconf(_SC_PAGESIZE);
+    std::vector<std::pair<const char*, const Elf64_Rela*>> calls;
     for (int i = 0; i < 2; ++i) {
         for (const Elf64_Rela* each = tables[i]; each < tables[i] + bytes[i] / sizeof(Elf64_Rela); ++each) {
-            const char* name = names + symbols[ELF64_R_SYM(each->r_info)].st_name;
-            for (const auto& [own, function] : led) {
-                if (std::strcmp(name, own) || each->r_addend) continue;
-                char* place = reinterpret_cast<char*>(map->l_addr + each->r_offset);
-                char* start = place - reinterpret_cast<size_t>(place) % page;
-                // Where the linker has made it read-only.
-                if (mprotect(start, page, PROT_READ | PROT_WRITE)) return 0;
-                std::memcpy(place, &function, sizeof function);
-                ++found;
-            }
+            calls.emplace_back(names + symbols[ELF64_R_SYM(each->r_info)].st_name, each);
+            if (!only_borrows(calls.back().first)) return 0;
+        }
+    }
+    const size_t page = sysconf(_SC_PAGESIZE);
+    for (const auto& [name, each] : calls) {
+        for (const auto& [own, function] : led) {
+            if (std::strcmp(name, own) || each->r_addend) continue;
+            char* place = reinterpret_cast<char*>(map->l_addr + each->r_offset);
+            char* start = place - reinterpret_cast<size_t>(place) % page;
+            // Where the linker has made it read-only.
+            if (mprotect(start, page, PROT_READ | PROT_WRITE)) return 0;
+            std::memcpy(place, &function, sizeof function);
+            ++found;
         }
     }
 #endif
