@@ -88,7 +88,7 @@ class GraphLoop:
         if not isinstance(traced.draws, NativeDraws):
             raise CannotRepeat("a step draws other than normal and uniform numbers")
         check_is_built()
-        own, draw = traced.own, traced.draws
+        own, draw = [x for x in traced.own if _may_be_written(x)], traced.draws
         if sum(x.numel() * x.element_size() for x in own) > _MOST:
             raise CannotRepeat("a step changes too much to be compared with another one first")
         # What is drawn is drawn into memory of theirs.
@@ -98,9 +98,9 @@ class GraphLoop:
             try:
                 positions = self._trial_positions()
                 # In the memory that all calls have.
-                inputs = [*own, *tensors, *draw()]
+                inputs = [*traced.own, *tensors, *draw()]
                 self._loop = self._make(entry_of(compiled), inputs, compiled(*inputs)[0].dtype)
-                self._compare(lambda: compiled(*own, *tensors, *draw())[0], own, saved, positions)
+                self._compare(lambda: compiled(*traced.own, *tensors, *draw())[0], own, saved, positions)
             finally:
                 _restore(own, saved)
 
@@ -177,6 +177,11 @@ class GraphLoop:
             torch.equal(one, two) for one, two in zip(expected, [*losses, *own], strict=True)
         ):
             raise CannotRepeat("the loop gives other numbers than single calls")
+
+
+def _may_be_written(x: Tensor) -> bool:
+    """Whether every element has memory of its own; an expanded tensor that a model holds has not."""
+    return not any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
 
 
 def _restore(own: Sequence[Tensor], saved: Sequence[Tensor]) -> None:

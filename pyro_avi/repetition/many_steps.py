@@ -111,7 +111,8 @@ class ManySteps:
         if self._loop is None and (found := compiled.graph_of(self.call or (), self._kwargs)) is not None:
             try:
                 self._loop = GraphLoop(*found, self._batch)
-            except CannotRepeat:
+            # The state is as it was before, whatever has failed: single steps go on from it.
+            except (CannotRepeat, RuntimeError):
                 self._compiled = None
         return self._loop
 

@@ -170,6 +170,20 @@ def test_of_several_tensors_and_types(taken):
     assert torch.equal(results[0][0], results[1][0]) and same(results[0][1], results[1][1])
 
 
+def test_of_a_model_that_holds_a_tensor_whose_elements_share_memory(taken):
+    """It cannot be written to, so that a step does not change it."""
+    x, loc = torch.randn(N), torch.tensor([0.5]).expand(N)
+
+    def model(x):
+        with pyro.plate("data", N):
+            z = pyro.sample("z", dist.Normal(loc, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    pairs = [(model, avi.FactorizedGuide(model)) for _ in range(2)]
+    one, other = (fit(pair, x, single=single).losses for pair, single in zip(pairs, (True, False), strict=True))
+    assert torch.equal(one, other) and sum(taken) > 0.9 * STEPS and loc.stride() == (0,)
+
+
 def test_smaller_last_batches_of_epochs_are_single_steps_in_between(taken):
     options = {"batches": lambda: avi.minibatches(X, batch_size=5, last_batch="keep"), "num_steps": 1000}
     one, other = build(), build()
