@@ -65,7 +65,7 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ):
-        self.parameter, self.betas, self.eps = parameter, betas, eps
+        self.parameter, self.rows, self.betas, self.eps = parameter, rows, betas, eps
         counts = (len(parameter), *(1 for _ in parameter.shape[1:])) if rows else (1,)
         # Of one dimension at least: torch.compile takes a 0-dimensional double for a Python number, and loses what is
         # written to it.
@@ -100,19 +100,39 @@ class Adam:
             index, sums, group = add_up(index, grad)
             grad = sums[group]
         values, first, second, visits = own if index is None else [tensor[index] for tensor in own]
-        beta1, beta2 = self.betas
-        grad = torch.atleast_1d(grad)
         visits.add_(1)
-        # As lerp_, for which torch.vmap has no batching rule.
-        first.add_(grad - first, alpha=1 - beta1)
-        second.add_(grad * grad - second, alpha=1 - beta2)
-        # Stacked, so that a graph computes the two numbers once and not for every element of the parameter.
-        size, root = torch.stack([lr / _correction(beta1, visits), _correction(beta2, visits).rsqrt()])
-        values.sub_(first / (second.sqrt() * root).add_(self.eps) * size)
+        self.move(values, first, second, grad, self.scales(visits, lr))
         if index is not None:
             for tensor, new in zip(own, (values, first, second, visits), strict=True):
                 # As index_copy_, for which torch.vmap has no batching rule either.
                 tensor.index_put_((index,), new)
+
+    def scales(self, visits: Tensor, lr: float | Tensor) -> Tensor:
+        """The learning rate and the inverse root of the second moment, both corrected for their bias, stacked.
+
+        Args:
+            visits: with the one at hand.
+            lr: the learning rate.
+        """
+        beta1, beta2 = self.betas
+        # Stacked, so that a graph computes the two numbers once and not for every element of the parameter.
+        return torch.stack([lr / _correction(beta1, visits), _correction(beta2, visits).rsqrt()])
+
+    def move(self, values: Tensor, first: Tensor, second: Tensor, grad: Tensor, scales: Tensor) -> None:
+        """Move values and moments, in place.
+
+        Args:
+            values, first, second: of one shape.
+            grad: the gradient.
+            scales: see :meth:`scales`.
+        """
+        beta1, beta2 = self.betas
+        size, root = scales
+        grad = torch.atleast_1d(grad)
+        # As lerp_, for which torch.vmap has no batching rule.
+        first.add_(grad - first, alpha=1 - beta1)
+        second.add_(grad * grad - second, alpha=1 - beta2)
+        values.sub_(first / (second.sqrt() * root).add_(self.eps) * size)
 
 
 def add_up(index: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:

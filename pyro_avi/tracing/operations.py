@@ -26,6 +26,9 @@ _PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch
 # They return memory with whatever was in it.
 _UNWRITTEN = {aten.empty.memory_format, aten.empty_strided.default, aten.new_empty.default, aten.empty_like.default}
 
+# They return all of a tensor, where they do not change its shape.
+_VIEWS = {aten.detach.default, aten.alias.default, aten.view.default, aten.expand.default}
+
 
 def record(
     function: Callable[..., Sequence[Tensor | None]], inputs: Sequence[Tensor], *, held_at: int
@@ -106,6 +109,9 @@ class _Recorder(OperationMode):
         # Before the operation, which may change its arguments.
         node_args, node_kwargs = map_aggregate(args, self._argument), map_aggregate(kwargs, self._argument)
         out = func(*args, **kwargs)
+        if func in _VIEWS and _is_same_view(out, args[0]):
+            self._note(out, node_args[0])
+            return out
         node = self._graph.call_function(func, node_args, node_kwargs)
         self._follow_memory(node)
         if isinstance(out, Tensor):
@@ -194,6 +200,10 @@ class _Recorder(OperationMode):
             if node is not None and node not in self._of_held and self._memory[node] not in self._known:
                 raise RuntimeError(f"data-dependent: {func} reads a number out of a tensor that is computed")
         return func(*args, **kwargs)
+
+
+def _is_same_view(one: Tensor, two: Tensor) -> bool:
+    return (one.shape, one.stride(), one.dtype) == (two.shape, two.stride(), two.dtype)
 
 
 @cache

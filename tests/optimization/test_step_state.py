@@ -150,3 +150,26 @@ def test_the_surrogate_can_be_traced_though_pyro_reads_the_value_of_the_elbo():
     trace(lambda model, guide, x: surrogate_loss(elbo, model, guide, (x,), {}))
     with pytest.raises(RuntimeError, match="data-dependent"):
         trace(elbo.differentiable_loss)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_parameters_that_are_moved_at_once_move_as_each_alone(swapped):
+    values = [x.double() for x in (torch.ones(3), torch.full((2, 2), 0.5), torch.tensor(2.0))] + [torch.ones(2)]
+    rates = [torch.tensor([0.1], dtype=torch.double), torch.tensor([0.3], dtype=torch.double)]
+    together, apart = ([Adam(x.clone()) for x in values] for _ in range(2))
+    updates = [Update(adam, (i + swapped) % 2) for i, adam in enumerate(together)]
+    state = StepState([adam.parameter for adam in together], updates, {}, None)
+    state.tensors.rates.extend(rates)
+    # One of them has been moved before.
+    for adam in (together[1], apart[1]):
+        adam.step(None, torch.full((2, 2), 0.25), 0.1)
+    for step in range(3):
+        grads = [x.sin() + step for x in values]
+        state.move(LossAndGrads(torch.tensor(1.0), grads, []), state.tensors)
+        for i, (adam, grad) in enumerate(zip(apart, grads, strict=True)):
+            adam.step(None, grad, float(rates[i % 2]))
+    for one, two in zip(together, apart, strict=True):
+        assert torch.equal(one.moments.first, two.moments.first) and torch.equal(one.moments.visits, two.moments.visits)
+        # The twin: by the rate of the other group it ends elsewhere.
+        rtol = 1e-14 if one.values.dtype == torch.double else 1e-6
+        assert torch.allclose(one.values, two.values, rtol=rtol, atol=0.0) is not swapped

@@ -40,6 +40,7 @@ def test_headers_are_precompiled_after_so_many_libraries(codecache, targets):
     library = targets[-1]
     with building():
         for _ in range(LIBRARIES_BEFORE_HEADERS):
+            assert build_options() in ({}, {"cpp_wrapper_build_separate": False})
             assert codecache._precompile_header("cpu.h") is None
             library.unlink(missing_ok=True)
             build(codecache, targets)
@@ -47,6 +48,8 @@ def test_headers_are_precompiled_after_so_many_libraries(codecache, targets):
             build(codecache, targets)
             build(codecache, [library.with_name("header.h.gch")])
         assert codecache._precompile_header("cpu.h") == "header"
+        # Kernels are compiled apart from what calls them.
+        assert build_options() in ({}, {"cpp_wrapper_build_separate": True})
 
 
 def test_what_an_interrupted_build_has_left_is_never_linked(codecache, targets):

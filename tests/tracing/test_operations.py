@@ -102,6 +102,18 @@ def test_tensors_that_a_function_holds_are_one_input_each():
         assert torch.equal(one, two)
 
 
+def test_views_of_all_of_a_tensor_are_the_tensor():
+    def function(x):
+        same = x.detach().view(2, 3).expand(2, 3)
+        same.add_(1)
+        return [x.exp(), same, x.view(3, 2).detach()]
+
+    found, expected, traced = replayed(function, X)
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+    targets = [node.target for node in traced.graph.nodes if node.op == "call_function"]
+    assert targets == [aten.add_.Tensor, aten.exp.default, aten.view.default]
+
+
 def test_equal_inputs_have_places_of_their_own():
     traced, _ = record(lambda x, y: [x - 2 * y], [Y, Y], held_at=2)
     assert torch.equal(traced(Y, X[0])[0], Y - 2 * X[0])
