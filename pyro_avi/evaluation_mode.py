@@ -1,5 +1,7 @@
 """Modules in evaluation mode, wherever a model or guide keeps them."""
 
+import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,6 +18,9 @@ def evaluation_mode() -> Iterator[None]:
     Dropout leaves nothing out, batch normalization reads its running statistics and does not move them. It holds for
     every module that is called inside, also for those that a model only knows by its closure, so that what is measured is
     one density and not one for every call. ``torch.nn.functional`` calls with a mode of their own are not seen.
+
+    What ``torch.compile`` has compiled runs as it was written: measurements call it with shapes of their own, for which it
+    would be compiled again and again, and differentiate it twice, which it does not support.
 
     Example::
 
@@ -37,8 +42,22 @@ def evaluation_mode() -> Iterator[None]:
 
     handle = torch.nn.modules.module.register_module_forward_pre_hook(switch)
     try:
-        yield
+        with _as_written():
+            yield
     finally:
         handle.remove()
         for module in switched.values():
             module.training = True
+
+
+@contextmanager
+def _as_written() -> Iterator[None]:
+    """A context in which nothing is compiled by ``torch.compile``, nor runs as it was."""
+    # Importing torch's compiler takes seconds; who has compiled something has done so.
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"), warnings.catch_warnings():
+        # Of the hook above, which works where nothing is compiled.
+        warnings.filterwarnings("ignore", r"Using `torch.compile\(module\)` when there are global hooks")
+        yield
