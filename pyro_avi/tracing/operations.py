@@ -72,7 +72,7 @@ class _Recorder(OperationMode):
         held_at: the position of tensors beside them.
 
     Attributes:
-        held: the tensors beside the inputs that were read, in the order of their first use.
+        held: the tensors beside the inputs that the graph reads, in the order of their first use; known at its end.
     """
 
     supports_higher_order_operators = True
@@ -86,7 +86,7 @@ class _Recorder(OperationMode):
         self._memory: dict[Node, Node] = {}
         # Memory whose content is known in advance, as it is computed from nothing but what the function writes down.
         self._known: set[Node] = set()
-        self._of_held: set[Node] = set()
+        self._of_held: dict[Node, Tensor] = {}
         # Behind which the next input is added.
         self._last: Node | None = None
         placed = [self._add_input(x) for x in inputs]
@@ -128,10 +128,15 @@ class _Recorder(OperationMode):
         return out
 
     def finish(self, results: Sequence[Tensor | None]) -> GraphModule:
-        """The graph that returns these tensors, without operations whose results nobody reads."""
+        """The graph that returns these tensors, without operations and tensors beside the inputs that nobody reads."""
         self._graph.output([x if x is None else self._node_of(x) for x in results])
         for node in reversed(self._graph.nodes):
             if node.op == "call_function" and not node.users and not _has_effects(node):
+                self._graph.erase_node(node)
+        for node, x in self._of_held.items():
+            if node.users:
+                self.held.append(x)
+            else:
                 self._graph.erase_node(node)
         return GraphModule(nn.Module(), self._graph)
 
@@ -145,8 +150,7 @@ class _Recorder(OperationMode):
     def _node_of(self, x: Tensor) -> Node:
         if x not in self._nodes:
             node = self._add_input(x)
-            self.held.append(x.detach())
-            self._of_held.add(node)
+            self._of_held[node] = x.detach()
         return self._nodes[x]
 
     def _add_input(self, x: Tensor) -> Node:

@@ -102,6 +102,18 @@ def test_tensors_that_a_function_holds_are_one_input_each():
         assert torch.equal(one, two)
 
 
+def test_tensors_that_nobody_reads_are_no_inputs():
+    """On another device they would be the only ones on the CPU."""
+    weight, other = torch.ones(3), torch.ones(3)
+
+    def function(x):
+        torch.tensor([]), torch.tensor([1.0, 2.0]) + 1, weight * 2
+        return [x * other]
+
+    traced, held = record(function, [torch.ones(3)], held_at=1)
+    assert [x.data_ptr() for x in held] == [other.data_ptr()] and len(traced.graph.find_nodes(op="placeholder")) == 2
+
+
 def test_views_of_all_of_a_tensor_are_the_tensor():
     def function(x):
         same = x.detach().view(2, 3).expand(2, 3)
