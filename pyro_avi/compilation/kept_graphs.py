@@ -26,6 +26,7 @@ from torch.fx import GraphModule, Node
 from torch.fx.node import map_aggregate
 
 from pyro_avi.compilation.library_graph import LibraryGraph, load_library
+from pyro_avi.toolchain.processor import describe_processor
 
 __all__ = ["cache_folder", "keep_graph", "key_of", "load_kept"]
 
@@ -112,9 +113,7 @@ def _toolchain(compiler: str) -> list[str]:
     """
     found = [torch.__version__, str(torch.version.git_version), str(Path(torch.__file__).parent)]
     found += [str(sys.implementation.cache_tag), sys.platform, platform.machine()]
-    told = Path("/proc/cpuinfo")
-    text = told.read_text().partition("\n\n")[0] if told.is_file() else platform.processor()
-    found += re.findall(r"^(?:vendor_id|cpu family|model|flags|Features|CPU \w+)\s*:.*$", text, re.MULTILINE) or [text]
+    found += describe_processor()
     for name in filter(None, (compiler, "g++", "clang++")):
         if path := shutil.which(name):
             status = os.stat(path)

@@ -8,11 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pyro_avi.compilation.checksums import check_file, checksum_path
 from pyro_avi.compilation.kept_graphs import cache_folder
+from pyro_avi.toolchain.processor import describe_processor
 
 __all__ = ["build_extension"]
 
@@ -37,7 +37,14 @@ def build_extension(source: Path, *, options: Sequence[str] = ("-O2",)) -> Path:
     if compiler is None:
         raise OSError("there is no C++ compiler")
     # Folders of caches are shared by machines.
-    of = (source.read_text(encoding="utf-8"), *_OPTIONS, *options, sys.platform, platform.machine(), _processor())
+    of = (
+        source.read_text(encoding="utf-8"),
+        *_OPTIONS,
+        *options,
+        sys.platform,
+        platform.machine(),
+        *describe_processor(),
+    )
     key = hashlib.sha256("\n".join(of).encode()).hexdigest()[:32]
     path = cache_folder() / "pyro_avi_loop" / f"{source.stem}-{key}.so"
     if _is_whole(path):
@@ -53,14 +60,6 @@ def build_extension(source: Path, *, options: Sequence[str] = ("-O2",)) -> Path:
         temporary.unlink(missing_ok=True)
     check_file(path)
     return path
-
-
-def _processor() -> str:
-    """What is known of the processor, whose instructions a library may use."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
-        return "\n".join(line for line in lines if line.startswith(("model name", "flags", "Features")))
-    return platform.processor()
 
 
 def _is_whole(path: Path) -> bool:
